@@ -1,0 +1,289 @@
+"""What travels between the parts of memlaw: frozen records with their units, and their JSON.
+
+Losses are in nats per target token, lengths in target tokens, positions count from 0 within a target, shares run
+from 0 to 1. No record holds a tensor: this module and everything that only reads records runs without torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+LN2 = math.log(2.0)
+"""L_crit: a token with nll < ln 2 has p > 1/2, so it is the greedy choice whatever the others are (arXiv 2605.30260)."""
+
+Method = Literal["sft", "ot"]
+Schedule = Literal["linear", "constant"]
+Rule = Literal["zero", "fallback"]
+Until = Literal["budget", "recalled"]
+Init = Literal["peft", "paper"]
+
+METHODS: tuple[str, ...] = get_args(Method)
+UNTIL: tuple[str, ...] = get_args(Until)
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of `value`: sorted keys, no spaces, no NaN. Hashes and journals are made of it."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256, in hexadecimal, of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One pair (q, a): shown `prompt`, the model must emit `target`, character by character."""
+
+    prompt: str
+    target: str
+    id: str
+    line: int | None = None
+    """Line, item or row (from 1) of its source, for messages; not part of its identity."""
+    target_ids: tuple[int, ...] | None = None
+    """Exact target token ids, where the target was made of tokens (stress test) and its text need not survive a round trip."""
+
+
+@dataclass(frozen=True)
+class MemorySet:
+    """D = {(q_i, a_i)} with unique prompts, in the order in which prefixes of it are taken."""
+
+    facts: tuple[Fact, ...]
+    eos: bool
+    """Whether the end-of-sequence token is the last target token of every fact."""
+    source: str
+    """Where it came from, in a person's words; not part of the fingerprint."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what is to be remembered: prompts, targets, ids, order and the end-of-sequence rule."""
+        rows = [[f.id, f.prompt, f.target, f.target_ids] for f in self.facts]
+        return digest({"eos": self.eos, "facts": rows})
+
+
+@dataclass(frozen=True)
+class EncodedFact:
+    """A fact as the model sees it: `ids` = prompt tokens, then target tokens (with end-of-sequence if the set says so)."""
+
+    id: str
+    ids: tuple[int, ...]
+    prompt_length: int
+
+    @property
+    def target(self) -> tuple[int, ...]:
+        return self.ids[self.prompt_length :]
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return self.ids[: self.prompt_length]
+
+    @property
+    def length(self) -> int:
+        """Target tokens."""
+        return len(self.ids) - self.prompt_length
+
+
+# --- training and cells ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything about one training run that changes its outcome. One home for each setting."""
+
+    method: Method = "sft"
+    """Token weights of the loss: sft = all target tokens, ot = those with p <= 1/2 (MemFT, only threshold)."""
+    rule: Rule = "zero"
+    """What ot does when no token is left under the threshold: zero gradient, or fall back to the sft loss."""
+    steps: int = 1000
+    """Optimizer steps: the whole budget, or the upper limit under until="recalled"."""
+    until: Until = "budget"
+    """budget: exactly `steps` (law cells); recalled: stop once every target token is ordered with `margin`."""
+    margin: float = 0.0
+    """Nats under ln 2 that every token must reach; ot keeps training a token until it does."""
+    learning_rate: float = 1e-2
+    """AdamW step size at the first step."""
+    schedule: Schedule = "linear"
+    """linear: to 0 over `steps`, no warm-up (the published recipe); constant."""
+    batch_size: int = 0
+    """Records per optimizer step, in a seeded order; 0 = all of them."""
+    clip: float = 1.0
+    """Largest gradient norm of one adapter; 0 = no clipping."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input."""
+    scale: float = 1.0
+    """lora_alpha / rank: what the product x A B is multiplied by. The same for every rank, so that rank is the only change."""
+    init: Init = "peft"
+    """A ~ U(-bound, bound): peft 1/sqrt(d_in), paper 1/sqrt(rank). B is zero."""
+    seed: int = 42
+    """Of the initial weights, the data order and dropout."""
+
+
+ALGORITHM_VERSION = 1
+"""Raised when a change of the code changes the result of a cell; part of every cell's key."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of a sweep and everything that determines its result."""
+
+    model: str
+    """Fingerprint of the base model's weights."""
+    tokenizer: str
+    """Fingerprint of the tokenizer."""
+    data: str
+    """Fingerprint of the memory set that `length` is a prefix of."""
+    placement: str
+    rank: int
+    length: int
+    """Target tokens trained: exactly this many of one long target, or of the longest prefix of whole records that fits."""
+    train: TrainConfig
+    dtype: str
+    algorithm: int = ALGORITHM_VERSION
+
+    @property
+    def key(self) -> str:
+        """Identity: SHA-256 over every field. A finished key is never trained again and never counted twice."""
+        return digest(to_dict(self))
+
+
+CellStatus = Literal["finished", "diverged", "failed"]
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What was measured on one cell. Losses are means over all target tokens; see RecallReport for the shares."""
+
+    cell: Cell
+    status: CellStatus
+    steps: int
+    """Optimizer steps taken (the step of divergence, for a diverged cell)."""
+    parameters: int
+    """Effective parameters: all adapter weights of this rank and placement."""
+    loss_init: float | None
+    """This and the numbers below are None where the cell did not get that far."""
+    loss_final: float | None
+    delta_loss: float | None
+    acc_token: float | None
+    acc_em: float | None
+    ordered: int | None
+    certified: int | None
+    records: int
+    message: str = ""
+    """Why the cell did not finish."""
+
+
+# --- recall ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenRecall:
+    """Per-token view of one target; every tuple has one entry a target token.
+
+    `nll[t]` = -log p(a_t | q, a_<t) in nats, teacher-forced; `top1[t]` whether a_t was the argmax there;
+    `decoded[t]` whether free-running greedy decoding emitted a_t at t (None: not decoded).
+    """
+
+    nll: tuple[float, ...]
+    top1: tuple[bool, ...]
+    decoded: tuple[bool, ...] | None = None
+
+
+@dataclass(frozen=True)
+class RecordRecall:
+    """Verdict on one fact. Positions count target tokens from 0; None where there is no such position."""
+
+    id: str
+    length: int
+    exact: bool | None
+    """Greedy decoding reproduced the whole target (None: not decoded)."""
+    certified: bool | None
+    """margin > tolerance and exact; None where decoding was not asked for, so nothing can be certified."""
+    margin: float
+    """ln 2 - max_t nll_t, in nats: positive means every token is ordered."""
+    earliest_stubborn: int | None
+    """First position with p <= 1/2."""
+    first_failure: int | None
+    """First wrong token of free-running greedy decoding (i*)."""
+    tokens: TokenRecall
+
+
+@dataclass(frozen=True)
+class RecallReport:
+    """Did it stick? Shares over tokens and records of one memory set (definitions: arXiv 2605.30260, sections 3-4)."""
+
+    records: int
+    tokens: int
+    acc_em: float | None
+    """Share of records reproduced exactly by greedy decoding; None if not decoded."""
+    acc_token: float | None
+    """Share of positions greedy decoding gets right, position by position; None if not decoded."""
+    certified: int | None
+    """Records certified; None if not decoded."""
+    ordered: int
+    """Tokens with p > 1/2."""
+    min_margin: float
+    """Smallest record margin, nats."""
+    mean_loss: float
+    """Mean nll over all target tokens."""
+    tolerance: float
+    """Nats of margin a certificate needs in this precision."""
+    dtype: str
+    items: tuple[RecordRecall, ...] = field(repr=False)
+
+
+# --- law -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A fitted number with its doubt: standard error and 95% interval, None where the cells cannot tell them."""
+
+    value: float
+    stderr: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class LawPoint:
+    """One measured cell as the law sees it. final_loss and loss_init may be unknown (None) in hand-made tables."""
+
+    rank: float
+    length: float
+    delta_loss: float
+    final_loss: float | None = None
+    parameters: float | None = None
+
+    @property
+    def loss_init(self) -> float | None:
+        return None if self.final_loss is None else self.final_loss + self.delta_loss
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """A record as plain JSON values (tuples become lists)."""
+    plain: dict[str, Any] = json.loads(canonical_json(dataclasses.asdict(record)))
+    return plain
+
+
+def cell_from_dict(values: dict[str, Any]) -> Cell:
+    """Inverse of `to_dict` for a cell."""
+    return Cell(**{**values, "train": TrainConfig(**values["train"])})
+
+
+def result_from_dict(values: dict[str, Any]) -> CellResult:
+    """Inverse of `to_dict` for a cell's result."""
+    return CellResult(**{**values, "cell": cell_from_dict(values["cell"])})
