@@ -1,0 +1,92 @@
+"""Many adapters on the same sites as one stack of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memlaw.adapter.placement import Site
+from memlaw.records import TrainConfig
+
+
+
+class AdapterStack:
+    """K adapters on the same sites: per site `A` [K, d_in, r_max] and `B` [K, r_max, d_out], scale [K]."""
+
+    def __init__(self, sites: Sequence[Site], ranks: Sequence[int], scale: Tensor, pairs: list[tuple[Tensor, Tensor]]):
+        self.sites = tuple(sites)
+        self.ranks = tuple(ranks)
+        self.scale = scale
+        self.pairs = pairs
+
+    @classmethod
+    def start(cls, sites: Sequence[Site], runs: Sequence[tuple[int, TrainConfig]], *, device: str, dtype: str) -> AdapterStack:
+        """Untrained adapters: A uniform from each run's own seed, B zero, so that each starts as the base itself.
+
+        An adapter's numbers depend on its own rank and seed alone, never on what it is stacked with.
+        """
+        widest = max(rank for rank, _ in runs)
+        kind = getattr(torch, dtype)
+        pairs = []
+        streams = [torch.Generator().manual_seed(config.seed) for _, config in runs]
+        for site in sites:
+            a = torch.zeros(len(runs), site.d_in, widest, dtype=kind)
+            for k, (rank, config) in enumerate(runs):
+                bound = (site.d_in if config.init == "peft" else rank) ** -0.5
+                draw = torch.rand(site.d_in, rank, generator=streams[k], dtype=torch.float64)
+                a[k, :, :rank] = ((2 * draw - 1) * bound).to(kind)
+            b = torch.zeros(len(runs), widest, site.d_out, dtype=kind)
+            pairs.append((a.to(device), b.to(device)))
+        scale = torch.tensor([config.scale for _, config in runs], dtype=kind, device=device).view(-1, 1, 1)
+        return cls(sites, [rank for rank, _ in runs], scale, pairs)
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Everything that trains, each with the adapters along its first dimension."""
+        return [tensor for pair in self.pairs for tensor in pair]
+
+    def select(self, keep: Sequence[int]) -> AdapterStack:
+        """A stack of copies of the adapters `keep`, cut to the largest rank among them."""
+        index = list(keep)
+        widest = max(self.ranks[k] for k in index)
+        pairs = [
+            (a.detach()[index, :, :widest].clone(), b.detach()[index, :widest].clone()) for a, b in self.pairs
+        ]
+        return AdapterStack(self.sites, [self.ranks[k] for k in index], self.scale[index], pairs)
+
+    @contextmanager
+    def attached(self, model: nn.Module, *, drop: Callable[[Tensor], Tensor] | None = None) -> Iterator[None]:
+        """The model with adapter k added for the k-th of K equal blocks of the batch.
+
+        Every input then holds K * n rows, adapter-major. `drop` is applied to the adapters' input [K, tokens, d_in].
+        """
+        with ExitStack() as hooks:
+            for site, (a, b) in zip(self.sites, self.pairs, strict=True):
+                hook = _add_to_output(a, b, self.scale, drop)
+                handle = model.get_submodule(site.path).register_forward_hook(hook, with_kwargs=True)
+                hooks.callback(handle.remove)
+            yield
+
+
+def _add_to_output(
+    a: Tensor, b: Tensor, scale: Tensor, drop: Callable[[Tensor], Tensor] | None
+) -> Callable[..., Any]:
+    """Forward hook: output + scale * (x A) B, block k of the batch with adapter k, computed in the adapters' dtype."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        x = args[0] if args else next(iter(kwargs.values()))
+        blocks = x.reshape(len(a), -1, a.shape[1]).to(a.dtype)
+        blocks = blocks if drop is None else drop(blocks)
+        delta = torch.bmm(torch.bmm(blocks, a) * scale, b)
+        if isinstance(output, tuple):  # some MLP blocks return their routing beside the hidden states
+            return (output[0] + delta.view(output[0].shape).to(output[0].dtype), *output[1:])
+        return output + delta.view(output.shape).to(output.dtype)
+
+    return hook

@@ -1,0 +1,348 @@
+"""Load a frozen base model, and split it at the first adapted layer.
+
+Everything below the first adapted layer sees the same tokens at every step of every adapter, so its output is a
+constant: computed once, kept, and only the layers from there on - the *suffix* - run in training. The split knows no
+architecture. It records how the model itself calls its decoder layers (masks, rotary embeddings, positions) and calls
+the suffix layers again with what it recorded; then it proves itself against the full forward, or steps aside for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from memlaw.errors import ModelError
+from memlaw.records import digest
+
+BUNDLED = "memlaw/base"
+"""The name under which the bundled base model is loaded."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen causal language model with what memlaw needs to know about it."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    fingerprint: str
+    """SHA-256 over the weights' names, shapes and values rounded to bfloat16, so that it survives a change of dtype."""
+    tokenizer_fingerprint: str
+    dtype: str
+    device: str
+    context: int | None
+    """Positions the model was built for; None where its configuration does not say."""
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return len(decoder_layers(self.model))
+
+
+def load(name: str = BUNDLED, *, dtype: str = "auto", device: str = "auto") -> Base:
+    """Load a Hub id, a local directory or `memlaw/base`, frozen and in evaluation mode.
+
+    `dtype="auto"` is float32 wherever the weights fit in half of the free memory (recall is judged there), else
+    bfloat16. Only safetensors are read and no code from the repository runs. Raises ModelError.
+    """
+    import transformers
+
+    source = str(importlib.resources.files("memlaw") / "base") if name == BUNDLED else name
+    _check_source(name, source)
+    tokenizer = _load_tokenizer(name, source)
+    place = _device(device)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"{name} cannot be loaded as a causal language model from safetensors ({_first_line(error)}). memlaw never "
+            "unpickles weights: convert them with `model.save_pretrained(...)`, or check the name."
+        ) from error
+    chosen = _dtype(dtype, model, place)
+    return wrap(model.to(device=place, dtype=chosen), tokenizer, name=name)
+
+
+def _load_tokenizer(name: str, source: str) -> Any:
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        # Without files transformers builds the class with nothing in it but special tokens.
+        found = len(tokenizer.get_vocab()) > len(tokenizer.all_special_tokens)
+        reason = "its vocabulary is empty"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        found, reason = False, _first_line(error)
+    if not found:
+        raise ModelError(
+            f"{name} has no tokenizer that can be loaded ({reason}); facts are stored as its tokens, so memlaw needs it. "
+            "Save it beside the weights with `tokenizer.save_pretrained(...)`."
+        )
+    return tokenizer
+
+
+def wrap(model: Any, tokenizer: Any, *, name: str = "model") -> Base:
+    """A `Base` of a model and tokenizer already in memory. The model is not changed. Raises ModelError."""
+    ids = 1 + max(tokenizer.get_vocab().values())
+    rows = model.get_input_embeddings().num_embeddings
+    if ids > rows:
+        raise ModelError(
+            f"The tokenizer of {name} has ids up to {ids - 1}, but the embedding has {rows} rows, so some text cannot be "
+            f"shown to the model. Use the tokenizer it was trained with, or `model.resize_token_embeddings({ids})`."
+        )
+    first = next(model.parameters())
+    config = model.config.get_text_config()
+    return Base(
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        fingerprint=fingerprint(model),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        dtype=str(first.dtype).removeprefix("torch."),
+        device=str(first.device),
+        context=getattr(config, "max_position_embeddings", None),
+    )
+
+
+def _check_source(name: str, source: str) -> None:
+    """A path that does not exist would be taken for a Hub id, with a puzzling message."""
+    path = Path(source)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not path.is_dir():
+        raise ModelError(f"There is no model directory {name}. Give a directory, a Hub id (owner/name) or {BUNDLED}.")
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ModelError(f"The directory {name} has no config.json, so it is not a model saved by `save_pretrained`.")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _device(device: str) -> str:
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(dtype: str, model: nn.Module, device: str) -> torch.dtype:
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise ModelError(f"Unknown dtype {dtype!r}; known: auto, {', '.join(DTYPES)}.")
+        return DTYPES[dtype]
+    if not device.startswith("cuda"):
+        return torch.float32
+    needed = 4 * sum(p.numel() for p in model.parameters())
+    free, _ = torch.cuda.mem_get_info()
+    return torch.float32 if needed <= free / 2 else torch.bfloat16
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of the parameters; of large tensors, 65,536 evenly spaced values.
+
+    Values are rounded to bfloat16 first: the same checkpoint has one fingerprint in every dtype it is loaded in.
+    """
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(model.named_parameters()):
+        hasher.update(f"{name}:{tuple(tensor.shape)};".encode())
+        stride = max(1, tensor.numel() // 65536)
+        sample = tensor.detach().flatten()[::stride].to(torch.bfloat16).cpu()
+        hasher.update(sample.contiguous().view(torch.int16).numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 of everything that turns text into ids: the fast tokenizer's own JSON, or the vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
+    for passing in ("truncation", "padding"):
+        rules.pop(passing, None)
+    return digest({"rules": rules, "special": {k: str(v) for k, v in tokenizer.special_tokens_map.items()}})
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, no gradients on its weights and no checkpointing; restored as found afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    gradients = {p: p.requires_grad for p in model.parameters()}
+    checkpointing = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    model.eval().requires_grad_(False)
+    for module in checkpointing:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, wanted in gradients.items():
+            parameter.requires_grad_(wanted)
+        for module in checkpointing:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+
+
+# --- the decoder and its parts ---------------------------------------------------------------------------------------
+
+
+def decoder(model: Any) -> Any:
+    """The module that turns ids into final hidden states (the causal LM without its head)."""
+    return model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The stack of decoder layers. Raises ModelError for an architecture without one."""
+    count = model.config.get_text_config().num_hidden_layers
+    for module in decoder(model).children():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ModelError(f"{type(model).__name__} has no list of {count} decoder layers that memlaw can find and adapt.")
+
+
+def layer_prefix(model: Any) -> str:
+    """Dotted path of the list of decoder layers inside the model, such as `model.layers`."""
+    layers = decoder_layers(model)
+    path: str = next(name for name, module in model.named_modules() if module is layers)
+    return path
+
+
+def final_norm(model: Any) -> nn.Module | None:
+    """The normalisation after the last layer, by the names transformers gives it."""
+    inner = decoder(model)
+    for name in ("norm", "final_layer_norm", "final_layernorm", "ln_f"):
+        if isinstance(getattr(inner, name, None), nn.Module):
+            return getattr(inner, name)  # type: ignore[no-any-return]
+    return None
+
+
+# --- the split -------------------------------------------------------------------------------------------------------
+
+
+class Forward(Protocol):
+    """Rows of tokens -> final hidden states, in two parts: what is constant in training and what is not."""
+
+    def cache(self, ids: Tensor) -> Tensor:
+        """`ids` [rows, time] -> the constant part, one entry a row along the first dimension."""
+        ...
+
+    def __call__(self, cached: Tensor) -> Tensor:
+        """Any stack of cached rows [n, time, ...] -> hidden states after the final norm [n, time, d]."""
+        ...
+
+
+class FullForward:
+    """The model's own forward, nothing cached: always right, and what the split must agree with."""
+
+    def __init__(self, model: Any) -> None:
+        self.decoder = decoder(model)
+
+    def cache(self, ids: Tensor) -> Tensor:
+        return ids
+
+    def __call__(self, cached: Tensor) -> Tensor:
+        hidden: Tensor = self.decoder(input_ids=cached, use_cache=False).last_hidden_state
+        return hidden
+
+
+class _PrefixDone(Exception):
+    """Leaves the model's forward once the input of the first suffix layer is known."""
+
+
+class SplitForward:
+    """Layers below `first` once, layers from `first` on at every call.
+
+    Rows are right-padded and carry no padding mask: under causal attention a token never sees what follows it. So
+    everything the model passes to its layers beside the hidden states depends on positions alone, and the calls
+    recorded on one row of length `time` serve any number of rows of that length.
+    """
+
+    def __init__(self, model: Any, first: int, time: int) -> None:
+        self.decoder = decoder(model)
+        self.layers = list(decoder_layers(model))[first:]
+        norm = final_norm(model)
+        if norm is None:
+            raise ModelError("no final normalisation found")
+        self.norm = norm
+        self.calls = self._record(torch.zeros(1, time, dtype=torch.long, device=model.device))
+
+    @torch.no_grad()
+    def _record(self, row: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
+
+        with ExitStack() as hooks:
+            for layer in self.layers:
+                hooks.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
+            self.decoder(input_ids=row, use_cache=False)
+        if len(calls) != len(self.layers):
+            raise ModelError("its forward does not call each decoder layer once")
+        return calls
+
+    @torch.no_grad()
+    def cache(self, ids: Tensor) -> Tensor:
+        """`ids` [rows, time] -> input of layer `first` [rows, time, d], rows in chunks that bound the memory."""
+        chunk = max(1, 16384 // ids.shape[1])
+        return torch.cat([self._prefix(part) for part in torch.split(ids, chunk)])
+
+    def _prefix(self, ids: Tensor) -> Tensor:
+        caught: list[Tensor] = []
+
+        def catch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            caught.append(args[0] if args else kwargs["hidden_states"])
+            raise _PrefixDone
+
+        handle = self.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
+        try:
+            self.decoder(input_ids=ids, use_cache=False)
+        except _PrefixDone:
+            pass
+        finally:
+            handle.remove()
+        return caught[0]
+
+    def __call__(self, cached: Tensor) -> Tensor:
+        hidden = cached
+        for layer, (args, kwargs) in zip(self.layers, self.calls, strict=True):
+            output = layer(hidden, *args, **kwargs)
+            hidden = output[0] if isinstance(output, tuple) else output
+        normed: Tensor = self.norm(hidden)
+        return normed
+
+
+@torch.no_grad()
+def split(model: Any, first: int, ids: Tensor) -> Forward:
+    """The fastest forward for `ids` [rows, time] that is proven equal to the model's own.
+
+    The suffix from layer `first` is compared with the full forward on two real rows at once, so that a model whose
+    layers see more than positions is found out; where it differs by more than rounding, or cannot be built, the full
+    forward serves instead and a warning says so.
+    """
+    full = FullForward(model)
+    if first == 0:
+        return full  # the first layer is adapted: nothing below it is constant
+    probe = ids[:2]
+    expected = full(probe)
+    try:
+        candidate = SplitForward(model, first, ids.shape[1])
+        worst = (candidate(candidate.cache(probe)) - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
+    except (ModelError, TypeError, ValueError, RuntimeError, KeyError) as error:
+        warnings.warn(f"{type(model).__name__} cannot be split ({error}): running the full forward.", stacklevel=2)
+        return full
+    if worst > 4 * torch.finfo(expected.dtype).eps:
+        warnings.warn(
+            f"{type(model).__name__} gives another result when split at layer {first} (relative difference "
+            f"{float(worst):.1e}): running the full forward.",
+            stacklevel=2,
+        )
+        return full
+    return candidate

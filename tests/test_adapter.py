@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from memlaw.adapter import AdapterStack, Placement, attach, load_info, parse_placement, save
+from memlaw.adapter.files import INFO, PEFT_CONFIG, WEIGHTS
+from memlaw.errors import AdapterError
+from memlaw.model import Base
+from memlaw.records import TrainConfig
+
+IDS = torch.randint(3, tiny.VOCABULARY, (2, 10), generator=torch.Generator().manual_seed(3))
+
+
+def logits(base: Base) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = base.model(input_ids=IDS, use_cache=False).logits
+    return out
+
+
+def trained(placement: Placement, rank: int = 3, scale: float = 1.5) -> AdapterStack:
+    """An adapter with weights as training leaves them: both halves away from zero."""
+    stack = AdapterStack.start(placement.sites, [(rank, TrainConfig(scale=scale))], device="cpu", dtype="float32")
+    stream = torch.Generator().manual_seed(0)
+    return AdapterStack(
+        stack.sites, stack.ranks, stack.scale,
+        [(a, torch.randn(b.shape, generator=stream)) for a, b in stack.pairs],
+    )  # fmt: skip
+
+
+# --- placements ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical", "layers", "modules"),
+    [
+        (None, "down_proj@2", {2}, {"down_proj"}),
+        ("mlp@1", "mlp@1", {1}, {"mlp"}),
+        ("down_proj@3", "down_proj@3", {3}, {"down_proj"}),
+        ("q_proj,v_proj", "q_proj,v_proj", {0, 1, 2, 3}, {"q_proj", "v_proj"}),
+        ("up_proj@1-3", "up_proj@1+2+3", {1, 2, 3}, {"up_proj"}),
+        ("up_proj@0+3", "up_proj@0+3", {0, 3}, {"up_proj"}),
+        (
+            "all-linear",
+            "all-linear",
+            {0, 1, 2, 3},
+            {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
+        ),
+    ],
+)
+def test_placements_in_every_spelling(text: str | None, canonical: str, layers: set[int], modules: set[str]) -> None:
+    placement = parse_placement(text, tiny.model())
+    assert str(placement) == canonical
+    assert {site.layer for site in placement.sites} == layers
+    assert {site.path.rpartition(".")[2] for site in placement.sites} == modules
+    assert parse_placement(canonical, tiny.model()) == placement
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family_has_a_default_placement_two_thirds_up(family: str) -> None:
+    assert parse_placement(None, tiny.model(family)).first_layer == 2
+
+
+def test_effective_parameters_are_what_the_stack_holds() -> None:
+    placement = parse_placement("all-linear", tiny.model())
+    assert placement.parameters(3) == sum(t.numel() for t in trained(placement).tensors)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dwon_proj@2", r"no module 'dwon_proj' to adapt\. Did you mean down_proj"),
+        ("down_proj@9", r"Layer 9 does not exist: the model has 4, 0\.\.3"),
+        ("down_proj@x", "not of the form 4, 2-5 or 1\\+4"),
+        ("down_proj@", "not of the form"),
+        ("mlp", "needs a layer, such as mlp@2"),
+        ("mlp,q_proj@1", "stand alone"),
+        ("", "no module ''"),
+    ],
+)
+def test_a_placement_that_is_not_there_is_explained(text: str, message: str) -> None:
+    with pytest.raises(AdapterError, match=message):
+        parse_placement(text, tiny.model())
+
+
+@given(st.text(alphabet="mlpq_roj,@+-0123456789 x", max_size=20))
+def test_any_text_is_a_placement_or_a_clear_error(text: str) -> None:
+    try:
+        placement = parse_placement(text, MODEL)
+    except AdapterError as error:
+        assert len(str(error)) > 20
+    else:
+        assert placement.sites
+
+
+MODEL = tiny.model()
+
+
+# --- on disk ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["down_proj@2", "mlp@1", "all-linear", "q_proj,v_proj@1-2"])
+def test_a_saved_adapter_gives_the_logits_it_gave(text: str, tmp_path: Path) -> None:
+    base = tiny.base()
+    placement = parse_placement(text, base.model)
+    stack, bare = trained(placement), logits(base)
+    with stack.attached(base.model):
+        expected = logits(base)
+    save(stack, placement, base, tmp_path / "a")
+    with attach(base, tmp_path / "a"):
+        torch.testing.assert_close(logits(base), expected, rtol=1e-5, atol=2e-4)
+    assert torch.equal(logits(base), bare)
+    assert not torch.allclose(bare, expected, atol=0.1)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "phi3"])
+def test_peft_loads_it_unchanged_and_gives_the_same_logits(family: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    base = tiny.base(family)
+    placement = parse_placement(None, base.model)
+    stack = trained(placement)
+    with stack.attached(base.model):
+        expected = logits(base)
+    save(stack, placement, base, tmp_path / "a")
+    tuned = PeftModel.from_pretrained(tiny.model(family), str(tmp_path / "a")).eval()
+    with torch.no_grad():
+        found = tuned(input_ids=IDS, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4)
+
+
+def test_the_parallel_adapter_is_not_offered_to_peft(tmp_path: Path) -> None:
+    base = tiny.base()
+    placement = parse_placement("mlp@1", base.model)
+    save(trained(placement), placement, base, tmp_path / "a")
+    assert not (tmp_path / "a" / PEFT_CONFIG).exists()
+    info = load_info(tmp_path / "a")
+    assert info is not None
+    assert (info["placement"], info["rank"], info["scale"]) == ("mlp@1", 3, 1.5)
+
+
+def saved(tmp_path: Path) -> tuple[Base, Path]:
+    base = tiny.base()
+    placement = parse_placement(None, base.model)
+    save(trained(placement), placement, base, tmp_path / "a", details={"records": 5})
+    return base, tmp_path / "a"
+
+
+def test_saving_again_replaces_an_adapter_but_nothing_else(tmp_path: Path) -> None:
+    base, directory = saved(tmp_path)
+    placement = parse_placement(None, base.model)
+    save(trained(placement, rank=2), placement, base, directory)
+    assert json.loads((directory / INFO).read_text())["rank"] == 2
+    (directory / "notes.txt").write_text("mine")
+    with pytest.raises(AdapterError, match=r"belongs to something else \(it holds notes\.txt\)"):
+        save(trained(placement), placement, base, directory)
+    assert json.loads((directory / INFO).read_text())["rank"] == 2
+
+
+def test_its_card_says_that_it_holds_the_data(tmp_path: Path) -> None:
+    _, directory = saved(tmp_path)
+    assert "contains its training data" in (directory / "README.md").read_text()
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
+    _, directory = saved(tmp_path)
+    other = tiny.base(seed=1)
+    with pytest.raises(AdapterError, match="trained on another base"), attach(other, directory):
+        pass
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    base, directory = saved(tmp_path)
+    content = bytearray((directory / WEIGHTS).read_bytes())
+    content[-10] ^= 4
+    (directory / WEIGHTS).write_bytes(content)
+    with pytest.raises(AdapterError, match="not the file that was saved"), attach(base, directory):
+        pass
+
+
+def test_a_truncated_file_of_another_tool_is_noticed(tmp_path: Path) -> None:
+    base, directory = saved(tmp_path)
+    (directory / INFO).unlink()
+    (directory / WEIGHTS).write_bytes((directory / WEIGHTS).read_bytes()[:-50])
+    with pytest.raises(AdapterError, match="not a readable safetensors file"), attach(base, directory):
+        pass
+
+
+def test_weights_that_are_not_finite_are_refused_on_both_ways(tmp_path: Path) -> None:
+    base, directory = saved(tmp_path)
+    placement = parse_placement(None, base.model)
+    bad = trained(placement)
+    bad.pairs[0][1][0, 0, 0] = torch.nan
+    with pytest.raises(AdapterError, match="not finite"):
+        save(bad, placement, base, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    (directory / INFO).unlink()
+    tensors = load_file(directory / WEIGHTS)
+    next(iter(tensors.values()))[0, 0] = torch.inf
+    save_file(tensors, directory / WEIGHTS)
+    with pytest.raises(AdapterError, match="not finite"), attach(base, directory):
+        pass
+
+
+def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "adapter_model.bin")
+    with pytest.raises(AdapterError, match=r"adapter_model\.bin, a pickle that could run code"):
+        load_info(tmp_path)
+
+
+def test_a_missing_adapter_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="There is no adapter directory"):
+        load_info(tmp_path / "nothing")
+    with pytest.raises(AdapterError, match=r"holds no adapter_model\.safetensors"):
+        load_info(tmp_path)
+
+
+def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny.base()
+    placement = parse_placement(None, base.model)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("memlaw.adapter.files.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        save(trained(placement), placement, base, tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
