@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from memlaw.adapter import AdapterStack, Placement, lora_config
+from memlaw.adapter import AdapterStack, Placement
 from memlaw.records import LN2, EncodedFact, TrainConfig
 
 
@@ -41,7 +41,7 @@ def train_with_peft(
     """
     from peft import LoraConfig, get_peft_model
 
-    tuned = get_peft_model(model, LoraConfig(**lora_config(placement, rank, config.scale)))
+    tuned = get_peft_model(model, LoraConfig(**placement.lora_config(rank, scale=config.scale)))
     start = AdapterStack.start(placement.sites, [(rank, config)], device="cpu", dtype="float64")
     for site, (a, b) in zip(start.sites, start.pairs, strict=True):
         module = tuned.get_submodule(f"base_model.model.{site.path}")

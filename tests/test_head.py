@@ -5,9 +5,9 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from memlaw.errors import ModelError
-from memlaw.head import proven_head, token_scores
+from memlaw.head import token_scores
 from memlaw.model import FullForward
+from memlaw.reach import frozen_head
 
 
 def states_and_logits(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,7 +22,7 @@ def test_nll_and_hit_are_those_of_the_models_own_logits(family: str) -> None:
     hidden, logits = states_and_logits(model)
     targets = logits.argmax(-1)
     targets[::2] = 7
-    nll, hit = token_scores(proven_head(model, hidden, logits), hidden, targets)
+    nll, hit = token_scores(frozen_head(model), hidden, targets)
     torch.testing.assert_close(nll, F.cross_entropy(logits, targets, reduction="none"), rtol=1e-5, atol=1e-5)
     assert hit.tolist() == (logits.argmax(-1) == targets).tolist()
 
@@ -33,16 +33,9 @@ def test_the_gradient_is_autograds(family: str) -> None:
     hidden, logits = states_and_logits(model)
     targets = torch.arange(len(logits))
     ours, theirs = hidden.clone().requires_grad_(True), hidden.clone().requires_grad_(True)
-    token_scores(proven_head(model, hidden, logits), ours, targets)[0].sum().backward()
+    token_scores(frozen_head(model), ours, targets)[0].sum().backward()
     raw = model.get_output_embeddings()(theirs)
     cap = getattr(model.config, "final_logit_softcapping", None)
     raw = raw if cap is None else cap * torch.tanh(raw / cap)
     F.cross_entropy(raw, targets, reduction="sum").backward()
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
-
-
-def test_a_head_with_an_unknown_twist_is_refused() -> None:
-    model = tiny.model()
-    hidden, logits = states_and_logits(model)
-    with pytest.raises(ModelError, match="in a way memlaw does not know"):
-        proven_head(model, hidden, logits + 0.1 * logits.roll(1))

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from memlaw.adapter import AdapterStack, Placement
 from memlaw.errors import ConfigError
-from memlaw.head import proven_head, token_scores
+from memlaw.head import token_scores
 from memlaw.losses import token_weights, weighted_mean
-from memlaw.model import Base, Forward, FullForward, decoder, frozen, split
-from memlaw.reach import FrozenHead
+from memlaw.model import Base, Forward, frozen, split
+from memlaw.reach import frozen_head
 from memlaw.records import LN2, EncodedFact, TrainConfig
 
 EVALUATION_TOKENS = 32768
@@ -130,13 +130,6 @@ class _Rows:
         return cls(*(tensor.to(device) for tensor in (ids, predictor, target, mask)))
 
 
-@torch.no_grad()
-def _prove_head(base: Base, ids: Tensor) -> FrozenHead:
-    """The frozen head, compared with the model's own logits on a real row."""
-    row = ids[:1]
-    return proven_head(base.model, FullForward(base.model)(row)[0], base.model(input_ids=row, use_cache=False).logits[0])
-
-
 class _Stack:
     """State of one stack in training. Axes: K adapters, b rows of a step, t target tokens of a row."""
 
@@ -145,7 +138,7 @@ class _Stack:
     ) -> None:
         self.model, self.placement, self.runs = base.model, placement, list(runs)
         self.rows = _Rows.of(facts, base.device)
-        self.head = _prove_head(base, self.rows.ids)
+        self.head = frozen_head(base.model)
         self.forward: Forward = split(base.model, placement.first_layer, self.rows.ids)
         self.cached = self.forward.cache(self.rows.ids)
         dtype = "float64" if base.dtype == "float64" else "float32"
@@ -186,7 +179,7 @@ class _Stack:
         nll = nll.detach()
         self._report(step, nll, mask, on_step)
         self._remember(rows, nll)
-        done = self._recalled_now(step)
+        done = self._recalled_now()
         broken = {k for k, finite in enumerate(loss.isfinite().tolist()) if not finite}
         norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)  # [K]
         broken |= {k for k, finite in enumerate(norms.isfinite().tolist()) if not finite}
@@ -224,7 +217,7 @@ class _Stack:
         for k, index in enumerate(self.alive):
             self.latest[index, rows[k]] = nll[k].to(self.latest.dtype)
 
-    def _recalled_now(self, step: int) -> set[int]:
+    def _recalled_now(self) -> set[int]:
         """Adapters that seem to have every token ordered, confirmed by an evaluation of all rows."""
         if all(config.until == "budget" for config in self.configs):
             return set()
@@ -261,7 +254,9 @@ class _Stack:
                 loss_final=float(self._mean(final)[0]) if final is not None and finite else None,
                 recalled=final is not None and finite and self._all_ordered(final[0], config),
                 stack=alone,
-                message="" if finite else f"the loss was no longer a finite number at step {step}; a lower learning rate may help",
+                message=""
+                if finite
+                else f"the loss was no longer a finite number at step {step}; a lower learning rate may help",
             )
         if keep:
             self.stack = self.stack.select(keep)
@@ -365,7 +360,7 @@ class StackedAdamW:
 
     @torch.no_grad()
     def step(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], rates: Tensor, decays: Tensor) -> None:
-        """Update `tensors` in place: p -= rate * (decay * p + m_hat / (sqrt(v_hat) + eps)); `rates`, `decays` are [K]."""
+        """In place: p -= rate * (decay * p + m_hat / (sqrt(v_hat) + eps)); `rates` and `decays` are [K]."""
         self.count += 1
         first_bias, second_bias = 1 - self.beta1**self.count, 1 - self.beta2**self.count
         for tensor, gradient, m, v in zip(tensors, gradients, self.first, self.second, strict=True):
@@ -385,4 +380,3 @@ class StackedAdamW:
             for k, (source, target) in enumerate(zip(old, new, strict=True)):
                 new[k] = source[index][:, : target.shape[1], : target.shape[2]].clone()
         return chosen
-

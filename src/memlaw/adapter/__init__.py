@@ -6,7 +6,7 @@ parallel adapter of arXiv 2605.30260, which PEFT has no name for. K adapters are
 rank has zero columns, whose gradients are exactly zero, so they stay zero.
 """
 
-from memlaw.adapter.files import attach, check_free, load_info, lora_config, save
+from memlaw.adapter.files import attach, check_free, load_info, save
 from memlaw.adapter.placement import ALL_LINEAR, PARALLEL, Placement, Site, parse_placement
 from memlaw.adapter.stack import AdapterStack
 
@@ -19,7 +19,6 @@ __all__ = [
     "attach",
     "check_free",
     "load_info",
-    "lora_config",
     "parse_placement",
     "save",
 ]

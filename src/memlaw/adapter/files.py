@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from memlaw.adapter.placement import ALL_LINEAR, Placement, parse_placement
+from memlaw.adapter.placement import Placement, parse_placement
 from memlaw.adapter.stack import AdapterStack
 from memlaw.errors import AdapterError
 from memlaw.model import Base
@@ -32,24 +32,6 @@ PEFT_CONFIG = "adapter_config.json"
 CARD = "README.md"
 _PREFIX = "base_model.model."
 """What PEFT puts before the path of a module inside the causal LM."""
-
-
-def lora_config(placement: Placement, rank: int, scale: float, *, dropout: float = 0.0) -> dict[str, Any]:
-    """Arguments of `peft.LoraConfig` for this placement, ready to paste. Raises AdapterError for `mlp@L`."""
-    if placement.parallel:
-        raise AdapterError(f"PEFT has no name for the parallel adapter {placement}; use down_proj@LAYER, or memlaw itself.")
-    alpha = scale * rank
-    everything = placement.modules == (ALL_LINEAR,)
-    return {
-        "r": rank,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "target_modules": ALL_LINEAR if everything else list(placement.modules),
-        "layers_to_transform": None if placement.layers is None else list(placement.layers),
-        "lora_dropout": dropout,
-        "fan_in_fan_out": placement.sites[0].transposed,
-        "bias": "none",
-        "task_type": "CAUSAL_LM",
-    }
 
 
 def save(
@@ -106,8 +88,8 @@ def check_free(directory: Path) -> None:
     if found and (INFO not in found or not found <= ours):
         other = sorted(found - ours) or sorted(found)
         raise AdapterError(
-            f"The directory {directory} belongs to something else (it holds {other[0]}), and nothing is overwritten that "
-            "memlaw did not write. Choose another --out."
+            f"The directory {directory} belongs to something else (it holds {other[0]}), and nothing is overwritten "
+            "that memlaw did not write. Choose another --out."
         )
 
 
@@ -125,7 +107,9 @@ def load_info(directory: Path) -> dict[str, Any] | None:
     try:
         info: dict[str, Any] = json.loads((directory / INFO).read_text())
     except ValueError as error:
-        raise AdapterError(f"{directory / INFO} is not JSON ({error}); the adapter was damaged or cut short.") from error
+        raise AdapterError(
+            f"{directory / INFO} is not JSON ({error}); the adapter was damaged or cut short."
+        ) from error
     return info
 
 
@@ -141,9 +125,9 @@ def attach(base: Base, directory: Path) -> Iterator[None]:
     tensors = _checked_tensors(directory, info)
     if info is not None and info["base_fingerprint"] != base.fingerprint:
         raise AdapterError(
-            f"The adapter {directory} was trained on another base ({info['base']}, weights {info['base_fingerprint'][:12]}) than "
-            f"{base.name} (weights {base.fingerprint[:12]}). On this one it would give other text without any error. "
-            f"Use --model {info['base']}, or train the adapter again on this base."
+            f"The adapter {directory} was trained on another base ({info['base']}, weights "
+            f"{info['base_fingerprint'][:12]}) than {base.name} (weights {base.fingerprint[:12]}). On this one it "
+            f"would give other text without any error. Use --model {info['base']}, or train the adapter again."
         )
     if (directory / PEFT_CONFIG).exists():
         with _attached_by_peft(base, directory):
@@ -190,7 +174,9 @@ def _stack(base: Base, info: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
         try:
             a, b = (tensors[f"{_PREFIX}{site.path}.lora_{half}.weight"] for half in "AB")
         except KeyError as error:
-            raise AdapterError(f"The adapter's weights lack {error.args[0]}, which its placement {placement} needs.") from error
+            raise AdapterError(
+                f"The adapter's weights lack {error.args[0]}, which its placement {placement} needs."
+            ) from error
         pairs.append((a.T[None].to(first.device), b.T[None].to(first.device)))
     scale = torch.full((1, 1, 1), info["scale"], dtype=pairs[0][0].dtype, device=first.device)
     return AdapterStack(placement.sites, [info["rank"]], scale, pairs)
@@ -199,7 +185,9 @@ def _stack(base: Base, info: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
 def _checked_tensors(directory: Path, info: Mapping[str, Any] | None) -> dict[str, Tensor]:
     path = directory / WEIGHTS
     if info is not None and _sha256(path) != info["weights_sha256"]:
-        raise AdapterError(f"{path} is not the file that was saved (its SHA-256 differs): damaged, cut short or replaced.")
+        raise AdapterError(
+            f"{path} is not the file that was saved (its SHA-256 differs): damaged, cut short or replaced."
+        )
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -213,16 +201,19 @@ def _checked_tensors(directory: Path, info: Mapping[str, Any] | None) -> dict[st
 def _write_peft_config(placement: Placement, rank: int, scale: float, base: Base, directory: Path) -> None:
     from peft import LoraConfig
 
-    config = LoraConfig(**lora_config(placement, rank, scale), base_model_name_or_path=base.name, inference_mode=True)
+    config = LoraConfig(
+        **placement.lora_config(rank, scale=scale), base_model_name_or_path=base.name, inference_mode=True
+    )
     config.save_pretrained(str(directory))
 
 
 def _card(base: Base, placement: Placement, rank: int) -> str:
     return (
-        f"---\nlibrary_name: peft\nbase_model: {base.name}\n---\n\n# A LoRA adapter trained by memlaw to recall facts verbatim\n\n"
+        f"---\nlibrary_name: peft\nbase_model: {base.name}\n---\n\n"
+        "# A LoRA adapter trained by memlaw to recall facts verbatim\n\n"
         f"Rank {rank} at `{placement}` of `{base.name}`.\n\n"
-        "**This adapter contains its training data.** Whoever has it and the base model can read the facts back word for "
-        "word. Treat it as you would treat the file of facts.\n"
+        "**This adapter contains its training data.** Whoever has it and the base model can read the facts back word "
+        "for word. Treat it as you would treat the file of facts.\n"
     )
 
 

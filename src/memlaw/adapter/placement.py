@@ -65,6 +65,27 @@ class Placement:
         """Effective parameters N of an adapter of this rank: sum over sites of rank * (d_in + d_out)."""
         return sum(rank * (site.d_in + site.d_out) for site in self.sites)
 
+    def lora_config(self, rank: int, *, scale: float = 1.0) -> dict[str, Any]:
+        """Keyword arguments of `peft.LoraConfig`, ready to paste; lora_alpha = scale * rank.
+
+        Raises AdapterError for the parallel adapter, which PEFT would load as something else.
+        """
+        if self.parallel:
+            raise AdapterError(
+                f"PEFT has no name for the parallel adapter {self}; use down_proj@LAYER, or memlaw itself."
+            )
+        alpha = scale * rank
+        return {
+            "r": rank,
+            "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+            "target_modules": ALL_LINEAR if self.modules == (ALL_LINEAR,) else list(self.modules),
+            "layers_to_transform": None if self.layers is None else list(self.layers),
+            "lora_dropout": 0.0,
+            "fan_in_fan_out": self.sites[0].transposed,
+            "bias": "none",
+            "task_type": "CAUSAL_LM",
+        }
+
     def check_rank(self, rank: int) -> None:
         """Raise AdapterError unless 1 <= rank <= max_rank."""
         if rank < 1:
@@ -75,7 +96,6 @@ class Placement:
                 f"Rank {rank} is above {self.max_rank}, the smaller dimension of {narrow.path} ({narrow.d_in} -> "
                 f"{narrow.d_out}): it would add parameters but no freedom. Use at most {self.max_rank}, or more sites."
             )
-
 
 
 def parse_placement(text: str | None, model: Any) -> Placement:
@@ -89,7 +109,9 @@ def parse_placement(text: str | None, model: Any) -> Placement:
     layers = _parse_layers(where, count) if has_layers else None
     modules = tuple(name.strip() for name in names.split(","))
     if modules == (PARALLEL,) and layers is None:
-        raise AdapterError(f"The parallel adapter needs a layer, such as {PARALLEL}@{2 * count // 3} (of 0..{count - 1}).")
+        raise AdapterError(
+            f"The parallel adapter needs a layer, such as {PARALLEL}@{2 * count // 3} (of 0..{count - 1})."
+        )
     if len(modules) > 1 and {PARALLEL, ALL_LINEAR} & set(modules):
         raise AdapterError(f"{PARALLEL} and {ALL_LINEAR} stand alone; {names!r} mixes them with module names.")
     candidates = _modules_by_name(model)
@@ -99,12 +121,7 @@ def parse_placement(text: str | None, model: Any) -> Placement:
         wanted = set(modules)
         for name in modules:
             _check_module(name, candidates)
-    sites = [
-        site
-        for name in sorted(wanted)
-        for site in candidates[name]
-        if layers is None or site.layer in layers
-    ]
+    sites = [site for name in sorted(wanted) for site in candidates[name] if layers is None or site.layer in layers]
     if not sites:
         raise AdapterError(f"{names} names no module in layers {where}.")
     return Placement(modules, layers, tuple(sorted(sites, key=lambda site: (site.layer, site.path))))
@@ -117,8 +134,8 @@ def _default_placement(model: Any) -> str:
         if name in candidates:
             return f"{name}@{layer}"
     raise AdapterError(
-        f"{type(model).__name__} has none of the MLP output projections {', '.join(_OUTPUT_PROJECTIONS)}; say where the "
-        f"adapter goes with --placement. Its modules: {', '.join(sorted(candidates))}."
+        f"{type(model).__name__} has none of the MLP output projections {', '.join(_OUTPUT_PROJECTIONS)}; say where "
+        f"the adapter goes with --placement. Its modules: {', '.join(sorted(candidates))}."
     )
 
 

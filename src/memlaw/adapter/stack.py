@@ -13,7 +13,6 @@ from memlaw.adapter.placement import Site
 from memlaw.records import TrainConfig
 
 
-
 class AdapterStack:
     """K adapters on the same sites: per site `A` [K, d_in, r_max] and `B` [K, r_max, d_out], scale [K]."""
 
@@ -24,7 +23,9 @@ class AdapterStack:
         self.pairs = pairs
 
     @classmethod
-    def start(cls, sites: Sequence[Site], runs: Sequence[tuple[int, TrainConfig]], *, device: str, dtype: str) -> AdapterStack:
+    def start(
+        cls, sites: Sequence[Site], runs: Sequence[tuple[int, TrainConfig]], *, device: str, dtype: str
+    ) -> AdapterStack:
         """Untrained adapters: A uniform from each run's own seed, B zero, so that each starts as the base itself.
 
         An adapter's numbers depend on its own rank and seed alone, never on what it is stacked with.
@@ -56,9 +57,7 @@ class AdapterStack:
         """A stack of copies of the adapters `keep`, cut to the largest rank among them."""
         index = list(keep)
         widest = max(self.ranks[k] for k in index)
-        pairs = [
-            (a.detach()[index, :, :widest].clone(), b.detach()[index, :widest].clone()) for a, b in self.pairs
-        ]
+        pairs = [(a.detach()[index, :, :widest].clone(), b.detach()[index, :widest].clone()) for a, b in self.pairs]
         return AdapterStack(self.sites, [self.ranks[k] for k in index], self.scale[index], pairs)
 
     @contextmanager
@@ -75,9 +74,7 @@ class AdapterStack:
             yield
 
 
-def _add_to_output(
-    a: Tensor, b: Tensor, scale: Tensor, drop: Callable[[Tensor], Tensor] | None
-) -> Callable[..., Any]:
+def _add_to_output(a: Tensor, b: Tensor, scale: Tensor, drop: Callable[[Tensor], Tensor] | None) -> Callable[..., Any]:
     """Forward hook: output + scale * (x A) B, block k of the batch with adapter k, computed in the adapters' dtype."""
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
