@@ -54,9 +54,7 @@ def test_zero_rule_gives_zero_and_fallback_gives_sft_once_nothing_is_left() -> N
     loss.backward()
     assert loss == 0
     assert not scores.grad.any()
-    torch.testing.assert_close(
-        memft_loss(sure(), LABELS, rule="fallback"), memft_loss(sure(), LABELS, method="sft")
-    )
+    torch.testing.assert_close(memft_loss(sure(), LABELS, rule="fallback"), memft_loss(sure(), LABELS, method="sft"))
 
 
 def test_a_tie_at_one_half_is_still_trained() -> None:

@@ -88,9 +88,7 @@ def test_stacked_adamw_is_torch_adamw() -> None:
     tensors = [torch.randn(3, 4, 2, generator=stream, dtype=torch.float64) for _ in range(2)]
     rates, decays = torch.tensor([1e-2, 1e-1, 0.0]), torch.tensor([0.0, 0.1, 0.5])
     copies = [[t[k].clone().requires_grad_(True) for t in tensors] for k in range(3)]
-    theirs = [
-        torch.optim.AdamW(copies[k], lr=float(rates[k]), weight_decay=float(decays[k])) for k in range(3)
-    ]
+    theirs = [torch.optim.AdamW(copies[k], lr=float(rates[k]), weight_decay=float(decays[k])) for k in range(3)]
     ours = StackedAdamW(tensors)
     for _ in range(5):
         gradients = [torch.randn(t.shape, generator=stream, dtype=torch.float64) for t in tensors]

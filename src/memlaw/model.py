@@ -86,8 +86,8 @@ def _load_tokenizer(name: str, source: str) -> Any:
         found, reason = False, _first_line(error)
     if not found:
         raise ModelError(
-            f"{name} has no tokenizer that can be loaded ({reason}); facts are stored as its tokens, so memlaw needs it. "
-            "Save it beside the weights with `tokenizer.save_pretrained(...)`."
+            f"{name} has no tokenizer that can be loaded ({reason}); facts are stored as its tokens, so memlaw needs "
+            "it. Save it beside the weights with `tokenizer.save_pretrained(...)`."
         )
     return tokenizer
 
@@ -98,8 +98,8 @@ def wrap(model: Any, tokenizer: Any, *, name: str = "model") -> Base:
     rows = model.get_input_embeddings().num_embeddings
     if ids > rows:
         raise ModelError(
-            f"The tokenizer of {name} has ids up to {ids - 1}, but the embedding has {rows} rows, so some text cannot be "
-            f"shown to the model. Use the tokenizer it was trained with, or `model.resize_token_embeddings({ids})`."
+            f"The tokenizer of {name} has ids up to {ids - 1}, but the embedding has {rows} rows, so some text cannot "
+            f"be shown to the model. Use the tokenizer it was trained with, or `model.resize_token_embeddings({ids})`."
         )
     first = next(model.parameters())
     config = model.config.get_text_config()
@@ -252,7 +252,7 @@ class FullForward:
         return hidden
 
 
-class _PrefixDone(Exception):
+class _PrefixDoneError(Exception):
     """Leaves the model's forward once the input of the first suffix layer is known."""
 
 
@@ -299,12 +299,12 @@ class SplitForward:
 
         def catch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             caught.append(args[0] if args else kwargs["hidden_states"])
-            raise _PrefixDone
+            raise _PrefixDoneError
 
         handle = self.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
         try:
             self.decoder(input_ids=ids, use_cache=False)
-        except _PrefixDone:
+        except _PrefixDoneError:
             pass
         finally:
             handle.remove()

@@ -33,7 +33,7 @@ _CANDIDATES = 128
 _RANDOM_STARTS = 4
 _SMALLEST_MOVE = 1e-6  # of a unit vector in float32
 _LOGIT_ERROR = {torch.bfloat16: 0.02, torch.float16: 0.003}  # relative; rounding alone makes about a fifth of it
-_FLOAT_LOGIT_ERROR = 1e-5  # in float32 and better
+_FLOAT_LOGIT_ERROR = 2e-3  # in float32 and better: the epsilon of the norm, which has no place in the limit
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 LN2 = math.log(2.0)
-"""L_crit: a token with nll < ln 2 has p > 1/2, so it is the greedy choice whatever the others are (arXiv 2605.30260)."""
+"""L_crit: a token with nll < ln 2 has p > 1/2, so it is the greedy choice (arXiv 2605.30260)."""
 
 Method = Literal["sft", "ot"]
 Schedule = Literal["linear", "constant"]
@@ -49,7 +49,7 @@ class Fact:
     line: int | None = None
     """Line, item or row (from 1) of its source, for messages; not part of its identity."""
     target_ids: tuple[int, ...] | None = None
-    """Exact target token ids, where the target was made of tokens (stress test) and its text need not survive a round trip."""
+    """Exact target tokens, where the target was made of tokens (stress test) and its text may not give them back."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class MemorySet:
 
 @dataclass(frozen=True)
 class EncodedFact:
-    """A fact as the model sees it: `ids` = prompt tokens, then target tokens (with end-of-sequence if the set says so)."""
+    """A fact as the model sees it: `ids` = prompt tokens, then target tokens, end of sequence among them if stored."""
 
     id: str
     ids: tuple[int, ...]
@@ -122,7 +122,7 @@ class TrainConfig:
     dropout: float = 0.0
     """Dropout on the adapter's input."""
     scale: float = 1.0
-    """lora_alpha / rank: what the product x A B is multiplied by. The same for every rank, so that rank is the only change."""
+    """lora_alpha / rank, the factor before x A B. The same for every rank, so that rank is the only change."""
     init: Init = "peft"
     """A ~ U(-bound, bound): peft 1/sqrt(d_in), paper 1/sqrt(rank). B is zero."""
     seed: int = 42
@@ -146,7 +146,7 @@ class Cell:
     placement: str
     rank: int
     length: int
-    """Target tokens trained: exactly this many of one long target, or of the longest prefix of whole records that fits."""
+    """Target tokens trained: this many of one long target, or the longest prefix of whole records that fits."""
     train: TrainConfig
     dtype: str
     algorithm: int = ALGORITHM_VERSION
