@@ -1,0 +1,213 @@
+"""Did it stick? Verdicts on records from the numbers of their tokens: pure arithmetic, no model, no torch.
+
+`recall` measures, per target token, nll = -log p under the true prefix, whether the token was the argmax there, and
+whether free-running greedy decoding emitted it. Everything else follows here, by arXiv 2605.30260, sections 3-4:
+
+    ordered   <=>  nll < ln 2  <=>  p > 1/2            sufficient for greedy decoding to emit the token, not necessary
+    margin     =   ln 2 - max_t nll_t                  of a record, in nats; positive <=> every token is ordered
+    certified <=>  margin > tolerance and decoding reproduced the whole target
+
+A tie at p = 1/2 is stubborn: two tokens can share it, so it proves nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from memlaw.errors import ConfigError, DataError
+from memlaw.records import LN2, EncodedFact, RecallReport, RecordRecall, TokenRecall, canonical_json, to_dict
+
+_REPORT = TypeAdapter(RecallReport)
+
+
+def diagnose(
+    encoded: Sequence[EncodedFact], tokens: Sequence[TokenRecall], *, tolerance: float, dtype: str
+) -> RecallReport:
+    """The verdict on every record and the shares over all of them.
+
+    Args:
+        encoded: the facts, in the order in which they are reported.
+        tokens: what was measured on each of them; all decoded or none.
+        tolerance: nats of margin a certificate needs, since teacher-forced and cached decoding differ by rounding.
+        dtype: precision the losses were measured in, in words.
+
+    Raises:
+        DataError: nothing was measured, the measurements do not belong to these facts, or a loss is not a number.
+        ConfigError: the tolerance is negative or not finite.
+    """
+    if len(encoded) != len(tokens):
+        raise DataError(
+            f"{len(encoded)} facts came with measurements of {len(tokens)}, so verdicts would land on the wrong "
+            f"records. Pass one TokenRecall for each fact, in the same order."
+        )
+    for fact, measured in zip(encoded, tokens, strict=True):
+        _check_lengths(fact.id, fact.length, measured)
+    items = (_judge(fact.id, measured, tolerance) for fact, measured in zip(encoded, tokens, strict=True))
+    return _total(tuple(items), tolerance=tolerance, dtype=dtype)
+
+
+def is_ordered(nll: float) -> bool:
+    """nll < ln 2, strictly: the token holds more than half of the probability, so no other can hold as much."""
+    return nll < LN2
+
+
+def stubborn_positions(record: RecordRecall) -> tuple[int, ...]:
+    """Positions (from 0) of the tokens with p <= 1/2."""
+    return tuple(position for position, nll in enumerate(record.tokens.nll) if not is_ordered(nll))
+
+
+def stubborn_counts(report: RecallReport) -> tuple[int, ...]:
+    """Number of stubborn tokens of each record, in the report's order."""
+    return tuple(len(stubborn_positions(record)) for record in report.items)
+
+
+def position_counts(positions: Iterable[int | None]) -> dict[int, int]:
+    """How many records share each position, by rising position; None (no such position) is left out.
+
+    `position_counts(item.first_failure for item in report.items)` is the first-failure histogram of the paper.
+    """
+    return dict(sorted(Counter(position for position in positions if position is not None).items()))
+
+
+def worst(report: RecallReport, n: int) -> tuple[RecordRecall, ...]:
+    """The `n` records to look at first: those that decoding got wrong, then the others, each by rising margin."""
+    return tuple(heapq.nsmallest(n, report.items, key=lambda item: (item.exact is not False, item.margin)))
+
+
+def report_to_dict(report: RecallReport, *, per_token: bool = True) -> dict[str, Any]:
+    """The report as plain JSON values, under the keys of the `recall` contract.
+
+    `per_token=False` leaves out each item's `tokens` (nll, top1, decoded), without which it cannot be read back.
+    """
+    document = to_dict(report)
+    if not per_token:
+        for item in document["items"]:
+            del item["tokens"]
+    return document
+
+
+def report_from_dict(document: dict[str, Any]) -> RecallReport:
+    """Inverse of `report_to_dict`. Keys it does not know are left alone, so a file may say more than the report.
+
+    Verdicts are worked out again from the tokens and must be the stored ones: a certificate that was edited, or that
+    another version of the rules gave, is refused rather than repeated.
+
+    Raises:
+        DataError: a key is missing or has the wrong type, or the file contradicts itself.
+    """
+    try:
+        report = _REPORT.validate_json(canonical_json(document), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the top level"
+        raise DataError(
+            f"This is not a recall report with per-token numbers: at {where}: {first['msg']} ({error.error_count()} "
+            f"such faults). Run `memlaw recall` again and keep its file as written."
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise DataError(f"This recall report is not plain JSON ({error}). Run `memlaw recall` again.") from None
+    for item in report.items:
+        _check_lengths(item.id, item.length, item.tokens)
+    _check_verdicts(report)
+    return report
+
+
+def _check_verdicts(stored: RecallReport) -> None:
+    items = tuple(_judge(item.id, item.tokens, stored.tolerance) for item in stored.items)
+    for given, found in zip(stored.items, items, strict=True):
+        if given != found:
+            raise DataError(
+                f"Record {given.id!r}: the stored verdict (margin {given.margin}, exact {given.exact}, certified "
+                f"{given.certified}) is not what its tokens give (margin {found.margin}, exact {found.exact}, "
+                f"certified {found.certified}), so the file was changed after it was written. Run `memlaw recall` "
+                f"again."
+            )
+    total = _total(items, tolerance=stored.tolerance, dtype=stored.dtype)
+    if total != stored:
+        names = [name for name, value in vars(total).items() if value != getattr(stored, name)]
+        raise DataError(
+            f"The totals {', '.join(names)} of this recall report are not those of its records, so the file was "
+            f"changed after it was written. Run `memlaw recall` again."
+        )
+
+
+def _judge(name: str, tokens: TokenRecall, tolerance: float) -> RecordRecall:
+    margin = LN2 - max(tokens.nll)
+    exact = None if tokens.decoded is None else all(tokens.decoded)
+    return RecordRecall(
+        id=name,
+        length=len(tokens.nll),
+        exact=exact,
+        certified=None if exact is None else exact and margin > tolerance,
+        margin=margin,
+        earliest_stubborn=_first_false(is_ordered(nll) for nll in tokens.nll),
+        first_failure=None if tokens.decoded is None else _first_false(tokens.decoded),
+        tokens=tokens,
+    )
+
+
+def _total(items: tuple[RecordRecall, ...], *, tolerance: float, dtype: str) -> RecallReport:
+    if not items:
+        raise DataError("No record was measured, so there is no share to report. Pass at least one fact.")
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise ConfigError(
+            f"The tolerance of a certificate is {tolerance} nats; below 0 it would certify tokens with p <= 1/2. "
+            f"Use 0 or more."
+        )
+    decoded = _decoded_flags(items)
+    losses = [nll for item in items for nll in item.tokens.nll]
+    return RecallReport(
+        records=len(items),
+        tokens=len(losses),
+        acc_em=None if decoded is None else sum(bool(item.exact) for item in items) / len(items),
+        acc_token=None if decoded is None else sum(decoded) / len(decoded),
+        certified=None if decoded is None else sum(bool(item.certified) for item in items),
+        ordered=sum(map(is_ordered, losses)),
+        min_margin=min(item.margin for item in items),
+        mean_loss=math.fsum(losses) / len(losses),
+        tolerance=tolerance,
+        dtype=dtype,
+        items=items,
+    )
+
+
+def _decoded_flags(items: Sequence[RecordRecall]) -> list[bool] | None:
+    """Every token's flag, or None where no record was decoded."""
+    flags = [item.tokens.decoded for item in items if item.tokens.decoded is not None]
+    if not flags:
+        return None
+    if len(flags) != len(items):
+        raise DataError(
+            f"{len(flags)} of {len(items)} records were decoded; an accuracy over some of them would pass for one "
+            f"over all. Decode every record, or none."
+        )
+    return [hit for record in flags for hit in record]
+
+
+def _check_lengths(name: str, length: int, tokens: TokenRecall) -> None:
+    """Every array must have one entry a target token, and every loss must be a number."""
+    arrays = {"nll": tokens.nll, "top1": tokens.top1, "decoded": tokens.decoded}
+    for array, values in arrays.items():
+        if values is not None and len(values) != length:
+            raise DataError(
+                f"Record {name!r} has {length} target tokens but {len(values)} values of {array}: the verdict would be "
+                f"about other tokens. Measure this record again."
+            )
+    if length == 0:
+        raise DataError(f"Record {name!r} has no target token, so there is nothing to recall. Remove it.")
+    for position, nll in enumerate(tokens.nll):
+        if not math.isfinite(nll):
+            raise DataError(
+                f"Record {name!r}, position {position}: the loss is {nll}, so the model's logits overflowed or its "
+                f"weights hold NaN. Look for NaN in the adapter, or measure in float32."
+            )
+
+
+def _first_false(flags: Iterable[bool]) -> int | None:
+    return next((position for position, flag in enumerate(flags) if not flag), None)

@@ -1,0 +1,22 @@
+"""The definitions of arXiv 2605.30260, section 3, said slowly: one record at a time, one token at a time."""
+
+from __future__ import annotations
+
+import math
+
+
+def verdict(nll, decoded, tolerance):
+    """(exact, certified, margin, earliest stubborn position, first failure) of one record, losses in nats."""
+    earliest_stubborn = None
+    for position in range(len(nll)):
+        if not nll[position] < math.log(2) and earliest_stubborn is None:
+            earliest_stubborn = position
+    margin = min(math.log(2) - loss for loss in nll)
+    if decoded is None:
+        return None, None, margin, earliest_stubborn, None
+    first_failure = None
+    for position in range(len(nll)):
+        if not decoded[position] and first_failure is None:
+            first_failure = position
+    exact = first_failure is None
+    return exact, exact and margin > tolerance, margin, earliest_stubborn, first_failure
