@@ -1,0 +1,25 @@
+"""Memory sets: read from whatever users have, checked, and turned into the tokens an adapter must store.
+
+The flow is path or Hub id (`sources`) -> rows of named fields (`tables`) -> facts (`facts`) -> tokens (`encoding`).
+Whatever is wrong with a memory set is said here, before any training, as a DataError that names the line and never
+the text: people store credentials.
+"""
+
+from memlaw.data.encoding import border_merges, check_context, encode, take, target_tokens
+from memlaw.data.facts import OnConflict, read
+from memlaw.data.sources import read_text
+from memlaw.data.tables import STRESS_PROMPT
+from memlaw.data.tokenizer import Tokenizer
+
+__all__ = [
+    "STRESS_PROMPT",
+    "OnConflict",
+    "Tokenizer",
+    "border_merges",
+    "check_context",
+    "encode",
+    "read",
+    "read_text",
+    "take",
+    "target_tokens",
+]
