@@ -10,8 +10,11 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+
+from memlaw.errors import ConfigError
 
 LN2 = math.log(2.0)
 """L_crit: a token with nll < ln 2 has p > 1/2, so it is the greedy choice (arXiv 2605.30260)."""
@@ -97,7 +100,10 @@ class EncodedFact:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything about one training run that changes its outcome. One home for each setting."""
+    """Everything about one training run that changes its outcome: one home for each setting, its default and its range.
+
+    Raises ConfigError for a value out of range.
+    """
 
     method: Method = "sft"
     """Token weights of the loss: sft = all target tokens, ot = those with p <= 1/2 (MemFT, only threshold)."""
@@ -109,7 +115,7 @@ class TrainConfig:
     """budget: exactly `steps` (law cells); recalled: stop once every target token is ordered with `margin`."""
     margin: float = 0.0
     """Nats under ln 2 that every token must reach; ot keeps training a token until it does."""
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
     """AdamW step size at the first step."""
     schedule: Schedule = "linear"
     """linear: to 0 over `steps`, no warm-up (the published recipe); constant."""
@@ -121,13 +127,51 @@ class TrainConfig:
     """Decoupled weight decay of AdamW."""
     dropout: float = 0.0
     """Dropout on the adapter's input."""
-    scale: float = 1.0
+    scale: float = 4.0
     """lora_alpha / rank, the factor before x A B. The same for every rank, so that rank is the only change."""
     init: Init = "peft"
     """A ~ U(-bound, bound): peft 1/sqrt(d_in), paper 1/sqrt(rank). B is zero."""
     seed: int = 42
     """Of the initial weights, the data order and dropout."""
 
+    def __post_init__(self) -> None:
+        for name, (allowed, wanted) in _TRAIN_SETTINGS.items():
+            value = getattr(self, name)
+            try:
+                fits = not isinstance(value, bool) and allowed(value)
+            except TypeError:  # not a number at all
+                fits = False
+            if not fits:
+                raise ConfigError(f"Setting {name} is {value!r}: choose {wanted}.")
+
+
+def _one_of(kind: Any) -> tuple[Callable[[Any], bool], str]:
+    known = get_args(kind)
+    return known.__contains__, f"{', '.join(known[:-1])} or {known[-1]}"
+
+
+def _whole(value: Any, low: int, high: float = math.inf) -> bool:
+    return isinstance(value, int) and low <= value <= high
+
+
+# Comparisons with infinity keep NaN out too.
+_TRAIN_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "method": _one_of(Method),
+    "rule": _one_of(Rule),
+    "steps": (lambda steps: _whole(steps, 1), "a whole number from 1 up"),
+    "until": _one_of(Until),
+    "margin": (lambda nats: 0 <= nats < LN2, "nats from 0 to below ln 2 (0.693): no loss can be further under it"),
+    "learning_rate": (lambda rate: 0 < rate < math.inf, "a number above 0"),
+    "schedule": _one_of(Schedule),
+    "batch_size": (lambda rows: _whole(rows, 0), "a whole number of records from 1 up, or 0 for all of them"),
+    "clip": (lambda norm: 0 <= norm < math.inf, "a gradient norm above 0, or 0 for no clipping"),
+    "weight_decay": (lambda decay: 0 <= decay < math.inf, "a number from 0 up"),
+    "dropout": (lambda share: 0 <= share < 1, "a share from 0 to below 1"),
+    "scale": (lambda scale: 0 < scale < math.inf, "a number above 0"),
+    "init": _one_of(Init),
+    "seed": (lambda seed: _whole(seed, 0, 2**32 - 1), "a whole number from 0 to 4294967295"),
+}
+"""Setting -> which values are allowed, and what to choose in a person's words."""
 
 ALGORITHM_VERSION = 1
 """Raised when a change of the code changes the result of a cell; part of every cell's key."""
