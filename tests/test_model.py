@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import pytest
@@ -13,60 +12,6 @@ from memlaw.errors import ModelError
 
 def ids(rows: int = 3, time: int = 12) -> torch.Tensor:
     return torch.randint(3, tiny.VOCABULARY, (rows, time), generator=torch.Generator().manual_seed(1))
-
-
-# --- the split -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("first", [1, 3])
-def test_prefix_then_suffix_is_the_full_forward(family: str, first: int) -> None:
-    model = tiny.model(family)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a split that steps aside for the full forward would warn
-        forward = models.split(model, first, ids())
-    assert isinstance(forward, models.SplitForward)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            forward(forward.cache(ids())), models.FullForward(model)(ids()), rtol=1e-6, atol=1e-6
-        )
-
-
-def test_one_recorded_row_serves_any_number_of_copies() -> None:
-    model = tiny.model("gemma3")
-    forward = models.split(model, 2, ids())
-    with torch.no_grad():
-        copies = forward(forward.cache(ids()).repeat(5, 1, 1)).unflatten(0, (5, 3))
-        torch.testing.assert_close(copies, models.FullForward(model)(ids()).expand(5, -1, -1, -1), rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("family", ["qwen3", "mistral-sliding", "gpt2"])
-def test_right_padding_needs_no_mask(family: str) -> None:
-    model = tiny.model(family)
-    padded = torch.cat([ids(1, 9), torch.zeros(1, 4, dtype=torch.long)], dim=1)
-    with torch.no_grad():
-        alone, among = models.FullForward(model)(ids(1, 9)), models.FullForward(model)(padded)[:, :9]
-    torch.testing.assert_close(alone, among, rtol=1e-5, atol=1e-5)
-
-
-def test_nothing_is_cached_when_the_first_layer_is_adapted() -> None:
-    assert isinstance(models.split(tiny.model(), 0, ids()), models.FullForward)
-
-
-def test_a_model_whose_layers_see_more_than_positions_falls_back_and_says_so() -> None:
-    model = tiny.model()
-    table = torch.randn(tiny.VOCABULARY, 32)
-
-    class Peeking(type(model.model)):  # adds what it knows of the tokens behind the last layer
-        def forward(self, input_ids=None, **kwargs):  # type: ignore[no-untyped-def]
-            output = super().forward(input_ids=input_ids, **kwargs)
-            output.last_hidden_state = output.last_hidden_state + table[input_ids]
-            return output
-
-    model.model.__class__ = Peeking
-    with pytest.warns(UserWarning, match="another result when split at layer 2"):
-        forward = models.split(model, 2, ids())
-    assert isinstance(forward, models.FullForward)
 
 
 def test_the_base_is_given_back_as_it_was_found() -> None:

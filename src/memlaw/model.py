@@ -1,25 +1,18 @@
-"""Load a frozen base model, and split it at the first adapted layer.
-
-Everything below the first adapted layer sees the same tokens at every step of every adapter, so its output is a
-constant: computed once, kept, and only the layers from there on - the *suffix* - run in training. The split knows no
-architecture. It records how the model itself calls its decoder layers (masks, rotary embeddings, positions) and calls
-the suffix layers again with what it recorded; then it proves itself against the full forward, or steps aside for it.
-"""
+"""Load a frozen base model with its tokenizer, tell it from any other, and name its parts."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.resources
 import json
-import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from memlaw.errors import ModelError
 from memlaw.records import digest
@@ -221,128 +214,3 @@ def final_norm(model: Any) -> nn.Module | None:
         if isinstance(getattr(inner, name, None), nn.Module):
             return getattr(inner, name)  # type: ignore[no-any-return]
     return None
-
-
-# --- the split -------------------------------------------------------------------------------------------------------
-
-
-class Forward(Protocol):
-    """Rows of tokens -> final hidden states, in two parts: what is constant in training and what is not."""
-
-    def cache(self, ids: Tensor) -> Tensor:
-        """`ids` [rows, time] -> the constant part, one entry a row along the first dimension."""
-        ...
-
-    def __call__(self, cached: Tensor) -> Tensor:
-        """Any stack of cached rows [n, time, ...] -> hidden states after the final norm [n, time, d]."""
-        ...
-
-
-class FullForward:
-    """The model's own forward, nothing cached: always right, and what the split must agree with."""
-
-    def __init__(self, model: Any) -> None:
-        self.decoder = decoder(model)
-
-    def cache(self, ids: Tensor) -> Tensor:
-        return ids
-
-    def __call__(self, cached: Tensor) -> Tensor:
-        hidden: Tensor = self.decoder(input_ids=cached, use_cache=False).last_hidden_state
-        return hidden
-
-
-class _PrefixDoneError(Exception):
-    """Leaves the model's forward once the input of the first suffix layer is known."""
-
-
-class SplitForward:
-    """Layers below `first` once, layers from `first` on at every call.
-
-    Rows are right-padded and carry no padding mask: under causal attention a token never sees what follows it. So
-    everything the model passes to its layers beside the hidden states depends on positions alone, and the calls
-    recorded on one row of length `time` serve any number of rows of that length.
-    """
-
-    def __init__(self, model: Any, first: int, time: int) -> None:
-        self.decoder = decoder(model)
-        self.layers = list(decoder_layers(model))[first:]
-        norm = final_norm(model)
-        if norm is None:
-            raise ModelError("no final normalisation found")
-        self.norm = norm
-        self.calls = self._record(torch.zeros(1, time, dtype=torch.long, device=model.device))
-
-    @torch.no_grad()
-    def _record(self, row: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
-
-        with ExitStack() as hooks:
-            for layer in self.layers:
-                hooks.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
-            self.decoder(input_ids=row, use_cache=False)
-        if len(calls) != len(self.layers):
-            raise ModelError("its forward does not call each decoder layer once")
-        return calls
-
-    @torch.no_grad()
-    def cache(self, ids: Tensor) -> Tensor:
-        """`ids` [rows, time] -> input of layer `first` [rows, time, d], rows in chunks that bound the memory."""
-        chunk = max(1, 16384 // ids.shape[1])
-        return torch.cat([self._prefix(part) for part in torch.split(ids, chunk)])
-
-    def _prefix(self, ids: Tensor) -> Tensor:
-        caught: list[Tensor] = []
-
-        def catch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught.append(args[0] if args else kwargs["hidden_states"])
-            raise _PrefixDoneError
-
-        handle = self.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
-        try:
-            self.decoder(input_ids=ids, use_cache=False)
-        except _PrefixDoneError:
-            pass
-        finally:
-            handle.remove()
-        return caught[0]
-
-    def __call__(self, cached: Tensor) -> Tensor:
-        hidden = cached
-        for layer, (args, kwargs) in zip(self.layers, self.calls, strict=True):
-            output = layer(hidden, *args, **kwargs)
-            hidden = output[0] if isinstance(output, tuple) else output
-        normed: Tensor = self.norm(hidden)
-        return normed
-
-
-@torch.no_grad()
-def split(model: Any, first: int, ids: Tensor) -> Forward:
-    """The fastest forward for `ids` [rows, time] that is proven equal to the model's own.
-
-    The suffix from layer `first` is compared with the full forward on two real rows at once, so that a model whose
-    layers see more than positions is found out; where it differs by more than rounding, or cannot be built, the full
-    forward serves instead and a warning says so.
-    """
-    full = FullForward(model)
-    if first == 0:
-        return full  # the first layer is adapted: nothing below it is constant
-    probe = ids[:2]
-    expected = full(probe)
-    try:
-        candidate = SplitForward(model, first, ids.shape[1])
-        worst = (candidate(candidate.cache(probe)) - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
-    except (ModelError, TypeError, ValueError, RuntimeError, KeyError) as error:
-        warnings.warn(f"{type(model).__name__} cannot be split ({error}): running the full forward.", stacklevel=2)
-        return full
-    if worst > 4 * torch.finfo(expected.dtype).eps:
-        warnings.warn(
-            f"{type(model).__name__} gives another result when split at layer {first} (relative difference "
-            f"{float(worst):.1e}): running the full forward.",
-            stacklevel=2,
-        )
-        return full
-    return candidate

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from memlaw.adapter import AdapterStack, Placement
 from memlaw.errors import ConfigError
+from memlaw.forward import Forward, split
 from memlaw.head import token_scores
 from memlaw.losses import token_weights, weighted_mean
-from memlaw.model import Base, Forward, frozen, split
+from memlaw.model import Base, frozen
 from memlaw.reach import frozen_head
 from memlaw.records import LN2, EncodedFact, TrainConfig
 
@@ -143,7 +144,7 @@ class _Stack:
         self.model, self.placement, self.runs = base.model, placement, list(runs)
         self.rows = _Rows.of(facts, base.device)
         self.head = frozen_head(base.model)
-        self.forward: Forward = split(base.model, placement.first_layer, self.rows.ids)
+        self.forward: Forward = split(base.model, placement.first_layer, placement.first_sites, self.rows.ids)
         self.cached = self.forward.cache(self.rows.ids)
         dtype = "float64" if base.dtype == "float64" else "float32"
         self.stack = AdapterStack.start(placement.sites, self.runs, device=base.device, dtype=dtype)

@@ -57,6 +57,11 @@ class Placement:
         return min(site.layer for site in self.sites)
 
     @property
+    def first_sites(self) -> list[str]:
+        """Paths of the sites in the first adapted layer."""
+        return [site.path for site in self.sites if site.layer == self.first_layer]
+
+    @property
     def max_rank(self) -> int:
         """Above the smallest dimension of a site a higher rank adds parameters but no freedom."""
         return min(min(site.d_in, site.d_out) for site in self.sites)
