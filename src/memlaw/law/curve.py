@@ -63,7 +63,7 @@ def soft_bound(u: Array, ceiling: Array, bend: float) -> tuple[Array, Array, Arr
 def unbound(delta: Array, ceiling: Array, bend: float | Array) -> Array:
     """The u whose soft bound is `delta`: inverse of `soft_bound`. Infinite from the ceiling up."""
     share = np.maximum(delta / ceiling, 0.0)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):  # a very soft bend asks for more than a float holds: infinite
         missing = -np.expm1(bend * np.log(share))
         grown = delta * np.maximum(missing, 0.0) ** (-1 / np.asarray(bend))
     return np.where(delta > 0, grown, delta)
