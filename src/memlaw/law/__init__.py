@@ -9,9 +9,9 @@ mathematics, `record.py` for what a fit tells, `fit.py` for when it is believed,
 
 from memlaw.law.curve import Form
 from memlaw.law.fit import borrow, calibrate, fit_law
-from memlaw.law.judge import Comparison, Holdout, compare, holdout
+from memlaw.law.judge import Comparison, compare, holdout
 from memlaw.law.points import SATURATED, points_from_results, points_from_text, read_points
-from memlaw.law.record import Axis, LawFit
+from memlaw.law.record import Axis, Holdout, LawFit
 
 __all__ = [
     "SATURATED",

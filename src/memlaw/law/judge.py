@@ -12,24 +12,11 @@ import numpy as np
 from memlaw.errors import ConfigError, FitError
 from memlaw.law.curve import PARAMETERS, Form
 from memlaw.law.fit import fit_law, mape, r2, size_of, usable
-from memlaw.law.record import Axis, LawFit
+from memlaw.law.record import Axis, Holdout, LawFit
 from memlaw.records import LawPoint
 
 _SPEC = re.compile(r"(rank|length)(=|>=)(MAX|\d+)")
 _LEVEL = 0.9
-
-
-@dataclass(frozen=True)
-class Holdout:
-    """How a law fitted without some cells predicts them."""
-
-    held_out: str
-    cells: int
-    """Cells held out and judged."""
-    mape: float
-    """Mean |predicted / measured - 1| of their dL, percent."""
-    coverage90: float
-    """Share of them inside their 90% prediction interval."""
 
 
 def holdout(

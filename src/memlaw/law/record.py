@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -15,14 +15,24 @@ from memlaw.errors import ConfigError, FitError
 from memlaw.law.curve import PARAMETERS, POSITIVE, Array, Form, curve, size_for
 from memlaw.records import LN2, Estimate, canonical_json, to_dict
 
-if TYPE_CHECKING:
-    from memlaw.law.judge import Holdout
-
 Axis = Literal["rank", "parameters"]
 
 _FILE_VERSION = 1
 _LONGEST = 1e12
 """Target tokens beyond which a law that still holds is said to hold at any length."""
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """How a law fitted without some cells predicts them."""
+
+    held_out: str
+    cells: int
+    """Cells held out and judged."""
+    mape: float
+    """Mean |predicted / measured - 1| of their dL, percent."""
+    coverage90: float
+    """Share of them inside their 90% prediction interval."""
 
 
 @dataclass(frozen=True)
