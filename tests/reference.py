@@ -55,6 +55,8 @@ def train_with_peft(
         nll = torch.cat([nll_of(tuned, facts[row]) for row in batch])
         losses.append(float(nll.detach().mean()))
         active = torch.ones_like(nll) if config.method == "sft" else (nll.detach() >= LN2 - config.margin).to(nll)
+        if config.rule == "fallback" and not active.any():
+            active = torch.ones_like(nll)
         optimizer.zero_grad()
         ((active * nll).sum() / (active.sum() + 1e-8)).backward()
         if config.clip:

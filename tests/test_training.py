@@ -14,7 +14,9 @@ from memlaw.adapter import AdapterStack, parse_placement
 from memlaw.errors import AdapterError, ConfigError
 from memlaw.model import Base
 from memlaw.records import LN2, TrainConfig
-from memlaw.training import StackedAdamW, StackProgress, Trained, _order, learning_rate, train_stack
+from memlaw.training import StackProgress, Trained, train_stack
+from memlaw.training.optimizer import StackedAdamW, learning_rate
+from memlaw.training.rows import row_order
 
 FACTS = tiny.facts([(5, 4), (3, 7), (6, 2)])
 SHORT = TrainConfig(steps=12, learning_rate=2e-2)
@@ -75,6 +77,21 @@ def test_a_stack_trains_what_peft_trains(family: str, method: str) -> None:
             assert float((theirs - mine).norm() / theirs.norm()) < 1e-6
 
 
+def test_once_nothing_is_under_the_threshold_fallback_trains_on_all_and_zero_on_nothing() -> None:
+    model = tiny.model(dtype=torch.float64)
+    base = tiny.wrap(model, tiny.tokenizer())
+    placement = parse_placement(None, model)
+    zero = TrainConfig(method="ot", steps=80, learning_rate=2e-2, schedule="constant")
+    fallback = replace(zero, rule="fallback")
+    (stopped, went_on) = train_stack(base, FACTS, placement, [(8, zero), (8, fallback)])
+    assert stopped.recalled
+    assert went_on.loss_final is not None
+    assert stopped.loss_final is not None
+    assert went_on.loss_final < 0.5 * stopped.loss_final
+    tuned, _ = reference.train_with_peft(model, FACTS, placement, 8, fallback, batches=[range(len(FACTS))] * 80)
+    assert mean_loss(tuned) == pytest.approx(went_on.loss_final, rel=1e-4)
+
+
 def test_the_loss_falls_and_the_base_stays() -> None:
     base = tiny.base()
     (result,) = train(base, [(4, replace(SHORT, steps=60))])
@@ -112,7 +129,7 @@ def test_the_published_schedule_falls_linearly_to_zero_without_warm_up() -> None
 
 
 def test_every_epoch_shows_every_row_once_in_a_new_order() -> None:
-    order = _order(7, TrainConfig(batch_size=3))
+    order = row_order(7, TrainConfig(batch_size=3))
     seen: list[int] = torch.cat([next(order) for _ in range(14)]).tolist()
     epochs = [seen[i : i + 7] for i in range(0, 42, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
@@ -125,7 +142,7 @@ def test_batches_of_rows_train_what_peft_trains_on_the_same_batches() -> None:
     placement = parse_placement("up_proj@3", model)
     config = TrainConfig(steps=9, learning_rate=2e-2, batch_size=2)
     (ours,) = train_stack(base, FACTS, placement, [(2, config)])
-    order = _order(len(FACTS), config)
+    order = row_order(len(FACTS), config)
     batches = [next(order).tolist() for _ in range(9)]
     tuned, _ = reference.train_with_peft(model, FACTS, placement, 2, config, batches=batches)
     assert mean_loss(tuned) == pytest.approx(ours.loss_final, rel=1e-6)

@@ -32,16 +32,22 @@ def token_weights(
     ot keeps a token until its nll is below it. A tie at p = 1/2 proves nothing, so it is kept too. Returns weights of
     the shape and dtype of `nll`, without gradient. Under rule "fallback" a set with no token left trains on all.
     """
-    everything = target.to(nll.dtype)
-    if method == "sft":
-        return everything
-    if method != "ot":
+    if method not in METHODS:
         raise ConfigError(f"Unknown method {method!r}; known: {', '.join(METHODS)}.")
-    stubborn = everything * (nll.detach() >= critical)
+    everything = target.to(nll.dtype)
+    weights = everything * pointwise_weights(nll, every=method == "sft", critical=critical)
     if rule == "zero":
-        return stubborn
-    nothing_left = stubborn.sum(-1, keepdim=True) == 0
-    return torch.where(nothing_left, everything, stubborn)
+        return weights
+    nothing_left = weights.sum(-1, keepdim=True) == 0
+    return torch.where(nothing_left, everything, weights)
+
+
+def pointwise_weights(nll: Tensor, *, every: Tensor | bool, critical: Tensor | float) -> Tensor:
+    """1 where `every` or nll >= critical, else 0: sft and ot of tokens that may each have a threshold of their own.
+
+    All of shapes that go together with `nll` [...]; without gradient, in the dtype of `nll`.
+    """
+    return ((nll.detach() >= critical) | torch.as_tensor(every, device=nll.device)).to(nll.dtype)
 
 
 def weighted_mean(nll: Tensor, weights: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from memlaw.adapter import AdapterStack, Placement
 from memlaw.errors import ConfigError
 from memlaw.forward import Forward, split
-from memlaw.head import token_scores
-from memlaw.losses import token_weights, weighted_mean
+from memlaw.head import head_pass, token_scores
+from memlaw.losses import EPS, pointwise_weights
 from memlaw.model import Base, frozen
 from memlaw.reach import frozen_head
 from memlaw.records import LN2, EncodedFact, TrainConfig
+from memlaw.training.optimizer import StackedAdamW, learning_rate
+from memlaw.training.rows import Batch, Rows, row_order
 
 EVALUATION_TOKENS = 32768
 """Tokens in one forward of an evaluation: bounds its memory."""
@@ -37,7 +39,8 @@ The step size has to fall for the last tokens to settle, so more steps take long
 
 PRESETS = {"default": UNTIL_RECALLED, "paper": PAPER}
 
-_ORDER_STREAM = 1_000_003
+DIVERGED = "the loss was no longer a finite number at step {step}; a lower learning rate may help"
+
 _DROPOUT_STREAM = 2_000_003
 
 
@@ -112,29 +115,6 @@ def train_stack(
         return _Stack(base, facts, placement, runs).run(on_step)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Facts as right-padded rows; `time` and `tokens` are the longest row and the longest target."""
-
-    ids: Tensor  # [rows, time]
-    predictor: Tensor  # [rows, tokens] position whose hidden state predicts the target token
-    target: Tensor  # [rows, tokens]
-    mask: Tensor  # [rows, tokens] bool
-
-    @classmethod
-    def of(cls, facts: Sequence[EncodedFact], device: str) -> _Rows:
-        time, tokens = max(len(f.ids) for f in facts), max(f.length for f in facts)
-        ids = torch.zeros(len(facts), time, dtype=torch.long)
-        predictor, target = (torch.zeros(len(facts), tokens, dtype=torch.long) for _ in range(2))
-        mask = torch.zeros(len(facts), tokens, dtype=torch.bool)
-        for row, fact in enumerate(facts):
-            ids[row, : len(fact.ids)] = torch.tensor(fact.ids)
-            predictor[row, : fact.length] = torch.arange(fact.length) + fact.prompt_length - 1
-            target[row, : fact.length] = torch.tensor(fact.target)
-            mask[row, : fact.length] = True
-        return cls(*(tensor.to(device) for tensor in (ids, predictor, target, mask)))
-
-
 class _Stack:
     """State of one stack in training. Axes: K adapters, b rows of a step, t target tokens of a row."""
 
@@ -142,18 +122,21 @@ class _Stack:
         self, base: Base, facts: Sequence[EncodedFact], placement: Placement, runs: Sequence[tuple[int, TrainConfig]]
     ) -> None:
         self.model, self.placement, self.runs = base.model, placement, list(runs)
-        self.rows = _Rows.of(facts, base.device)
+        self.rows = Rows.of(facts, base.device)
         self.head = frozen_head(base.model)
         self.forward: Forward = split(base.model, placement.first_layer, placement.first_sites, self.rows.ids)
         self.cached = self.forward.cache(self.rows.ids)
         dtype = "float64" if base.dtype == "float64" else "float32"
         self.stack = AdapterStack.start(placement.sites, self.runs, device=base.device, dtype=dtype)
         self.optimizer = StackedAdamW(self.stack.tensors)
-        self.orders = [_order(len(facts), config) for _, config in self.runs]
-        self.drops = [_stream(config.seed + _DROPOUT_STREAM, base.device) for _, config in self.runs]
+        self.orders = [row_order(len(facts), config) for _, config in self.runs]
+        self.drops = [
+            torch.Generator(base.device).manual_seed(config.seed + _DROPOUT_STREAM) for _, config in self.runs
+        ]
         self.latest = torch.full((len(self.runs), *self.rows.mask.shape), torch.inf, device=base.device)
         self.alive = list(range(len(self.runs)))  # position in the stack -> index of the run
         self.results: dict[int, Trained] = {}
+        self.batch: Batch | None = None
 
     @property
     def configs(self) -> list[TrainConfig]:
@@ -167,37 +150,59 @@ class _Stack:
             self._retire_exhausted(step)
             if not self.alive:
                 break
-            rows = torch.stack([next(self.orders[index]) for index in self.alive]).to(self.rows.ids.device)
-            self._step(step, rows, on_step)
+            self._step(step, self._batch(), on_step)
             step += 1
         return [self.results[index] for index in range(len(self.runs))]
 
-    def _step(self, step: int, rows: Tensor, on_step: Callable[[StackProgress], None] | None) -> None:
-        """One optimizer step of every adapter on its `rows` [K, b]."""
-        tensors = self.stack.tensors
-        for tensor in tensors:
-            tensor.requires_grad_(True)
-        nll = self._nll(self.stack, rows, training=True)  # [K, b, t]
-        mask = self.rows.mask[rows]
-        loss = torch.stack([self._loss(config, nll[k], mask[k]) for k, config in enumerate(self.configs)])
-        gradients = torch.autograd.grad(loss.sum(), tensors)
-        nll = nll.detach()
-        self._report(step, nll, mask, on_step)
-        self._remember(rows, nll)
-        done = self._recalled_now()
-        broken = {k for k, finite in enumerate(loss.isfinite().tolist()) if not finite}
+    def _batch(self) -> Batch:
+        """What every adapter sees in the next step; the same one again where it is all the rows of the same stack."""
+        rows = torch.stack([next(self.orders[index]) for index in self.alive]).to(self.rows.ids.device)
+        if self.batch is None or not torch.equal(self.batch.rows, rows):
+            self.batch = Batch.of(rows, self.rows)
+            self.inputs = self.cached[self.batch.each]
+        return self.batch
+
+    def _step(self, step: int, batch: Batch, on_step: Callable[[StackProgress], None] | None) -> None:
+        """One optimizer step of every adapter."""
+        tensors = [tensor.requires_grad_(True) for tensor in self.stack.tensors]
+        with self.stack.attached(self.model, drop=self._drop()):
+            hidden = self.forward(self.inputs).flatten(0, 1)[batch.predictors]
+        nll, pull = self._scored(hidden, batch)
+        gradients = torch.autograd.grad(hidden, tensors, pull)
         norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)  # [K]
-        broken |= {k for k, finite in enumerate(norms.isfinite().tolist()) if not finite}
+        self._report(step, nll, on_step)
+        done = self._recalled_now(batch, nll)
+        finite = (batch.summed(nll).isfinite() & norms.isfinite()).tolist()
+        broken = {k for k, number in enumerate(finite) if not number}
         keep = [k for k in range(len(self.alive)) if k not in done and k not in broken]
         if keep:
             self._update(step, [g * self._clip(norms) for g in gradients], keep)
         self._leave(step, done - broken, broken, keep)
 
-    def _loss(self, config: TrainConfig, nll: Tensor, mask: Tensor) -> Tensor:
-        """Weighted mean over the tokens of the whole step: `nll`, `mask` [b, t] -> scalar."""
-        flat, target = nll.flatten(), mask.flatten()
-        weights = token_weights(flat, target, method=config.method, rule=config.rule, critical=LN2 - config.margin)
-        return weighted_mean(flat, weights)
+    def _scored(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """nll [n] of the target tokens, and the gradient [n, d] of the sum of all adapters' losses in `hidden`.
+
+        Each loss is the mean over its own weighted tokens of the whole step (`losses.weighted_mean`).
+        """
+        every = self._each([config.method == "sft" for config in self.configs])
+        critical = self._each([LN2 - config.margin for config in self.configs])
+
+        def weigh(nll: Tensor, _hit: Tensor, part: slice) -> Tensor:
+            owners = batch.owners[part]
+            return pointwise_weights(nll, every=every[owners], critical=critical[owners])
+
+        found = head_pass(self.head, hidden, batch.targets, weigh)
+        gradient, total = found.gradient, batch.summed(found.weights)
+        back = self._each([config.rule == "fallback" for config in self.configs]) & (total == 0)
+        if back.any():  # nothing left under the threshold: these adapters train on all their tokens after all
+            again = back[batch.owners]
+            gradient[again] = head_pass(self.head, hidden[again], batch.targets[again], _all_of_them).gradient
+            total = torch.where(back, batch.summed(torch.ones_like(found.nll)), total)
+        return found.nll, gradient / (total + EPS)[batch.owners, None]
+
+    def _each(self, values: Sequence[float | bool]) -> Tensor:
+        """One value for each adapter of the stack: [K]."""
+        return torch.tensor(values, device=self.rows.ids.device)
 
     def _clip(self, norms: Tensor) -> Tensor:
         """Factor [K, 1, 1] that bounds each adapter's gradient norm, as `torch.nn.utils.clip_grad_norm_` does."""
@@ -218,17 +223,20 @@ class _Stack:
         spent = {k for k, config in enumerate(self.configs) if step >= config.steps}
         self._leave(step, spent, set(), [k for k in range(len(self.alive)) if k not in spent])
 
-    def _remember(self, rows: Tensor, nll: Tensor) -> None:
-        for k, index in enumerate(self.alive):
-            self.latest[index, rows[k]] = nll[k].to(self.latest.dtype)
+    def _recalled_now(self, batch: Batch, nll: Tensor) -> set[int]:
+        """Adapters that seem to have every token ordered, confirmed by an evaluation of all rows.
 
-    def _recalled_now(self) -> set[int]:
-        """Adapters that seem to have every token ordered, confirmed by an evaluation of all rows."""
-        if all(config.until == "budget" for config in self.configs):
+        `latest` holds each token's nll of the last step that saw it: no work until that looks like the end.
+        """
+        waiting = [k for k, config in enumerate(self.configs) if config.until == "recalled"]
+        if not waiting:
             return set()
+        seen = batch.padded(nll).to(self.latest.dtype)
         done = set()
-        for k, (index, config) in enumerate(zip(self.alive, self.configs, strict=True)):
-            if config.until == "recalled" and self._all_ordered(self.latest[index], config):
+        for k in waiting:
+            index, config = self.alive[k], self.configs[k]
+            self.latest[index, batch.rows[k]] = seen[k]
+            if self._all_ordered(self.latest[index], config):
                 self.latest[index] = self._evaluate(self.stack.select([k]))[0]
                 if self._all_ordered(self.latest[index], config):
                     done.add(k)
@@ -259,9 +267,7 @@ class _Stack:
                 loss_final=float(self._mean(final)[0]) if final is not None and finite else None,
                 recalled=final is not None and finite and self._all_ordered(final[0], config),
                 stack=alone,
-                message=""
-                if finite
-                else f"the loss was no longer a finite number at step {step}; a lower learning rate may help",
+                message="" if finite else DIVERGED.format(step=step),
             )
         if keep:
             self.stack = self.stack.select(keep)
@@ -270,34 +276,27 @@ class _Stack:
 
     # --- forward passes ---
 
-    def _nll(self, stack: AdapterStack | None, rows: Tensor, *, training: bool = False) -> Tensor:
-        """nll [K, b, t] of the target tokens of `rows` [K, b], zero where a row has no such token."""
-        copies, _ = rows.shape
-        each = rows.flatten()
-        mask = self.rows.mask[each]
-        if stack is None:
-            hidden = self.forward(self.cached[each])
-        else:
-            drop = self._dropout if training and any(config.dropout for config in self.configs) else None
-            with stack.attached(self.model, drop=drop):
-                hidden = self.forward(self.cached[each])
-        start = torch.arange(len(each), device=each.device)[:, None] * hidden.shape[1]
-        picked = hidden.flatten(0, 1)[(start + self.rows.predictor[each])[mask]]
-        scores, _ = token_scores(self.head, picked, self.rows.target[each][mask])
-        placed = torch.zeros(mask.shape, dtype=scores.dtype, device=scores.device).masked_scatter(mask, scores)
-        return placed.view(copies, -1, mask.shape[1])
-
     @torch.no_grad()
     def _evaluate(self, stack: AdapterStack | None) -> Tensor:
-        """nll [K, rows, t] of all rows, without dropout; of the base alone where `stack` is None (K = 1)."""
+        """nll [K, rows, tokens] of all rows, without dropout; of the base alone where `stack` is None (K = 1)."""
         copies = 1 if stack is None else len(stack)
         chunk = max(1, EVALUATION_TOKENS // (copies * self.rows.ids.shape[1]))
-        everything = torch.arange(len(self.rows.ids), device=self.rows.ids.device)
+        everything = torch.arange(len(self.rows), device=self.rows.ids.device)
         return torch.cat([self._nll(stack, part.expand(copies, -1)) for part in torch.split(everything, chunk)], dim=1)
+
+    def _nll(self, stack: AdapterStack | None, rows: Tensor) -> Tensor:
+        """nll [K, b, tokens] of the target tokens of `rows` [K, b], zero where a row has no such token."""
+        batch = Batch.of(rows, self.rows)
+        with nullcontext() if stack is None else stack.attached(self.model):
+            hidden = self.forward(self.cached[batch.each]).flatten(0, 1)[batch.predictors]
+        return batch.padded(token_scores(self.head, hidden, batch.targets)[0])
 
     def _mean(self, nll: Tensor) -> Tensor:
         """Mean over target tokens: [K, rows, t] -> [K], summed in float64."""
         return nll[:, self.rows.mask].double().mean(dim=1)
+
+    def _drop(self) -> Callable[[Tensor], Tensor] | None:
+        return self._dropout if any(config.dropout for config in self.configs) else None
 
     def _dropout(self, x: Tensor) -> Tensor:
         """Dropout on [K, tokens, d] with one random stream an adapter, so that stacking changes no mask."""
@@ -307,81 +306,22 @@ class _Stack:
             kept.append(x[k] * (draw >= config.dropout) / (1 - config.dropout))
         return torch.stack(kept)
 
-    def _report(self, step: int, nll: Tensor, mask: Tensor, on_step: Callable[[StackProgress], None] | None) -> None:
+    def _report(self, step: int, nll: Tensor, on_step: Callable[[StackProgress], None] | None) -> None:
         if on_step is None:
             return
-        values = nll[mask]
-        stubborn = int((values >= LN2).sum())
+        stubborn = int((nll >= LN2).sum())
         on_step(
             StackProgress(
                 step=step + 1,
                 steps=max(config.steps for config in self.configs),
                 adapters=len(self.alive),
-                loss=float(values.mean()),
-                ordered=1 - stubborn / len(values),
+                loss=float(nll.mean()),
+                ordered=1 - stubborn / len(nll),
                 stubborn=stubborn,
                 seconds=time.monotonic() - self.started,
             )
         )
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Step size at `step` (from 0): constant, or falling linearly to 0 at `steps`."""
-    left = 1 - step / config.steps if config.schedule == "linear" else 1.0
-    return config.learning_rate * left
-
-
-def _stream(seed: int, device: str) -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed)
-
-
-def _order(count: int, config: TrainConfig) -> Iterator[Tensor]:
-    """Rows of each step, without end: all of them, or batches of a new random order every epoch.
-
-    An epoch's last batch is filled up from the next epoch, so that every step has the same number of rows.
-    """
-    size = config.batch_size
-    if not 0 < size < count:
-        while True:
-            yield torch.arange(count)
-    stream = _stream(config.seed + _ORDER_STREAM, "cpu")
-    waiting = torch.empty(0, dtype=torch.long)
-    while True:
-        while len(waiting) < size:
-            waiting = torch.cat([waiting, torch.randperm(count, generator=stream)])
-        yield waiting[:size]
-        waiting = waiting[size:]
-
-
-class StackedAdamW:
-    """AdamW on tensors [K, ...] with a learning rate and decay for each of the K; otherwise `torch.optim.AdamW`."""
-
-    beta1, beta2, eps = 0.9, 0.999, 1e-8
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.count = 0
-        self.first = [torch.zeros_like(tensor, requires_grad=False) for tensor in tensors]
-        self.second = [torch.zeros_like(tensor, requires_grad=False) for tensor in tensors]
-
-    @torch.no_grad()
-    def step(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], rates: Tensor, decays: Tensor) -> None:
-        """In place: p -= rate * (decay * p + m_hat / (sqrt(v_hat) + eps)); `rates` and `decays` are [K]."""
-        self.count += 1
-        first_bias, second_bias = 1 - self.beta1**self.count, 1 - self.beta2**self.count
-        for tensor, gradient, m, v in zip(tensors, gradients, self.first, self.second, strict=True):
-            rate = rates.to(tensor.dtype).view(-1, 1, 1)
-            tensor.mul_(1 - rate * decays.to(tensor.dtype).view(-1, 1, 1))
-            m.lerp_(gradient, 1 - self.beta1)
-            v.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
-            scale = (v / second_bias).sqrt_().add_(self.eps)
-            tensor.sub_(rate / first_bias * m / scale)
-
-    def select(self, keep: Sequence[int], like: Sequence[Tensor]) -> StackedAdamW:
-        """The state of the adapters `keep`, cut to the shapes of the tensors `like`."""
-        chosen = StackedAdamW(like)
-        chosen.count = self.count
-        index = list(keep)
-        for old, new in ((self.first, chosen.first), (self.second, chosen.second)):
-            for k, (source, target) in enumerate(zip(old, new, strict=True)):
-                new[k] = source[index][:, : target.shape[1], : target.shape[2]].clone()
-        return chosen
+def _all_of_them(nll: Tensor, _hit: Tensor, _part: slice) -> Tensor:
+    return torch.ones_like(nll)

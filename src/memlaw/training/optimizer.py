@@ -1,0 +1,50 @@
+"""AdamW for a stack of adapters, each with its own step size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from memlaw.records import TrainConfig
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Step size at `step` (from 0): constant, or falling linearly to 0 at `steps`."""
+    left = 1 - step / config.steps if config.schedule == "linear" else 1.0
+    return config.learning_rate * left
+
+
+class StackedAdamW:
+    """AdamW on tensors [K, ...] with a learning rate and decay for each of the K; otherwise `torch.optim.AdamW`."""
+
+    beta1, beta2, eps = 0.9, 0.999, 1e-8
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.count = 0
+        self.first = [torch.zeros_like(tensor, requires_grad=False) for tensor in tensors]
+        self.second = [torch.zeros_like(tensor, requires_grad=False) for tensor in tensors]
+
+    @torch.no_grad()
+    def step(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], rates: Tensor, decays: Tensor) -> None:
+        """In place: p -= rate * (decay * p + m_hat / (sqrt(v_hat) + eps)); `rates` and `decays` are [K]."""
+        self.count += 1
+        first_bias, second_bias = 1 - self.beta1**self.count, 1 - self.beta2**self.count
+        for tensor, gradient, m, v in zip(tensors, gradients, self.first, self.second, strict=True):
+            rate = rates.to(tensor.dtype).view(-1, 1, 1)
+            tensor.mul_(1 - rate * decays.to(tensor.dtype).view(-1, 1, 1))
+            m.lerp_(gradient, 1 - self.beta1)
+            v.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+            scale = (v / second_bias).sqrt_().add_(self.eps)
+            tensor.sub_(rate / first_bias * m / scale)
+
+    def select(self, keep: Sequence[int], like: Sequence[Tensor]) -> StackedAdamW:
+        """The state of the adapters `keep`, cut to the shapes of the tensors `like`."""
+        chosen = StackedAdamW(like)
+        chosen.count = self.count
+        index = list(keep)
+        for old, new in ((self.first, chosen.first), (self.second, chosen.second)):
+            for k, (source, target) in enumerate(zip(old, new, strict=True)):
+                new[k] = source[index][:, : target.shape[1], : target.shape[2]].clone()
+        return chosen

@@ -1,0 +1,103 @@
+"""Facts as rows of tokens, the rows of each step, and what a step needs to know about its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memlaw.records import EncodedFact, TrainConfig
+
+_ORDER_STREAM = 1_000_003
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Facts as right-padded rows; `time` and `tokens` are the longest row and the longest target."""
+
+    ids: Tensor
+    """[rows, time]"""
+    predictor: Tensor
+    """[rows, tokens], the position whose hidden state predicts the target token."""
+    target: Tensor
+    """[rows, tokens]"""
+    mask: Tensor
+    """[rows, tokens] bool, where there is a target token."""
+
+    @classmethod
+    def of(cls, facts: Sequence[EncodedFact], device: str) -> Rows:
+        time, tokens = max(len(f.ids) for f in facts), max(f.length for f in facts)
+        ids = torch.zeros(len(facts), time, dtype=torch.long)
+        predictor, target = (torch.zeros(len(facts), tokens, dtype=torch.long) for _ in range(2))
+        mask = torch.zeros(len(facts), tokens, dtype=torch.bool)
+        for row, fact in enumerate(facts):
+            ids[row, : len(fact.ids)] = torch.tensor(fact.ids)
+            predictor[row, : fact.length] = torch.arange(fact.length) + fact.prompt_length - 1
+            target[row, : fact.length] = torch.tensor(fact.target)
+            mask[row, : fact.length] = True
+        return cls(*(tensor.to(device) for tensor in (ids, predictor, target, mask)))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The rows [K, b] of one step of K adapters, and their target tokens as flat lists of n."""
+
+    rows: Tensor
+    each: Tensor
+    """[K * b], the rows adapter by adapter: the order of the forward pass."""
+    predictors: Tensor
+    """[n], where the states that predict the target tokens are in hidden states [K * b * time, d]."""
+    targets: Tensor
+    """[n]"""
+    owners: Tensor
+    """[n], the adapter (0..K-1) of each target token; rising."""
+    mask: Tensor
+    """[K, b, tokens] bool."""
+
+    @classmethod
+    def of(cls, rows: Tensor, data: Rows) -> Batch:
+        each = rows.flatten()
+        mask = data.mask[each]
+        start = torch.arange(len(each), device=each.device)[:, None] * data.ids.shape[1]
+        owners = torch.arange(len(rows), device=each.device).repeat_interleave(rows.shape[1])[:, None]
+        return cls(
+            rows=rows,
+            each=each,
+            predictors=(start + data.predictor[each])[mask],
+            targets=data.target[each][mask],
+            owners=owners.expand_as(mask)[mask],
+            mask=mask.view(*rows.shape, -1),
+        )
+
+    def padded(self, values: Tensor) -> Tensor:
+        """Values [n] of the target tokens as [K, b, tokens], zero where there is none."""
+        room = torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device)
+        return room.masked_scatter(self.mask, values)
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Sums over each adapter's target tokens: [n] -> [K]."""
+        room = torch.zeros(len(self.rows), dtype=values.dtype, device=values.device)
+        return room.index_add(0, self.owners, values)
+
+
+def row_order(count: int, config: TrainConfig) -> Iterator[Tensor]:
+    """Rows of each step, without end: all of them, or batches of a new random order every epoch.
+
+    An epoch's last batch is filled up from the next epoch, so that every step has the same number of rows.
+    """
+    size = config.batch_size
+    if not 0 < size < count:
+        while True:
+            yield torch.arange(count)
+    stream = torch.Generator().manual_seed(config.seed + _ORDER_STREAM)
+    waiting = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(waiting) < size:
+            waiting = torch.cat([waiting, torch.randperm(count, generator=stream)])
+        yield waiting[:size]
+        waiting = waiting[size:]
