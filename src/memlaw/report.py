@@ -34,6 +34,9 @@ WORST_RECORDS = 12
 OPEN_ROWS = 12
 """A table of cells longer than this starts folded (and is printed in full)."""
 
+_PIXELS_PER_INCH = 104
+"""At which two half-width figures fill the page."""
+
 DASH = "\N{EN DASH}"
 """Stands for what is not known."""
 MINUS = "\N{MINUS SIGN}"
@@ -467,9 +470,10 @@ def _verdict(item: RecordRecall) -> str:
 
 
 def _figure(figure: Figure, name: str, caption: str) -> dict[str, Any]:
-    """An inline SVG that names itself to a screen reader, with its caption."""
+    """An inline SVG that names itself to a screen reader and is never blown up, with its caption."""
     svg = figures.to_svg(figure, name=name)
-    labelled = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(caption)}" ', 1)
+    widest = f"max-width:{round(_PIXELS_PER_INCH * figure.get_figwidth())}px"
+    labelled = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(caption)}" style="{widest}" ', 1)
     return {"svg": Markup(labelled), "caption": caption, "wide": figure.get_figwidth() > figures.HALF[0]}
 
 
