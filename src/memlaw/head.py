@@ -1,26 +1,191 @@
-"""The frozen LM head: from final hidden states to the loss and the top-1 hit of each target token."""
+"""The frozen LM head: from final hidden states to the loss and the top-1 hit of each target token, and back.
+
+The head takes no gradient, and under a threshold method most target tokens have no weight. So one pass in row order is
+enough: logits of a few hundred rows, their losses, from these their weights, and for the rows that have one the
+gradient, while the logits are still there. Counted in products of n * vocab * d multiplications that is 1 + the share
+of active rows, where autograd takes 2. No tensor of [n, vocab] numbers is ever made.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from memlaw.reach import FrozenHead
 
-
-def logits(head: FrozenHead, hidden: Tensor) -> Tensor:
-    """Logits [n, vocab], in float32, of hidden states [n, d] that already passed the final norm."""
-    bias = None if head.bias is None else head.bias.to(hidden.dtype)
-    raw = F.linear(hidden, head.weight.detach(), bias) * head.scale
-    raw = raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw
-    return raw if head.softcap is None else head.softcap * torch.tanh(raw / head.softcap)
+Weigh = Callable[[Tensor, Tensor, slice], Tensor]
+"""weigh(nll [m], hit [m], rows) -> weights [m] of the rows `rows`. It sees all rows, in order, each of them once."""
 
 
-def token_scores(head: FrozenHead, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Per-token nll [n] in nats (differentiable in `hidden`) and top-1 hit [n] bool.
+@dataclass(frozen=True, eq=False)
+class HeadPass:
+    """What one pass found of n tokens; nll and weights are float32 for half-precision states, else of their dtype."""
 
-    `hidden` [n, d] are final states at the positions that predict `targets` [n]; nll = -log softmax(logits)[target].
+    nll: Tensor
+    """[n] in nats."""
+    hit: Tensor
+    """[n] bool: the target is the argmax of the logits."""
+    weights: Tensor
+    """[n] as the caller weighed them."""
+    gradient: Tensor
+    """[n, d] of sum_t weights_t * nll_t with respect to the hidden states, in their dtype: not yet normalised."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """How much is worked on at a time: a matter of time and memory, and to the result only of rounding."""
+
+    rows: int
+    """Rows of logits in memory. Fewer, and the products wait for the head's weights instead of computing."""
+    columns: int
+    """Vocabulary of one product. One core computes ten per cent faster when its share of the weights fits the cache."""
+    numbers: int
+    """Logits whose softmax is taken at once, at least a row: few enough for all its passes to run in the cache."""
+
+    @classmethod
+    def suited(cls, device: torch.device, vocabulary: int) -> Chunk:
+        """Measured with one core for the CPU; an accelerator gets what keeps it busy, about a gigabyte."""
+        if device.type == "cpu":
+            numbers = 1 << 19
+            rows = min(max(256, numbers // vocabulary), 30_000_000 // vocabulary)
+            return cls(rows=max(1, rows), columns=1024, numbers=numbers)
+        return cls(rows=2048, columns=vocabulary, numbers=1 << 26)
+
+
+@torch.no_grad()
+def token_scores(
+    head: FrozenHead, hidden: Tensor, targets: Tensor, *, chunk: Chunk | None = None
+) -> tuple[Tensor, Tensor]:
+    """Per-token nll [n] in nats and top-1 hit [n] bool, for evaluation: nothing is differentiable.
+
+    `hidden` [n, d] are final states, past the final norm, at the positions that predict `targets` [n]. Same as nll =
+    `F.cross_entropy(logits, targets, reduction="none")`, hit = `logits.argmax(1) == targets`, where the logits are
+    softcap * tanh(z / softcap), z = scale * (hidden @ weight.T + bias).
     """
-    scores = logits(head, hidden)
-    return F.cross_entropy(scores, targets, reduction="none"), scores.detach().argmax(-1) == targets
+    nll, hit = _results(hidden)
+    for rows, scores in _Pool(head, hidden, chunk).blocks():
+        target = targets[rows, None]
+        nll[rows], hit[rows] = _nll(_log_p(scores), target), _hit(scores, target)
+    return nll, hit
+
+
+@torch.no_grad()
+def head_pass(
+    head: FrozenHead, hidden: Tensor, targets: Tensor, weigh: Weigh, *, chunk: Chunk | None = None
+) -> HeadPass:
+    """Losses, hits and weights of n tokens, and the gradient of `sum_t weights_t * nll_t` in the hidden states.
+
+    Same as `token_scores`, and autograd with the weights held constant; `hidden` [n, d] and `targets` [n] as there.
+    Only rows of a weight other than 0 cost a backward product. A row whose nll is NaN has a NaN gradient whatever its
+    weight, as under autograd, so that a run that diverged cannot pass for one that has nothing left to learn.
+    """
+    nll, hit = _results(hidden)
+    weights = torch.empty_like(nll)
+    gradient = torch.zeros_like(hidden)
+    pool = _Pool(head, hidden, chunk)
+    for rows, scores in pool.blocks(gradient):
+        target, log_p = targets[rows, None], _log_p(scores)
+        losses, hits = _nll(log_p, target), _hit(scores, target)
+        weighed = weigh(losses, hits, rows)
+        nll[rows], hit[rows], weights[rows] = losses, hits, weighed
+        active = ((weighed != 0) | losses.isnan()).nonzero()[:, 0]
+        pull = log_p[active].exp_()
+        # p - 1 of the target, without the cancellation as p nears 1, which is where training ends.
+        pull.scatter_(1, target[active], torch.expm1(-losses[active])[:, None])
+        pull *= (head.scale * weighed[active])[:, None]
+        if head.softcap is not None:
+            pull *= 1 - (scores[active] / head.softcap).square()
+        pool.keep(pull, active + rows.start)
+    return HeadPass(nll, hit, weights, gradient)
+
+
+class _Pool:
+    """A few hundred rows of [vocab] numbers: at the front the gradients of active rows, behind them fresh logits.
+
+    The front rows wait until there are enough of them for a matrix product that is worth reading the head for: a chunk
+    may have only one or two. Rows only ever move forward, over logits that have been used.
+    """
+
+    def __init__(self, head: FrozenHead, hidden: Tensor, chunk: Chunk | None) -> None:
+        self.head, self.hidden = head, hidden.detach()
+        self.weight = head.weight.detach()
+        self.chunk = chunk or Chunk.suited(hidden.device, len(self.weight))
+        self.rows = self.hidden.new_empty(min(self.chunk.rows, len(hidden)), len(self.weight))
+        self.owners = torch.empty(len(self.rows), dtype=torch.long, device=hidden.device)
+        self.waiting = 0
+
+    def blocks(self, gradient: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """(rows, logits [m, vocab]) of all hidden states in order; what was kept goes into `gradient` [n, d]."""
+        at = 0
+        while at < len(self.hidden):
+            if self.waiting > len(self.rows) // 4:
+                self._release(gradient)
+            fresh = self.rows[self.waiting :][: len(self.hidden) - at]
+            self._multiply(self.hidden[at : at + len(fresh)], fresh)
+            for block in torch.split(fresh, max(1, self.chunk.numbers // len(self.weight))):
+                yield slice(at, at + len(block)), self._capped(block)
+                at += len(block)
+        self._release(gradient)
+
+    def keep(self, pull: Tensor, owners: Tensor) -> None:
+        """Let the gradient [k, vocab] in the raw logits of the hidden states `owners` [k] wait for its product."""
+        places = slice(self.waiting, self.waiting + len(owners))
+        self.rows[places], self.owners[places] = pull, owners
+        self.waiting = places.stop
+
+    def _release(self, gradient: Tensor | None) -> None:
+        if gradient is not None:
+            gradient.index_copy_(0, self.owners[: self.waiting], self.rows[: self.waiting] @ self.weight)
+        self.waiting = 0
+
+    def _multiply(self, hidden: Tensor, out: Tensor) -> None:
+        """out = scale * (hidden @ weight.T + bias)"""
+        scale, bias = self.head.scale, self.head.bias
+        offset = None if bias is None else bias.detach().to(hidden.dtype)
+        for start in range(0, len(self.weight), self.chunk.columns):
+            part = slice(start, start + self.chunk.columns)
+            into, weight = out[:, part], self.weight[part].T
+            if offset is None:
+                torch.addmm(into, hidden, weight, beta=0, alpha=scale, out=into)
+            else:
+                torch.addmm(offset[part], hidden, weight, beta=scale, alpha=scale, out=into)
+
+    def _capped(self, raw: Tensor) -> Tensor:
+        cap = self.head.softcap
+        return raw if cap is None else _full(raw).div_(cap).tanh_().mul_(cap)
+
+
+def _full(x: Tensor) -> Tensor:
+    """x itself, or in float32 what has half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _results(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for nll and hit of n hidden states."""
+    return _full(hidden.new_empty(len(hidden))), hidden.new_empty(len(hidden), dtype=torch.bool)
+
+
+def _log_p(scores: Tensor) -> Tensor:
+    """[m, vocab] in float32 at least, whatever precision the logits have."""
+    return scores.log_softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+def _nll(log_p: Tensor, target: Tensor) -> Tensor:
+    return -log_p.gather(1, target)[:, 0]
+
+
+def _hit(scores: Tensor, target: Tensor) -> Tensor:
+    """scores.argmax(1) == target [m, 1], the first of equals winning; the logits are left as they were.
+
+    On the CPU the largest logit but the target's is found ten times faster than the place of the largest.
+    """
+    own = scores.gather(1, target)
+    rival = scores.scatter_(1, target, -torch.inf).amax(1, keepdim=True)
+    scores.scatter_(1, target, own)
+    hit = (own > rival)[:, 0]
+    tied = (own == rival)[:, 0].nonzero()[:, 0]
+    hit[tied] = scores[tied].argmax(1) == target[tied, 0]
+    return hit
