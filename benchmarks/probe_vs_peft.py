@@ -12,13 +12,13 @@ dense A B) in the same way.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from common import report, rounded
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -56,7 +56,11 @@ def stacked(base: Base, fact: EncodedFact, placement: Placement, count: int) -> 
 
 
 def one_by_one(
-    base: Base, fact: EncodedFact, placement: Placement, count: int, step: Callable[[Any, torch.Tensor, EncodedFact], Any]
+    base: Base,
+    fact: EncodedFact,
+    placement: Placement,
+    count: int,
+    step: Callable[[Any, torch.Tensor, EncodedFact], Any],
 ) -> tuple[float, list[float]]:
     """Seconds of one step of all `count` adapters, trained by `step` one after another, and their final losses."""
     total, losses = 0.0, []
@@ -115,12 +119,15 @@ def compare(width: int, layers: int, tokens: int, count: int, repeats: int) -> N
             times[name].append(seconds)
     median = {name: statistics.median(values) for name, values in times.items()}
     for other in ("peft", "reference"):
-        line = {
-            "benchmark": f"probe_vs_{other}", "case": f"d{width} layers{layers} tokens{tokens} K{count}",
-            "ratio": round(median[other] / median["memlaw"], 2), "memlaw_ms": round(1e3 * median["memlaw"], 2),
-            f"{other}_ms": round(1e3 * median[other], 2), "repeats": repeats, "loss_difference": float(f"{worst:.1e}"),
-        }  # fmt: skip
-        print(json.dumps(line), flush=True)
+        report(
+            f"probe_vs_{other}",
+            f"d{width} layers{layers} tokens{tokens} K{count}",
+            median[other] / median["memlaw"],
+            memlaw_ms=rounded(1e3 * median["memlaw"]),
+            **{f"{other}_ms": rounded(1e3 * median[other])},
+            repeats=repeats,
+            loss_difference=rounded(worst),
+        )
 
 
 def main() -> None:
