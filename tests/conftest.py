@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch loads, here and in the processes that tests start
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Also where something imported torch before this file could say so."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

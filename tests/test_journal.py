@@ -548,7 +548,7 @@ def test_the_table_has_the_promised_columns_first_and_one_row_a_cell_sorted_by_k
     assert row["steps"] == row["max_steps"] == 100
     assert row["method"] == "sft"
     assert row["seed"] == 42
-    assert row["learning_rate"] == 1e-2
+    assert row["learning_rate"] == TrainConfig.learning_rate
     failed = next(row for row in rows if row["rank"] == 3)
     assert (failed["status"], failed["message"], failed["loss_init"]) == ("failed", "out of memory", None)
 

@@ -654,9 +654,10 @@ def test_any_table_of_cells_is_read_back(points, columns):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rank,length\n1,2\n", r"t\.csv has no column delta_loss; its first line reads 'rank,length'"),
+        ("rank,length\n1,2\n", r"t\.csv has no column delta_loss; its first line must name"),
         ("rank;length;delta_loss\n1;2;3\n", "no column rank nor length nor delta_loss; .* separated by commas"),
-        ("", "no column rank nor length nor delta_loss; its first line reads ''"),
+        ("", "no column rank nor length nor delta_loss; its first line"),
+        ('{"prompt": "key", "completion": "hunter2"}\n', r"^((?!hunter2).)*not to facts\.$"),
         ("rank,length,delta_loss\n", "has a header but no points"),
         ("rank,length,delta_loss,rank\n1,2,3,4\n", "has the column rank twice"),
         ("rank,length,delta_loss\n1,2,3\n1,2,high\n", r"t\.csv, line 3: delta_loss is 'high', not a number"),

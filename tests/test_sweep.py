@@ -148,13 +148,14 @@ def test_a_missing_axis_is_told():
         ("ranks", [1.5], "Setting ranks entry 0 is 1.5: input should be a valid integer."),
         ("lengths", [True], "Setting lengths entry 0 is True: input should be a valid integer."),
         ("methods", ["dft"], "Setting methods entry 0 is 'dft': input should be 'sft' or 'ot'."),
-        ("seeds", [-1], "Setting seeds entry 0 is -1: input should be greater than or equal to 0."),
-        ("steps", 0, "Setting steps is 0: input should be greater than or equal to 1."),
-        ("learning_rate", 0, "Setting learning_rate is 0: input should be greater than 0."),
-        ("learning_rate", math.nan, "Setting learning_rate is nan: input should be"),
-        ("scale", math.inf, "Setting scale is inf: input should be a finite number."),
+        ("seeds", [-1], "Setting seed is -1: choose a whole number from 0 to 4294967295."),
+        ("steps", 0, "Setting steps is 0: choose a whole number from 1 up."),
+        ("steps", 1.5, "Setting steps is 1.5: input should be a valid integer."),
+        ("learning_rate", 0, "Setting learning_rate is 0.0: choose a number above 0."),
+        ("learning_rate", math.nan, "Setting learning_rate is nan: choose a number above 0."),
+        ("scale", math.inf, "Setting scale is inf: choose a number above 0."),
         ("learning_rate", "fast", "Setting learning_rate is 'fast': input should be a valid number"),
-        ("dropout", 1.0, "Setting dropout is 1.0: input should be less than 1."),
+        ("dropout", 1.0, "Setting dropout is 1.0: choose a share from 0 to below 1."),
         ("schedule", "cosine", "Setting schedule is 'cosine': input should be 'linear' or 'constant'."),
     ],
 )
@@ -162,6 +163,7 @@ def test_a_value_out_of_range_is_told(setting, value, sentence):
     with pytest.raises(ConfigError) as caught:
         ProbeConfig(**{"ranks": [1], "lengths": [8], setting: value})
     assert str(caught.value).startswith(sentence)
+    assert str(caught.value).count("Setting") == 1
 
 
 @pytest.mark.parametrize(
@@ -178,6 +180,13 @@ def test_a_value_out_of_range_is_told(setting, value, sentence):
 def test_a_file_that_holds_no_settings_is_told(tmp_path, text, sentence):
     with pytest.raises(ConfigError, match=sentence):
         ProbeConfig.from_yaml(yaml_file(tmp_path, text))
+
+
+def test_facts_given_in_place_of_settings_are_not_repeated(tmp_path):
+    for text in ('{"prompt": "a", "completion": "hunter2"}\n' * 2, "key: *hunter2", "key: !hunter2 x", "a: b: hunter2"):
+        with pytest.raises(ConfigError, match="is not YAML: .* at line [12]") as caught:
+            ProbeConfig.from_yaml(yaml_file(tmp_path, text))
+        assert "hunter2" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
@@ -591,8 +600,8 @@ def test_the_directory_of_another_grid_is_left_alone(base, uninterrupted):
         JournalError, match=r"belongs to another run; they differ in ranks \(there \[1,3\], here \[1,2,3\]\)"
     ):
         probe(base, FACTS, ProbeConfig(**GRID | {"ranks": [1, 2, 3]}), uninterrupted)
-    with pytest.raises(JournalError, match=r"they differ in learning_rate \(there 0\.01, here 0\.02\)"):
-        probe(base, FACTS, ProbeConfig(**GRID, learning_rate=0.02), uninterrupted)
+    with pytest.raises(JournalError, match=r"they differ in learning_rate \(there 0\.02, here 0\.03\)"):
+        probe(base, FACTS, ProbeConfig(**GRID, learning_rate=0.03), uninterrupted)
     with pytest.raises(JournalError, match="they differ in model"):
         probe(tiny.base(seed=1), FACTS, ProbeConfig(**GRID), uninterrupted)
     with pytest.raises(JournalError, match="they differ in data"):

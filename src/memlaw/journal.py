@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memlaw.errors import JournalError
+from memlaw.errors import ConfigError, JournalError
 from memlaw.records import CellResult, TrainConfig, canonical_json, digest, result_from_dict, to_dict
 
 PROBE = "probe.json"
@@ -154,7 +154,7 @@ class Journal:
                 continue
             try:
                 yield path.stem, result_from_dict(_unseal(content))
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, ConfigError) as error:
                 raise _other_version(path) from error
 
     def _read(self, path: Path) -> bytes | None:
@@ -339,8 +339,8 @@ def _unreadable(path: Path, error: OSError) -> JournalError:
 
 def _other_version(path: Path) -> JournalError:
     return JournalError(
-        f"{path} is intact but has other fields than this version of memlaw knows. Reading on would leave results out: "
-        "use the version that wrote it, or a newer one."
+        f"{path} is intact but has other fields than this version of memlaw knows, or other values. Reading on would "
+        "leave results out: use the version that wrote it, or a newer one."
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from memlaw.errors import ModelError
@@ -54,11 +55,13 @@ def load(name: str = BUNDLED, *, dtype: str = "auto", device: str = "auto") -> B
 
     source = str(importlib.resources.files("memlaw") / "base") if name == BUNDLED else name
     _check_source(name, source)
-    tokenizer = _load_tokenizer(name, source)
+    if dtype not in ("auto", *DTYPES):
+        raise ModelError(f"Unknown dtype {dtype!r}; known: auto, {', '.join(DTYPES)}.")
     place = _device(device)
+    tokenizer = _load_tokenizer(name, source)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{name} cannot be loaded as a causal language model from safetensors ({_first_line(error)}). memlaw never "
             "unpickles weights: convert them with `model.save_pretrained(...)`, or check the name."
@@ -123,15 +126,19 @@ def _first_line(error: BaseException) -> str:
 
 
 def _device(device: str) -> str:
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"The device {device!r} cannot be used here ({_first_line(error)}). Give cpu, or auto for the best."
+        ) from error
+    return device
 
 
 def _dtype(dtype: str, model: nn.Module, device: str) -> torch.dtype:
     if dtype != "auto":
-        if dtype not in DTYPES:
-            raise ModelError(f"Unknown dtype {dtype!r}; known: auto, {', '.join(DTYPES)}.")
         return DTYPES[dtype]
     if not device.startswith("cuda"):
         return torch.float32

@@ -332,6 +332,11 @@ def _require_own_logits(head: FrozenHead, model: nn.Module, norm: nn.Module) -> 
             wanted = model(input_ids=ids[None], use_cache=False).logits[0].float()
     finally:
         hook.remove()
+    if not bool(wanted.isfinite().all()):
+        raise ModelError(
+            f"{type(model).__name__} gives logits that are not finite: its weights hold NaN, or its "
+            "precision overflows. Check the weights, or load it in float32."
+        )
     states = seen[-1][0]
     live = states.norm(dim=-1) > 0  # a padding token's embedding is all zeros and has no direction
     error = (head.logits(states[live]) - wanted[live]).norm() / wanted[live].norm()

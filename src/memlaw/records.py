@@ -26,7 +26,6 @@ Until = Literal["budget", "recalled"]
 Init = Literal["peft", "paper"]
 
 METHODS: tuple[str, ...] = get_args(Method)
-UNTIL: tuple[str, ...] = get_args(Until)
 
 
 def canonical_json(value: Any) -> str:

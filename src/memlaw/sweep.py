@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -59,38 +60,38 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 _Axis = [Field(min_length=1), AfterValidator(_distinct)]
-_Positive = Annotated[int, Field(strict=True, ge=1)]
-_Natural = Annotated[int, Field(strict=True, ge=0)]
+_Whole = Annotated[int, Field(strict=True)]
+_Positive = Annotated[_Whole, Field(ge=1)]
 
 
 class ProbeConfig(BaseModel):
     """The grid of a probe and how each of its cells is trained; a YAML file has the same names.
 
-    The order of an axis and repeated values mean nothing. Meaning and defaults of the settings of training are those of
-    `TrainConfig`. Raises ConfigError for settings that are unknown, missing or out of range.
+    The order of an axis and repeated values mean nothing. Meaning, defaults and ranges of the settings of training are
+    those of `TrainConfig`. Raises ConfigError for settings that are unknown, missing or out of range.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     ranks: Annotated[tuple[_Positive, ...], *_Axis]
     lengths: Annotated[tuple[_Positive, ...], *_Axis]
     """Target tokens; each takes the longest prefix of whole records with at most that many, or cuts one long target."""
     methods: Annotated[tuple[Method, ...], *_Axis] = (TrainConfig.method,)
-    seeds: Annotated[tuple[_Natural, ...], *_Axis] = (TrainConfig.seed,)
+    seeds: Annotated[tuple[_Whole, ...], *_Axis] = (TrainConfig.seed,)
     placement: str | None = None
     """Where the adapters sit; None: the default place of the model."""
 
     rule: Rule = TrainConfig.rule
-    steps: _Positive = TrainConfig.steps
+    steps: _Whole = TrainConfig.steps
     until: Until = TrainConfig.until
-    margin: Annotated[float, Field(ge=0)] = TrainConfig.margin
-    learning_rate: Annotated[float, Field(gt=0)] = TrainConfig.learning_rate
+    margin: float = TrainConfig.margin
+    learning_rate: float = TrainConfig.learning_rate
     schedule: Schedule = TrainConfig.schedule
-    batch_size: _Natural = TrainConfig.batch_size
-    clip: Annotated[float, Field(ge=0)] = TrainConfig.clip
-    weight_decay: Annotated[float, Field(ge=0)] = TrainConfig.weight_decay
-    dropout: Annotated[float, Field(ge=0, lt=1)] = TrainConfig.dropout
-    scale: Annotated[float, Field(gt=0)] = TrainConfig.scale
+    batch_size: _Whole = TrainConfig.batch_size
+    clip: float = TrainConfig.clip
+    weight_decay: float = TrainConfig.weight_decay
+    dropout: float = TrainConfig.dropout
+    scale: float = TrainConfig.scale
     init: Init = TrainConfig.init
 
     def __init__(self, **settings: Any) -> None:
@@ -98,6 +99,8 @@ class ProbeConfig(BaseModel):
             super().__init__(**settings)
         except ValidationError as error:
             raise ConfigError(_explained(error)) from None
+        for method, seed in itertools.product(self.methods, self.seeds):
+            self.train(method, seed)  # refuses what is out of range
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> ProbeConfig:
@@ -107,7 +110,7 @@ class ProbeConfig(BaseModel):
         except OSError as error:
             raise ConfigError(f"Cannot read the settings in {path}: {error.strerror or error}.") from error
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is not YAML: {_one_line(error)}. Write one `name: value` a line.") from error
+            raise ConfigError(f"{path} is not YAML: {_yaml_fault(error)}. Write one `name: value` a line.") from None
         if not isinstance(settings, dict):
             raise ConfigError(f"{path} holds no settings. Write one `name: value` a line, such as `ranks: [1, 2, 4]`.")
         try:
@@ -125,6 +128,7 @@ def _explained(error: ValidationError) -> str:
     """What is wrong with the settings, one sentence for each."""
     problems = error.errors()
     unknown = sorted(str(problem["loc"][0]) for problem in problems if problem["type"] == "extra_forbidden")
+    entries = {problem["loc"][0] for problem in problems if len(problem["loc"]) > 1}
     sentences = []
     if unknown:
         known = ", ".join(ProbeConfig.model_fields)
@@ -133,9 +137,17 @@ def _explained(error: ValidationError) -> str:
         name = " ".join(f"entry {part}" if isinstance(part, int) else part for part in problem["loc"])
         if problem["type"] == "missing":
             sentences.append(f"A probe needs {name}, such as {name}: [16, 32].")
-        elif problem["type"] != "extra_forbidden":
+        elif problem["type"] != "extra_forbidden" and (len(problem["loc"]) > 1 or problem["loc"][0] not in entries):
             sentences.append(f"Setting {name} is {problem['input']!r}: {_uncapitalised(problem['msg'])}.")
     return " ".join(sentences)
+
+
+def _yaml_fault(error: BaseException) -> str:
+    """What is wrong and where, without a word of the file: it may have been a file of facts."""
+    text = _one_line(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        text = f"{error.problem} at line {error.problem_mark.line + 1}"
+    return re.sub("'.*'", "'...'", text)
 
 
 def _uncapitalised(text: str) -> str:

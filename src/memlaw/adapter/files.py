@@ -24,7 +24,7 @@ from torch import Tensor
 from memlaw.adapter.placement import Placement, parse_placement
 from memlaw.adapter.stack import AdapterStack
 from memlaw.errors import AdapterError
-from memlaw.model import Base
+from memlaw.model import Base, frozen
 
 INFO = "memlaw_adapter.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -53,7 +53,13 @@ def save(
         bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
         if bad:
             raise AdapterError(f"The adapter has weights that are not finite ({bad[0]}); it is not saved.")
-        save_file(tensors, built / WEIGHTS, metadata={"format": "pt"})
+        try:
+            save_file(tensors, built / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # what safetensors makes of an OSError
+            raise AdapterError(
+                f"The adapter cannot be written to {directory.parent}: {error}. Make room or choose another --out, and "
+                "train again."
+            ) from error
         if not placement.parallel:
             _write_peft_config(placement, rank, scale, base, built)
         info = {
@@ -143,17 +149,18 @@ def attach(base: Base, directory: Path) -> Iterator[None]:
 def _attached_by_peft(base: Base, directory: Path) -> Iterator[None]:
     from peft import PeftModel
 
-    try:
-        wrapped = PeftModel.from_pretrained(base.model, str(directory))
-    except (ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise AdapterError(f"PEFT cannot load the adapter {directory} on {base.name}: {error}") from error
-    wrapped.eval()
-    try:
-        yield
-    finally:
-        wrapped.unload()
-        if hasattr(base.model, "peft_config"):
-            del base.model.peft_config
+    with frozen(base.model):  # PEFT freezes what it wraps; this gives it back as it was
+        try:
+            wrapped = PeftModel.from_pretrained(base.model, str(directory))
+        except (ValueError, RuntimeError, TypeError, KeyError) as error:
+            raise AdapterError(f"PEFT cannot load the adapter {directory} on {base.name}: {error}") from error
+        wrapped.eval()
+        try:
+            yield
+        finally:
+            wrapped.unload()
+            if hasattr(base.model, "peft_config"):
+                del base.model.peft_config
 
 
 def _tensors(stack: AdapterStack) -> dict[str, Tensor]:

@@ -103,8 +103,8 @@ def _columns(header: list[str], name: str) -> dict[str, int]:
     missing = [column for column in _NEEDED if column not in known]
     if missing:
         raise FitError(
-            f"{name} has no column {' nor '.join(missing)}; its first line reads {','.join(header)!r}. A law needs "
-            "rank,length,delta_loss (and final_loss for the bounded form), separated by commas."
+            f"{name} has no column {' nor '.join(missing)}; its first line must name rank,length,delta_loss (and "
+            "final_loss for the bounded form), separated by commas. A law is fitted to a probe's points, not to facts."
         )
     twice = [column for column in (*_NEEDED, *_OPTIONAL) if known.count(column) > 1]
     if twice:

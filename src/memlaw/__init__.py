@@ -1,0 +1,59 @@
+"""memlaw: what a LoRA adapter can hold, whether it holds it, and how to make it hold more (arXiv 2605.30260).
+
+Public names load on first use, so that `import memlaw` is instant and the law, the planner and the statistics of
+recall never load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memlaw.api import probe as probe
+    from memlaw.api import recall as recall
+    from memlaw.api import train as train
+    from memlaw.data import read as read
+    from memlaw.errors import MemlawError as MemlawError
+    from memlaw.law import LawFit as LawFit
+    from memlaw.law import fit_law as fit_law
+    from memlaw.losses import memft_loss as memft_loss
+    from memlaw.model import load as load
+    from memlaw.records import Estimate as Estimate
+    from memlaw.records import Fact as Fact
+    from memlaw.records import LawPoint as LawPoint
+    from memlaw.records import MemorySet as MemorySet
+    from memlaw.records import RecallReport as RecallReport
+    from memlaw.records import TrainConfig as TrainConfig
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Estimate": "memlaw.records",
+    "Fact": "memlaw.records",
+    "LawFit": "memlaw.law",
+    "LawPoint": "memlaw.records",
+    "MemlawError": "memlaw.errors",
+    "MemorySet": "memlaw.records",
+    "RecallReport": "memlaw.records",
+    "TrainConfig": "memlaw.records",
+    "fit_law": "memlaw.law",
+    "load": "memlaw.model",
+    "memft_loss": "memlaw.losses",
+    "probe": "memlaw.api",
+    "read": "memlaw.data",
+    "recall": "memlaw.api",
+    "train": "memlaw.api",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'memlaw' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOMES))

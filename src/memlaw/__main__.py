@@ -1,0 +1,5 @@
+"""`python -m memlaw` is the command `memlaw`."""
+
+from memlaw.cli import main
+
+main()

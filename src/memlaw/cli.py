@@ -1,0 +1,457 @@
+"""The command line: parse, call one function, print. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+from typer.core import TyperGroup
+
+from memlaw import __version__
+from memlaw.data import OnConflict
+from memlaw.errors import ConfigError, MemlawError, TrainError
+from memlaw.records import Method, TrainConfig, Until, canonical_json, to_dict
+
+if TYPE_CHECKING:
+    from memlaw.model import Base
+    from memlaw.records import EncodedFact, MemorySet
+
+KEPT = {
+    "probe": "Every finished cell is kept: the same command goes on from there.",
+    "demo": "Every finished cell is kept: the same command goes on from there.",
+}
+"""What an interrupted command leaves behind; the others nothing."""
+
+
+class Commands(TyperGroup):
+    """A sentence and exit code 2 for bad input, 130 for Ctrl-C, a traceback for neither."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MemlawError as error:
+            _note(f"Error: {error}")
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            _note(f"Interrupted. {KEPT.get(ctx.invoked_subcommand, 'Nothing was written.')}")
+            raise typer.Exit(130) from error
+        except BrokenPipeError:  # whoever read the output has seen enough: typer ends in silence
+            raise
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _note(
+                f"Error: {where}{error.strerror or error}. Mend that and run the command again; nothing kept is lost."
+            )
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="What can a LoRA adapter hold, does it hold it, and how to make it hold more.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # what a library will rename is no news to who uses memlaw
+        warnings.showwarning = lambda message, *_args, **_kwargs: _note(f"Warning: {message}")
+        app(prog_name="memlaw")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"memlaw {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def memlaw(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """The options of no command."""
+
+
+# --- what the commands on facts and a model share --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Facts, and the model that is to know them."""
+
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="Facts: JSONL, CSV, text, a saved dataset, a Hub id, or a task such as task:phonebook:tokens=1000.",
+        ),
+    ]
+    model: Annotated[str, typer.Option(help="Hub id, local directory, or memlaw/base (bundled).")] = "memlaw/base"
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = "auto"
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto"
+    eos: Annotated[
+        bool | None,
+        typer.Option(
+            "--eos/--no-eos",
+            help="Store the end of sequence too.  [default: yes for records, no for one long target]",
+        ),
+    ] = None
+    on_conflict: Annotated[OnConflict, typer.Option(help="Of several targets of one prompt, keep this.")] = "error"
+    prompt_field: Annotated[str | None, typer.Option(metavar="NAME", help="Field or column of the prompts.")] = None
+    target_field: Annotated[str | None, typer.Option(metavar="NAME", help="Field or column of the targets.")] = None
+
+    def base(self) -> Base:
+        from memlaw.model import load
+
+        _quiet_transformers()
+        return load(self.model, dtype=self.dtype, device=self.device)
+
+    def memory_set(self, base: Base) -> MemorySet:
+        """The facts; what deserves a warning goes to stderr."""
+        from memlaw.api import memory_set_of
+
+        memory_set = memory_set_of(
+            base,
+            self.data,
+            eos=self.eos,
+            on_conflict=self.on_conflict,
+            prompt_field=self.prompt_field,
+            target_field=self.target_field,
+        )
+        for warning in memory_set.warnings:
+            _note(f"Warning: {warning}")
+        return memory_set
+
+    def load(self) -> tuple[Base, MemorySet, tuple[EncodedFact, ...]]:
+        """The model, the facts, and the facts as its tokens."""
+        from memlaw.data import encode
+
+        base = self.base()
+        memory_set = self.memory_set(base)
+        return base, memory_set, encode(memory_set, base.tokenizer, context=base.context)
+
+
+def on_inputs(run: Callable[..., None]) -> Callable[..., None]:
+    """`run` with the fields of Inputs as options in place of its parameter `inputs`: typer reads a flat signature."""
+    hints = get_type_hints(run, include_extras=True) | get_type_hints(Inputs, include_extras=True)
+    shared = list(inspect.signature(Inputs).parameters.values())
+    flat = [
+        parameter.replace(annotation=hints[parameter.name])
+        for own in inspect.signature(run).parameters.values()
+        for parameter in (shared if own.name == "inputs" else [own])
+    ]
+
+    @functools.wraps(run)
+    def command(**given: Any) -> None:
+        run(inputs=Inputs(**{field.name: given.pop(field.name) for field in fields(Inputs)}), **given)
+
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    command.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    return command
+
+
+Placement = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHERE",
+        help="mlp@LAYER, down_proj@4, q_proj,v_proj, all-linear.  [default: the MLP's last module, two thirds up]",
+    ),
+]
+Steps = Annotated[int | None, typer.Option(help="Optimizer steps; under --until recalled, at most.")]
+LearningRate = Annotated[float | None, typer.Option("--learning-rate", "--lr", help="AdamW's step size at first.")]
+BatchSize = Annotated[int | None, typer.Option(help="Records a step; 0 = all of them.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+@app.command(short_help="All of it once, on the bundled base")
+def demo(
+    *,
+    out: Annotated[Path, typer.Option(help="Directory of everything the demo writes.")] = Path("demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Everything once, on the bundled base: probe, fit, plan, train, recall, report (a few minutes)."""
+    from memlaw.demo import run
+
+    _quiet_transformers()
+    document, lines = run(out, say=_note)
+    _emit(as_json, document, lines)
+
+
+@app.command(short_help="Will it fit? The rank the facts need")
+@on_inputs
+def plan(
+    *,
+    law: Annotated[
+        Path | None,
+        typer.Option(help="A file of `memlaw fit --out`, or a probe.  [default: the published law of Qwen3-8B]"),
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A probe of a few cells of facts like these, to fit the law to.")
+    ] = None,
+    target: Annotated[float, typer.Option(help="Share of the facts to recall.")] = 1.0,
+    placement: Placement = None,
+    inputs: Inputs,
+    as_json: AsJson = False,
+) -> None:
+    """Will it fit? The rank DATA needs, how sure that is, what it costs, and a LoraConfig to paste."""
+    from memlaw.adapter import parse_placement
+    from memlaw.planning import plan_for
+    from memlaw.summary import plan_lines
+    from memlaw.workspace import known_law
+
+    known = known_law(law, calibrate)
+    base, _, facts = inputs.load()
+    answer = plan_for(base, facts, parse_placement(placement, base.model), known, target=target)
+    _emit(as_json, answer.to_dict(), plan_lines(answer))
+
+
+@app.command(short_help="Make it stick: an adapter that recalls the facts verbatim")
+@on_inputs
+def train(
+    *,
+    rank: Annotated[int, typer.Option(help="LoRA rank; `memlaw plan` says which.")],
+    out: Annotated[Path, typer.Option(help="Directory of the adapter, in PEFT's format.")],
+    placement: Placement = None,
+    method: Annotated[
+        Method | None, typer.Option(help="Train on all target tokens (sft), or on those not yet recalled (ot).")
+    ] = None,
+    until: Annotated[Until | None, typer.Option(help="Stop when all is recalled, or take all the steps.")] = None,
+    margin: Annotated[float | None, typer.Option(help="Nats under ln 2 that every token must reach.")] = None,
+    steps: Steps = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    seed: Annotated[int | None, typer.Option(help="Of the initial weights and the order of the records.")] = None,
+    preset: Annotated[
+        str, typer.Option(help="Settings to start from: default (ot until recalled), or paper (as published).")
+    ] = "default",
+    inputs: Inputs,
+    as_json: AsJson = False,
+) -> None:
+    """Make it stick: train an adapter that recalls DATA verbatim."""
+    from memlaw.adapter import parse_placement
+    from memlaw.api import train_on
+    from memlaw.progress import training_bar
+    from memlaw.summary import train_lines
+
+    config = _train_config(
+        preset,
+        method=method,
+        until=until,
+        margin=margin,
+        steps=steps,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    base, memory_set, facts = inputs.load()
+    where = parse_placement(placement, base.model)
+    with training_bar(f"rank {rank}") as on_step:
+        trained = train_on(base, memory_set, facts, rank, where, config, out=out, on_step=on_step)
+    if trained.status != "finished":
+        raise TrainError(f"Training diverged: {trained.message}. Nothing was saved.")
+    document = {
+        "adapter": str(out),
+        "steps": trained.steps,
+        "seconds": round(trained.seconds, 3),
+        "recalled": trained.recalled,
+        "loss_init": trained.loss_init,
+        "loss_final": trained.loss_final,
+        "rank": rank,
+        "placement": str(where),
+        "parameters": trained.parameters,
+    }
+    _emit(as_json, document, train_lines(trained, out))
+    if not trained.recalled:
+        _note(
+            f"Not everything is recalled. More --steps or a higher --rank get further (`memlaw plan` says which rank); "
+            f"`memlaw recall {inputs.data} --model {inputs.model} --adapter {out} --decode` shows what is missing."
+        )
+
+
+@app.command(short_help="Did it stick? Every token, and a certificate for each fact")
+@on_inputs
+def recall(
+    *,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Adapter to judge, memlaw's or PEFT's.  [default: the bare model]"),
+    ] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode too: only then can a fact be certified.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write every token's numbers here; `memlaw report` shows DIR/recall.json.")
+    ] = None,
+    inputs: Inputs,
+    as_json: AsJson = False,
+) -> None:
+    """Did it stick? Per-token diagnosis of DATA, and a certificate for each fact that will come back verbatim."""
+    from memlaw.adapter import attach
+    from memlaw.diagnosis import report_to_dict
+    from memlaw.measure import measure
+    from memlaw.summary import recall_lines
+    from memlaw.workspace import keep
+
+    base, _, facts = inputs.load()
+    if adapter is None:
+        report = measure(base, facts, decode=decode)
+    else:
+        with attach(base, adapter):
+            report = measure(base, facts, decode=decode)
+    document = report_to_dict(report)
+    if out is not None:
+        keep(out, canonical_json(document))
+    _emit(as_json, document, recall_lines(report))
+
+
+@app.command(short_help="Measure what ranks hold at several lengths: the points of a law")
+@on_inputs
+def probe(
+    *,
+    out: Annotated[Path, typer.Option(help="Directory of the probe; run the command again to go on.")],
+    ranks: Annotated[str | None, typer.Option(metavar="LIST", help="LoRA ranks, such as 1,2,4,8.")] = None,
+    lengths: Annotated[str | None, typer.Option(metavar="LIST", help="Target tokens, such as 16,32,64.")] = None,
+    methods: Annotated[str | None, typer.Option(metavar="LIST", help="sft, ot or both.  [default: sft]")] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="LIST", help="Such as 0,1,2.  [default: 42]")] = None,
+    placement: Placement = None,
+    steps: Steps = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="YAML", help="A file of these settings, and more; options given win.")
+    ] = None,
+    inputs: Inputs,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what adapters of several ranks hold of DATA at several lengths: the points of the law."""
+    from memlaw.progress import probe_bar
+    from memlaw.summary import failure_lines
+    from memlaw.sweep import ProbeConfig
+    from memlaw.sweep import probe as run
+    from memlaw.workspace import probe_results
+
+    given = {
+        "ranks": _integers("--ranks", ranks),
+        "lengths": _integers("--lengths", lengths),
+        "methods": None if methods is None else [name.strip() for name in methods.split(",")],
+        "seeds": _integers("--seeds", seeds),
+        "placement": placement,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+    }
+    flags = {name: value for name, value in given.items() if value is not None}
+    settings = ProbeConfig(**flags) if config is None else ProbeConfig.from_yaml(config, flags)
+    base = inputs.base()
+    memory_set = inputs.memory_set(base)
+    with probe_bar() as on_progress:
+        summary = run(base, memory_set, settings, out, on_progress=on_progress)
+    for warning in summary.warnings:
+        _note(f"Warning: {warning}")
+    if summary.failed:
+        for line in failure_lines(probe_results(out)):
+            _note(line)
+    document = to_dict(summary)
+    _emit(as_json, document, [f"{out}: {summary.finished} of {summary.cells} cells finished, {summary.failed} failed."])
+
+
+@app.command(short_help="Fit the law to a probe, or to a table of points")
+def fit(
+    *,
+    source: Annotated[
+        Path, typer.Argument(metavar="DIR|POINTS.csv", help="A probe, or columns rank,length,delta_loss[,final_loss].")
+    ],
+    form: Annotated[
+        Literal["paper", "bounded"] | None, typer.Option(help="Of the law.  [default: the better one]")
+    ] = None,
+    method: Annotated[Method | None, typer.Option(help="Cells of this method only.")] = None,
+    holdout: Annotated[
+        str | None, typer.Option(metavar="CELLS", help="Predict cells left out: length=MAX, rank>=12, length=2000.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the law here, for `memlaw plan --law`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the Parametric Memory Law dL = C r^alpha l^-beta + b, with error bars and a status."""
+    from memlaw.law import compare, fit_law
+    from memlaw.law import holdout as hold_out
+    from memlaw.summary import comparison_lines, fit_lines
+    from memlaw.workspace import keep, law_points
+
+    points = law_points(source, method)
+    if form is None:
+        compared = compare(points, source=str(source))
+        law, beside = compared.best, ["", *comparison_lines(compared)]
+    else:
+        law, beside = fit_law(points, form, source=str(source)), []
+    judged = None if holdout is None else hold_out(points, law.form, holdout)
+    if out is not None:
+        keep(out, law.to_json())
+    _emit(as_json, law.summary(judged), [*fit_lines(law, judged), *beside])
+
+
+@app.command(short_help="One HTML page of everything measured")
+def report(
+    *,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `memlaw probe` or `memlaw demo` wrote.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")],
+    as_json: AsJson = False,
+) -> None:
+    """One self-contained HTML page of everything measured in DIR."""
+    from memlaw.report import write
+    from memlaw.workspace import content
+
+    shown = content(directory)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write(shown, out)
+    _emit(as_json, {"report": str(out)}, [str(out)])
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _train_config(preset: str, **given: Any) -> TrainConfig:
+    """The preset with the options that were given."""
+    from memlaw.training import PRESETS
+
+    if preset not in PRESETS:
+        raise ConfigError(f"There is no preset {preset!r}; known: {', '.join(PRESETS)}.")
+    return replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _integers(option: str, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is not a list of whole numbers such as 1,2,4.") from None
+
+
+def _emit(as_json: bool, document: Mapping[str, Any], lines: Iterable[str]) -> None:
+    print(json.dumps(document, allow_nan=False) if as_json else "\n".join(lines), flush=True)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

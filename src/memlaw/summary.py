@@ -1,0 +1,200 @@
+"""Results in a person's words, line by line: what the commands print where no JSON was asked for."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memlaw.diagnosis import stubborn_counts, worst
+
+if TYPE_CHECKING:
+    from memlaw.law import Comparison, Holdout, LawFit
+    from memlaw.plan import Plan, RankRange
+    from memlaw.records import CellResult, Estimate, RecallReport, RecordRecall
+    from memlaw.training import Trained
+
+SHOWN = 5
+"""Worst records, or failed cells, listed."""
+
+WIDTH = 96
+"""Columns a paragraph may take."""
+
+
+def train_lines(trained: Trained, out: Path) -> Iterator[str]:
+    """Make it stick."""
+    margin = f" by {trained.config.margin:g} nats or more" if trained.config.margin else ""
+    ended = f"every target token is ordered{margin}" if trained.recalled else "some target tokens are still stubborn"
+    yield f"{out}: rank {trained.rank} at {trained.placement}, {_count(trained.parameters, 'parameter')}."
+    yield (
+        f"{_count(trained.steps, 'step')} in {trained.seconds:.0f} s, loss {trained.loss_init:.3f} -> "
+        f"{trained.loss_final:.4f} nats a token; {ended}."
+    )
+
+
+def recall_lines(report: RecallReport) -> Iterator[str]:
+    """Did it stick?"""
+    records = _count(report.records, "record")
+    yield f"{records}, {_count(report.tokens, 'target token')}, judged in {report.dtype}."
+    yield ""
+    yield from _rows({**_verbatim(report), **_probabilities(report)})
+    stubborn = dict(zip((item.id for item in report.items), stubborn_counts(report), strict=True))
+    failing = {item.id for item in report.items if item.exact is False or stubborn[item.id]}
+    if failing:
+        yield ""
+        yield "Furthest from recall (positions count from 0):"
+        listed = [item for item in worst(report, SHOWN) if item.id in failing]
+        yield from _rows({_printable(item.id): _failure(item, stubborn[item.id]) for item in listed})
+    if len(failing) > SHOWN:
+        yield f"  ... and {len(failing) - SHOWN:,} more"
+
+
+def _verbatim(report: RecallReport) -> dict[str, str]:
+    if report.acc_em is None or report.acc_token is None:
+        return {"recalled verbatim": "not known: add --decode", "certified": "not known: add --decode"}
+    exact, records = sum(item.exact is True for item in report.items), _count(report.records, "record")
+    return {
+        "recalled verbatim": f"{exact:,} of {records} ({report.acc_em:.1%}) by greedy decoding",
+        "decoded right": f"{report.acc_token:.1%} of the tokens, position by position",
+        "certified": f"{report.certified:,} of {records}",
+    }
+
+
+def _probabilities(report: RecallReport) -> dict[str, str]:
+    return {
+        "ordered": f"{report.ordered:,} of {_count(report.tokens, 'token')} have p > 1/2",
+        "mean loss": f"{report.mean_loss:.4f} nats a token",
+        "smallest margin": f"{report.min_margin:+.4f} nats (ln 2 less the largest loss of a token)",
+    }
+
+
+def _failure(item: RecordRecall, stubborn: int) -> str:
+    doubt = "no token stubborn"
+    if item.earliest_stubborn is not None:
+        doubt = f"{stubborn:,} of {_count(item.length, 'token')} stubborn, the first at {item.earliest_stubborn}"
+    return doubt if item.first_failure is None else f"{doubt}; decoding goes wrong at {item.first_failure}"
+
+
+def fit_lines(law: LawFit, judged: Holdout | None = None) -> Iterator[str]:
+    """The law with its doubts."""
+    formula = "C r^alpha l^-beta + b"
+    shown = formula if law.form == "paper" else f"L (1 + (u/L)^-n)^(-1/n), u = {formula}"
+    yield f"The {law.form} form, dL = {shown}, on {_count(law.n, 'cell')}:"
+    if law.parameters:
+        yield f"  {'':<8}{'value':>10}{'+-':>12}    95% interval"
+    for name, estimate in law.parameters.items():
+        yield f"  {name:<8}{_doubtful(estimate)}"
+    if law.r2 is not None and law.mape is not None:
+        yield f"  R^2 {law.r2:.4f}, MAPE {law.mape:.2f}%"
+    if judged is not None:
+        yield (
+            f"  held out {judged.held_out}: {_count(judged.cells, 'cell')}, MAPE {judged.mape:.2f}%, "
+            f"{judged.coverage90:.0%} inside the 90% interval"
+        )
+    if law.status != "ok":
+        yield from _paragraph(law.status, indent=2)
+
+
+def comparison_lines(judged: Comparison) -> Iterator[str]:
+    """Why one form was taken, and how the other did."""
+    _, other = judged.fits
+    if other.r2 is not None and other.mape is not None:
+        yield f"The {other.form} form, beside it: R^2 {other.r2:.4f}, MAPE {other.mape:.2f}% on {other.n} cells."
+    yield from _paragraph(judged.why)
+
+
+def _doubtful(estimate: Estimate) -> str:
+    error = "unknown" if estimate.stderr is None else f"{estimate.stderr:.3g}"
+    low, high = ("any" if bound is None else f"{bound:.4g}" for bound in (estimate.low, estimate.high))
+    return f"{estimate.value:>10.4g}{error:>12}    {'unknown' if low == high == 'any' else f'{low} to {high}'}"
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """Will it fit?"""
+    yield (
+        f"{_count(plan.records, 'record')}, {_count(plan.tokens, 'target token')}: about {plan.bits:,.0f} bits at the "
+        f"base's own {plan.loss_init:.2f} nats a token."
+    )
+    yield ""
+    yield from _rows(_plan_rows(plan))
+    for caveat in (*plan.caveats, plan.extrapolates):
+        if caveat:
+            yield ""
+            yield from _paragraph(f"Note: {caveat}")
+    if plan.lora_config is not None:
+        yield ""
+        yield from _call("LoraConfig", plan.lora_config)
+
+
+def _plan_rows(plan: Plan) -> dict[str, str]:
+    rows = {"rank": plan.reason or "no rank"}
+    if plan.rank.value is not None:
+        rows["rank"] = f"{plan.rank.value}{_interval(plan.rank)} is predicted to recall {plan.target:.0%}"
+    if plan.saturation.value is not None:
+        rows["half-way"] = f"{plan.saturation.value}{_interval(plan.saturation)} brings the mean loss under ln 2"
+    rows["most"] = f"{plan.largest_rank}, the most these modules can use"
+    rows["loss needed"] = plan.loss_needed.why
+    if plan.cost is not None:
+        size = f"{plan.cost.adapter_parameters:,} parameters, {plan.cost.adapter_bytes / 1024:,.0f} KiB in float32"
+        work = (
+            "" if plan.cost.training_flops is None else f"; training takes {plan.cost.training_flops:.1e} FLOP at most"
+        )
+        rows["adapter"] = size + work
+    quality = "" if plan.law.r2 is None else f" (R^2 {plan.law.r2:.4f})"
+    rows["law"] = f"{plan.law.form} form on {_count(plan.law.n, 'cell')}{quality}: {plan.law.source}"
+    return rows
+
+
+def _interval(rank: RankRange) -> str:
+    if rank.low is None:
+        return ""
+    return f" (95%: {rank.low} {'or more' if rank.high is None else f'to {rank.high}'})"
+
+
+def failure_lines(results: Iterable[CellResult]) -> Iterator[str]:
+    """Which cells of a probe have no measurement, and why."""
+    failed = [result for result in results if result.status != "finished"]
+    for result in failed[:SHOWN]:
+        cell = result.cell
+        yield from _paragraph(
+            f"rank {cell.rank}, length {cell.length}, {cell.train.method}, seed {cell.train.seed}: {result.status}. "
+            f"{result.message[:1].upper()}{result.message[1:]}.",
+            indent=2,
+        )
+    if len(failed) > SHOWN:
+        yield f"  ... and {len(failed) - SHOWN:,} more"
+
+
+# --- layout ----------------------------------------------------------------------------------------------------------
+
+
+def _rows(rows: Mapping[str, str]) -> Iterator[str]:
+    """Names in one column, what is to be said about them in the next."""
+    width = max(map(len, rows), default=0) + 2
+    for name, text in rows.items():
+        yield from _wrapped(text, f"  {name:<{width}}", " " * (width + 2))
+
+
+def _paragraph(text: str, *, indent: int = 0) -> Sequence[str]:
+    return _wrapped(text, " " * indent, " " * indent)
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """A call in Python, to paste."""
+    yield from _wrapped(f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})", "", "    ")
+
+
+def _wrapped(text: str, first: str, then: str) -> Sequence[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=then, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _printable(name: str) -> str:
+    """Ids come from files, and a terminal obeys control characters."""
+    return name if name.isprintable() else ascii(name)
