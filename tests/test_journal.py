@@ -248,6 +248,17 @@ def test_an_intact_file_with_unknown_fields_is_another_versions_and_stops_the_re
     assert path.exists()
 
 
+def test_an_intact_file_with_a_setting_out_of_range_is_another_versions_too(tmp_path):
+    body = to_dict(a_result())
+    body["cell"]["train"]["method"] = "a later one"
+    path = tmp_path / "cells" / f"{digest(body['cell'])}.json"
+    path.parent.mkdir()
+    path.write_text(sealed(body))
+    with pytest.raises(JournalError, match="or other values.*newer one"):
+        Journal(tmp_path).results()
+    assert path.exists()
+
+
 def test_a_cell_of_an_older_version_with_fewer_settings_is_still_recognised(tmp_path):
     body = to_dict(a_result())
     del body["cell"]["train"]["init"]

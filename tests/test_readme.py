@@ -4,7 +4,7 @@ The blocks of the README run in their order in one directory, so that a command 
 comment before a block, `<!-- test: ... -->`, says what the test does otherwise:
 
     make    the commands are targets of the Makefile; they are looked up, not run inside themselves
-    short   each --steps becomes 40
+    short   each --steps becomes 20
     hub     the Hub id becomes a local directory with the same kind of files, since tests are offline
 """
 
@@ -77,7 +77,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[Block, subprocess.Comp
 def _run(block: Block, here: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     text = block.text
     if block.mark == "short":
-        text = re.sub(r"--steps \d+", "--steps 40", text)
+        text = re.sub(r"--steps \d+", "--steps 20", text)
     if block.mark == "hub":
         text = text.replace(HUB_ID, f"./{HUB_ID}")
     program = [sys.executable, "-"] if block.language == "python" else ["bash", "-eu"]
