@@ -17,9 +17,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("demo") / "demo"
-    process = subprocess.run(
-        [sys.executable, "-m", "memlaw", "demo", "--out", str(out), "--json"], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-m", "memlaw", "demo", "--out", str(out), "--json"]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
     return out, json.loads(process.stdout)
 
 

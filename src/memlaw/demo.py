@@ -24,11 +24,11 @@ from memlaw.plan import Plan
 from memlaw.planning import plan_for
 from memlaw.records import MemorySet, RecallReport, canonical_json
 from memlaw.report import write
-from memlaw.summary import fit_lines, plan_lines, recall_lines
+from memlaw.summary import comparison_lines, fit_lines, plan_lines, recall_lines
 from memlaw.sweep import ProbeConfig, ProbeSummary, probe
 from memlaw.tasks import random_tokens
 from memlaw.training import UNTIL_RECALLED, Trained
-from memlaw.workspace import LAW, PLAN, RECALL, content, known_law, probe_results
+from memlaw.workspace import LAW, PLAN, RECALL, content, keep, known_law, probe_results
 
 RANDOM = ProbeConfig(ranks=(1, 2, 4, 8, 16), lengths=(16, 32, 64, 128, 256), steps=600)
 """Random tokens have nothing to compress: how much a rank holds of them is capacity and nothing else."""
@@ -66,7 +66,7 @@ class _Folder:
         return self.root / "report.html"
 
     def keep(self, name: str, document: Any) -> None:
-        (self.root / name).write_text(canonical_json(document), encoding="utf-8")
+        keep(self.root / name, canonical_json(document))
 
 
 def run(out: Path, *, say: Say) -> tuple[dict[str, Any], list[str]]:
@@ -86,7 +86,7 @@ def run(out: Path, *, say: Say) -> tuple[dict[str, Any], list[str]]:
         cells = [_probe(base, noise, RANDOM, folder.random), _probe(base, book, PHONEBOOK, folder.phonebook)]
     with _timed(say, "2/6 fit: the law, in both forms"):
         judged = compare(points_from_results(probe_results(folder.random)), source="random tokens")
-        (out / LAW).write_text(judged.best.to_json(), encoding="utf-8")
+        keep(out / LAW, judged.best.to_json())
     some = replace(book, facts=book.facts[:RECORDS])
     facts = encode(some, base.tokenizer, context=base.context)
     with _timed(say, f"3/6 plan: which rank do {RECORDS} phone numbers need?"):
@@ -162,9 +162,9 @@ def _lines(
     yield f"{finished} adapters trained and measured for the law, in {seconds:.0f} s for everything."
     yield ""
     yield "The law, on random tokens:"
-    for law in judged.fits:
-        yield from fit_lines(law)
-    yield f"  {judged.why}"
+    yield from fit_lines(judged.best)
+    yield ""
+    yield from comparison_lines(judged)
     yield ""
     yield f"Will it fit? {RECORDS} phone numbers, with the law calibrated on the phone book's own cells:"
     yield from plan_lines(plan)

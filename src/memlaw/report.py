@@ -475,7 +475,7 @@ def _figure(figure: Figure, name: str, caption: str) -> dict[str, Any]:
     widest = f"max-width:{round(_PIXELS_PER_INCH * figure.get_figwidth())}px"
     labelled = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(caption)}" style="{widest}" ', 1)
     # Matplotlib escaped what it wrote, and the caption is escaped above.
-    return {"svg": Markup(labelled), "caption": caption, "wide": figure.get_figwidth() > figures.HALF[0]}  # nosec B704
+    return {"svg": Markup(labelled), "caption": caption, "wide": figure.get_figwidth() > figures.HALF[0]}
 
 
 def _number(value: float | None, digits: int = 3) -> str:
