@@ -88,8 +88,12 @@ def _load_tokenizer(name: str, source: str) -> Any:
     return tokenizer
 
 
-def wrap(model: Any, tokenizer: Any, *, name: str = "model") -> Base:
-    """A `Base` of a model and tokenizer already in memory. The model is not changed. Raises ModelError."""
+def wrap(model: Any, tokenizer: Any, *, name: str | None = None) -> Base:
+    """A `Base` of a model and tokenizer already in memory, by default under the name it was loaded by.
+
+    The model is not changed. Raises ModelError.
+    """
+    name = name or model.config.name_or_path or type(model).__name__
     ids = 1 + max(tokenizer.get_vocab().values())
     rows = model.get_input_embeddings().num_embeddings
     if ids > rows:
