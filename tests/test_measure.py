@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import reference
@@ -10,6 +11,7 @@ from transformers import GenerationConfig
 
 from memlaw.adapter import parse_placement
 from memlaw.measure import measure
+from memlaw.model import Base, load
 from memlaw.records import LN2, EncodedFact, TrainConfig
 from memlaw.training import train_stack
 
@@ -85,3 +87,37 @@ def test_nothing_after_the_end_of_sequence_counts_as_recalled() -> None:
     (item,) = measure(base, [EncodedFact("x", (*prompt, *decoded), len(prompt))], decode=True).items
     assert item.tokens.decoded == (True,) * (first + 1) + (False,) * (5 - first)
     assert item.first_failure == first + 1
+
+
+def stretches(base: Base, window: int = 160, prompt: int = 32) -> list[EncodedFact]:
+    """Facts made of held-out text: stretches of two tokens and more that the bundled base itself gives p > 1/2.
+
+    They end before an end-of-sequence token: what follows one is never decoded, however likely.
+    """
+    text = (Path(__file__).parent / "data" / "heldout.txt").read_text(encoding="utf-8")
+    ids = base.tokenizer(text, verbose=False).input_ids
+    rows = torch.tensor(ids[: len(ids) // window * window]).view(-1, window)
+    with torch.no_grad():
+        p = torch.cat([base.model(input_ids=part).logits[:, :-1].softmax(-1) for part in rows.split(16)])
+    ordered = (p.gather(-1, rows[:, 1:, None])[..., 0] > 0.5) & (rows[:, 1:] != base.tokenizer.eos_token_id)
+    found = []
+    for row, likely in zip(rows.tolist(), ordered.tolist(), strict=True):
+        start = prompt
+        for position in range(prompt, window + 1):
+            if position == window or not likely[position - 1]:
+                if position - start > 1:
+                    found.append(EncodedFact(f"s{len(found)}", tuple(row[start - prompt : position]), prompt))
+                start = position + 1
+    return found
+
+
+@pytest.mark.slow
+def test_margin_above_the_tolerance_means_verbatim_over_thousands_of_tokens_of_the_bundled_base() -> None:
+    base = load()
+    facts = stretches(base)
+    report = measure(base, facts, decode=True)
+    sure = [item for item in report.items if item.margin > report.tolerance]
+    assert sum(item.length for item in sure) > 2000
+    assert all(item.exact and item.certified for item in sure)
+    # Sufficient, not necessary: a shorter context makes some tokens less likely, and decoding still finds them.
+    assert any(item.exact and item.margin <= 0 for item in report.items)
