@@ -19,7 +19,7 @@ from memlaw.data import OnConflict, border_merges, encode, read, target_tokens
 from memlaw.errors import ConfigError
 from memlaw.measure import measure
 from memlaw.model import Base, frozen, wrap
-from memlaw.reach import frozen_head, reach
+from memlaw.reach import frozen_head, reachable_tokens
 from memlaw.records import EncodedFact, MemorySet, RecallReport, TrainConfig
 from memlaw.training import UNTIL_RECALLED, StackProgress, Trained, train_stack
 
@@ -177,5 +177,4 @@ def reachable_ids(base: Base) -> list[int]:
         drawn = torch.randperm(len(ordinary), generator=torch.Generator().manual_seed(0))[:_JUDGED]
         ordinary = sorted(ordinary[place] for place in drawn.tolist())
     with frozen(base.model):
-        reached = reach(frozen_head(base.model), ordinary)
-    return [token for token, value in zip(ordinary, reached.tolist(), strict=True) if value > REACHABLE]
+        return reachable_tokens(frozen_head(base.model), above=REACHABLE, tokens=ordinary).tolist()

@@ -28,7 +28,7 @@ from memlaw.summary import comparison_lines, fit_lines, plan_lines, recall_lines
 from memlaw.sweep import ProbeConfig, ProbeSummary, probe
 from memlaw.tasks import random_tokens
 from memlaw.training import UNTIL_RECALLED, Trained
-from memlaw.workspace import LAW, PLAN, RECALL, content, keep, known_law, probe_results
+from memlaw.workspace import COMMANDS, LAW, PLAN, RECALL, content, keep, known_law, probe_results
 
 RANDOM = ProbeConfig(ranks=(1, 2, 4, 8, 16), lengths=(16, 32, 64, 128, 256), steps=600)
 """Random tokens have nothing to compress: how much a rank holds of them is capacity and nothing else."""
@@ -99,7 +99,7 @@ def run(out: Path, *, say: Say) -> tuple[dict[str, Any], list[str]]:
         report = measure(base, facts, decode=True)
         folder.keep(RECALL, report_to_dict(report))
     with _timed(say, "6/6 report"):
-        folder.keep("commands.json", {"commands": ["memlaw demo"]})
+        folder.keep(COMMANDS, {"commands": ["memlaw demo"]})
         write(content(out), folder.report)
     return (
         _document(folder, cells, judged, plan, trained, report),

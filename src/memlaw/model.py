@@ -218,10 +218,12 @@ def layer_prefix(model: Any) -> str:
     return path
 
 
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
+"""What families call the normalisation after the last layer."""
+
+
 def final_norm(model: Any) -> nn.Module | None:
-    """The normalisation after the last layer, by the names transformers gives it."""
+    """The normalisation after the last layer; None where the family has it under no known name."""
     inner = decoder(model)
-    for name in ("norm", "final_layer_norm", "final_layernorm", "ln_f"):
-        if isinstance(getattr(inner, name, None), nn.Module):
-            return getattr(inner, name)  # type: ignore[no-any-return]
-    return None
+    found = (getattr(inner, name, None) for name in FINAL_NORMS)
+    return next((norm for norm in found if isinstance(norm, nn.Module)), None)

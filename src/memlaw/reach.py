@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from memlaw.errors import MemlawError, ModelError
+from memlaw.model import FINAL_NORMS, decoder, final_norm
 
 NormKind = Literal["rms", "layer"]
 
-_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 _CANDIDATES = 128
 _RANDOM_STARTS = 4
 _SMALLEST_MOVE = 1e-6  # of a unit vector in float32
@@ -162,7 +162,7 @@ def frozen_head(model: nn.Module) -> FrozenHead:
             "probability to measure. Pass a causal language model (AutoModelForCausalLM)."
         )
     weight = output.weight.detach()
-    norm = _final_norm(model)
+    norm = _known_norm(model)
     kind, gain, shift = _measure_norm(norm, weight.shape[1])
     config = source.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
@@ -307,19 +307,15 @@ def _token_ids(tokens: Sequence[int] | Tensor | None, vocabulary: int) -> Tensor
     return ids
 
 
-def _final_norm(model: nn.Module) -> nn.Module:
-    """The norm just below the head, under whichever name the family gives it."""
-    source: Any = model
-    decoder = source.get_decoder()
-    for name in _FINAL_NORMS:
-        found = getattr(decoder, name, None)
-        if isinstance(found, nn.Module):
-            return found
-    raise ModelError(
-        f"{type(decoder).__name__} has no final norm under any known name "
-        f"({', '.join(_FINAL_NORMS)}), so it is not known what limits its last hidden state. "
-        "Build a FrozenHead by hand if you know the norm."
-    )
+def _known_norm(model: nn.Module) -> nn.Module:
+    norm = final_norm(model)
+    if norm is None:
+        raise ModelError(
+            f"{type(decoder(model)).__name__} has no final norm under any known name "
+            f"({', '.join(FINAL_NORMS)}), so it is not known what limits its last hidden state. "
+            "Build a FrozenHead by hand if you know the norm."
+        )
+    return norm
 
 
 def _require_own_logits(head: FrozenHead, model: nn.Module, norm: nn.Module) -> None:

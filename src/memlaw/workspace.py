@@ -20,7 +20,7 @@ from memlaw.plan import default_law
 from memlaw.records import Cell, CellResult, LawPoint
 from memlaw.report import FittedLaw, ReportContent
 
-PLAN, RECALL, LAW = "plan.json", "recall.json", "law.json"
+PLAN, RECALL, LAW, COMMANDS = "plan.json", "recall.json", "law.json", "commands.json"
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def content(directory: Path) -> ReportContent:
         recall=None if (stored := _json(directory / RECALL)) is None else report_from_dict(stored),
         sources=sources,
         made=made,
-        commands=(_json(directory / "commands.json") or {}).get("commands", ()),
+        commands=(_json(directory / COMMANDS) or {}).get("commands", ()),
     )
 
 
