@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from memlaw.errors import MemlawError as MemlawError
     from memlaw.law import LawFit as LawFit
     from memlaw.law import fit_law as fit_law
+    from memlaw.losses import memft_head_loss as memft_head_loss
     from memlaw.losses import memft_loss as memft_loss
     from memlaw.model import load as load
     from memlaw.records import Estimate as Estimate
@@ -39,6 +40,7 @@ _HOMES = {
     "TrainConfig": "memlaw.records",
     "fit_law": "memlaw.law",
     "load": "memlaw.model",
+    "memft_head_loss": "memlaw.losses",
     "memft_loss": "memlaw.losses",
     "probe": "memlaw.api",
     "read": "memlaw.data",
