@@ -10,6 +10,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["TRITON_INTERPRET"] = "1"  # read when Triton loads, which transformers or peft do
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch loads, here and in the processes that tests start
 
 

@@ -302,7 +302,7 @@ def test_a_row_that_diverged_shows_it_whatever_its_weight_and_spoils_no_other(we
     assert found.nll[11].isnan()
     assert found.gradient[11].isnan().all()
     others = torch.arange(30) != 11
-    assert torch.equal(found.nll[others], sound.nll[others])
+    assert error(found.nll[others], sound.nll[others]) < 1e-14  # a vectorised exp rounds by its neighbours
     assert error(found.gradient[others], sound.gradient[others]) < 1e-12
 
 

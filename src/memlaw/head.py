@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from memlaw.kernels import usable
+from memlaw.products import product, product_into
 from memlaw.reach import FrozenHead
 
 Weigh = Callable[[Tensor, Tensor, slice], Tensor]
@@ -66,9 +69,10 @@ def token_scores(
     softcap * tanh(z / softcap), z = scale * (hidden @ weight.T + bias).
     """
     nll, hit = _results(hidden)
+    softmax = _softmax_for(hidden)
     for rows, scores in _Pool(head, hidden, chunk).blocks():
-        target = targets[rows, None]
-        nll[rows], hit[rows] = _nll(_log_p(scores), target), _hit(scores, target)
+        found = softmax(head, scores, targets[rows])
+        nll[rows], hit[rows] = found.nll, found.hit
     return nll, hit
 
 
@@ -85,20 +89,13 @@ def head_pass(
     nll, hit = _results(hidden)
     weights = torch.empty_like(nll)
     gradient = torch.zeros_like(hidden)
-    pool = _Pool(head, hidden, chunk)
+    pool, softmax = _Pool(head, hidden, chunk), _softmax_for(hidden)
     for rows, scores in pool.blocks(gradient):
-        target, log_p = targets[rows, None], _log_p(scores)
-        losses, hits = _nll(log_p, target), _hit(scores, target)
-        weighed = weigh(losses, hits, rows)
-        nll[rows], hit[rows], weights[rows] = losses, hits, weighed
-        active = ((weighed != 0) | losses.isnan()).nonzero()[:, 0]
-        pull = log_p[active].exp_()
-        # p - 1 of the target, without the cancellation as p nears 1, which is where training ends.
-        pull.scatter_(1, target[active], torch.expm1(-losses[active])[:, None])
-        pull *= (head.scale * weighed[active])[:, None]
-        if head.softcap is not None:
-            pull *= 1 - (scores[active] / head.softcap).square()
-        pool.keep(pull, active + rows.start)
+        found = softmax(head, scores, targets[rows])
+        weighed = weigh(found.nll, found.hit, rows)
+        nll[rows], hit[rows], weights[rows] = found.nll, found.hit, weighed
+        active = ((weighed != 0) | found.nll.isnan()).nonzero()[:, 0]
+        found.pull(active, weighed, out=pool.claim(active + rows.start))
     return HeadPass(nll, hit, weights, gradient)
 
 
@@ -130,28 +127,28 @@ class _Pool:
                 at += len(block)
         self._release(gradient)
 
-    def keep(self, pull: Tensor, owners: Tensor) -> None:
-        """Let the gradient [k, vocab] in the raw logits of the hidden states `owners` [k] wait for its product."""
+    def claim(self, owners: Tensor) -> Tensor:
+        """Room [k, vocab] for the gradient in the raw logits of the hidden states `owners` [k], until its product.
+
+        It may lie over the logits last given out, but each of its rows at or before that of its owner.
+        """
         places = slice(self.waiting, self.waiting + len(owners))
-        self.rows[places], self.owners[places] = pull, owners
-        self.waiting = places.stop
+        self.owners[places], self.waiting = owners, places.stop
+        return self.rows[places]
 
     def _release(self, gradient: Tensor | None) -> None:
         if gradient is not None:
-            gradient.index_copy_(0, self.owners[: self.waiting], self.rows[: self.waiting] @ self.weight)
+            gradient.index_copy_(0, self.owners[: self.waiting], product(self.rows[: self.waiting], self.weight.T))
         self.waiting = 0
 
     def _multiply(self, hidden: Tensor, out: Tensor) -> None:
         """out = scale * (hidden @ weight.T + bias)"""
         scale, bias = self.head.scale, self.head.bias
-        offset = None if bias is None else bias.detach().to(hidden.dtype)
+        scaled = hidden if scale == 1 else hidden * scale
+        offset = None if bias is None else bias.detach().to(hidden.dtype) * scale
         for start in range(0, len(self.weight), self.chunk.columns):
             part = slice(start, start + self.chunk.columns)
-            into, weight = out[:, part], self.weight[part].T
-            if offset is None:
-                torch.addmm(into, hidden, weight, beta=0, alpha=scale, out=into)
-            else:
-                torch.addmm(offset[part], hidden, weight, beta=scale, alpha=scale, out=into)
+            product_into(out[:, part], scaled, self.weight[part], None if offset is None else offset[part])
 
     def _capped(self, raw: Tensor) -> Tensor:
         cap = self.head.softcap
@@ -168,24 +165,74 @@ def _results(hidden: Tensor) -> tuple[Tensor, Tensor]:
     return _full(hidden.new_empty(len(hidden))), hidden.new_empty(len(hidden), dtype=torch.bool)
 
 
-def _log_p(scores: Tensor) -> Tensor:
-    """[m, vocab] in float32 at least, whatever precision the logits have."""
-    return scores.log_softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+class _Softmax(Protocol):
+    """Losses of a chunk of logits [m, vocab], which may be overwritten, and the gradient of some of its rows."""
+
+    nll: Tensor
+    hit: Tensor
+
+    def __init__(self, head: FrozenHead, scores: Tensor, targets: Tensor) -> None: ...
+
+    def pull(self, active: Tensor, weights: Tensor, out: Tensor) -> None:
+        """out [a, vocab] = gradient of `sum_t weights_t * nll_t` in the raw logits of the rows `active` [a].
+
+        `weights` [m]. Once only; `out` may lie over the logits, each of its rows at or before that of `active`.
+        """
+        ...
 
 
-def _nll(log_p: Tensor, target: Tensor) -> Tensor:
-    return -log_p.gather(1, target)[:, 0]
+class _TorchSoftmax:
+    """In float32 at least, whatever precision the logits have; logits that have it are overwritten.
 
-
-def _hit(scores: Tensor, target: Tensor) -> Tensor:
-    """scores.argmax(1) == target [m, 1], the first of equals winning; the logits are left as they were.
-
-    On the CPU the largest logit but the target's is found ten times faster than the place of the largest.
+    A target is hit if it is scores.argmax(1), the first of equals winning: on the CPU the largest logit but the
+    target's is found ten times faster than the place of the largest.
     """
-    own = scores.gather(1, target)
-    rival = scores.scatter_(1, target, -torch.inf).amax(1, keepdim=True)
-    scores.scatter_(1, target, own)
-    hit = (own > rival)[:, 0]
-    tied = (own == rival)[:, 0].nonzero()[:, 0]
-    hit[tied] = scores[tied].argmax(1) == target[tied, 0]
-    return hit
+
+    def __init__(self, head: FrozenHead, scores: Tensor, targets: Tensor) -> None:
+        self.head, self.target = head, targets[:, None]
+        self.slope = None if head.softcap is None else 1 - (scores / head.softcap).square_()
+        own = scores.gather(1, self.target)
+        rival = scores.scatter_(1, self.target, -torch.inf).amax(1, keepdim=True)
+        scores.scatter_(1, self.target, own)
+        self.hit = (own > rival)[:, 0]
+        tied = (own == rival)[:, 0].nonzero()[:, 0]
+        self.hit[tied] = scores[tied].argmax(1) == targets[tied]
+        peak = _full(torch.maximum(own, rival))
+        self.odds = _full(scores).sub_(peak).exp_()
+        self.total = self.odds.sum(1, keepdim=True)
+        self.nll = (self.total.log() + (peak - _full(own)))[:, 0]
+
+    def pull(self, active: Tensor, weights: Tensor, out: Tensor) -> None:
+        some: Tensor | slice = active if len(active) < len(self.odds) else slice(None)
+        factor = self.head.scale * weights[some, None].to(self.odds.dtype)
+        pull = self.odds[some].mul_(factor / self.total[some])
+        # p - 1 of the target, without the cancellation as p nears 1, which is where training ends.
+        pull.scatter_(1, self.target[some], torch.expm1(-self.nll[some, None]) * factor)
+        if self.slope is not None:
+            pull *= self.slope[some]
+        if pull.data_ptr() != out.data_ptr():
+            among_them = pull.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
+            out.copy_(pull.clone() if among_them else pull)
+
+
+class _TritonSoftmax:
+    """The same in two kernels: the logits are read once, active rows twice, and nothing else of their size is made."""
+
+    def __init__(self, head: FrozenHead, scores: Tensor, targets: Tensor) -> None:
+        from memlaw.kernels.softmax import chunk_losses
+
+        self.head, self.scores, self.targets = head, scores, targets
+        self.found = chunk_losses(scores, targets)
+        self.nll, self.hit = self.found.nll, self.found.hit
+
+    def pull(self, active: Tensor, weights: Tensor, out: Tensor) -> None:
+        from memlaw.kernels.softmax import chunk_pull
+
+        chunk_pull(
+            self.scores, self.targets, active, weights, self.found,
+            softcap=self.head.softcap, scale=self.head.scale, out=out,
+        )  # fmt: skip
+
+
+def _softmax_for(hidden: Tensor) -> type[_Softmax]:
+    return _TritonSoftmax if usable(hidden.device, hidden.dtype) else _TorchSoftmax
