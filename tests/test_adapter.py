@@ -4,6 +4,7 @@ import contextlib
 import json
 from pathlib import Path
 
+import packed
 import pytest
 import tiny
 import torch
@@ -100,6 +101,42 @@ def test_any_text_is_a_placement_or_a_clear_error(text: str) -> None:
 MODEL = tiny.model()
 
 
+def test_a_placement_with_nothing_below_it_says_what_that_costs() -> None:
+    model = tiny.model()
+    assert "every step runs the whole model" in parse_placement("all-linear", model).caution
+    assert "q_proj,v_proj adapts layer 0" in parse_placement("q_proj,v_proj", model).caution
+    assert not parse_placement("down_proj@0", model).caution  # what lies before its one module is computed once
+    assert not parse_placement("q_proj,v_proj@1-3", model).caution
+
+
+@pytest.mark.parametrize("text", ["down_proj@1", "down_proj@2", "mlp@1", "all-linear", "gate_proj,q_proj@2"])
+def test_a_module_in_two_layers_cannot_be_adapted(text: str) -> None:
+    model = tiny.model()
+    model.model.layers[2].mlp = model.model.layers[1].mlp
+    with pytest.raises(AdapterError, match=r"layers\.\d\.mlp\S* and \S*layers\.\d\.mlp\S* are one and the same module"):
+        parse_placement(text, model)
+    assert parse_placement("down_proj@0+3", model).first_layer == 0
+    assert parse_placement("q_proj@1+2", model).first_layer == 1
+
+
+def test_nor_can_a_layer_that_is_there_twice_or_a_module_with_two_names() -> None:
+    model = tiny.model()
+    model.model.layers[2] = model.model.layers[1]
+    with pytest.raises(AdapterError, match="copy.deepcopy"):
+        parse_placement("q_proj@2", model)
+    model = tiny.model()
+    model.head_start = model.model.layers[0].mlp.up_proj
+    with pytest.raises(AdapterError, match=r"layers\.0\.mlp\.up_proj and head_start are one and the same"):
+        parse_placement("up_proj@0", model)
+
+
+def test_packed_weights_are_adapted_by_the_shape_their_module_has_not_by_that_of_the_bytes() -> None:
+    quantised, ordinary = packed.model(), tiny.model("llama")
+    quantised.model.layers[2].mlp.down_proj.weight.data = torch.zeros(768, 1, dtype=torch.uint8)  # as bitsandbytes does
+    for text in (None, "mlp@1", "all-linear"):
+        assert parse_placement(text, quantised) == parse_placement(text, ordinary)
+
+
 # --- on disk ---------------------------------------------------------------------------------------------------------
 
 
@@ -131,6 +168,36 @@ def test_peft_loads_it_unchanged_and_gives_the_same_logits(family: str, tmp_path
     with torch.no_grad():
         found = tuned(input_ids=IDS, use_cache=False).logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("text", ["down_proj@2", "mlp@1", "all-linear"])
+def test_on_a_quantised_base_it_is_saved_and_loaded_like_any_other(text: str, tmp_path: Path) -> None:
+    base = tiny.wrap(packed.model(), tiny.tokenizer())
+    placement = parse_placement(text, base.model)
+    stack, bytes_before = trained(placement), base.fingerprint
+    with stack.attached(base.model):
+        expected = logits(base)
+    save(stack, placement, base, tmp_path / "a")
+    with attach(base, tmp_path / "a"):
+        torch.testing.assert_close(logits(base), expected, rtol=1e-5, atol=2e-4)
+    assert tiny.wrap(base.model, base.tokenizer).fingerprint == bytes_before
+
+
+def test_where_two_modules_share_a_weight_no_adapter_gets_into_it(tmp_path: Path) -> None:
+    model = tiny.model()
+    shared = model.model.layers[1].mlp.down_proj.weight
+    model.model.layers[2].mlp.down_proj.weight = shared
+    base, before = tiny.wrap(model, tiny.tokenizer()), shared.detach().clone()
+    placement = parse_placement("down_proj@2", model)
+    stack, bare = trained(placement), logits(base)
+    with stack.attached(model):
+        expected = logits(base)
+    save(stack, placement, base, tmp_path / "a")
+    with attach(base, tmp_path / "a"):
+        torch.testing.assert_close(logits(base), expected, rtol=1e-5, atol=2e-4)
+    assert torch.equal(logits(base), bare)
+    assert torch.equal(shared, before)
+    assert model.model.layers[2].mlp.down_proj.weight is shared
 
 
 def test_the_parallel_adapter_is_not_offered_to_peft(tmp_path: Path) -> None:

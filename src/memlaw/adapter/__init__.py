@@ -8,12 +8,13 @@ rank has zero columns, whose gradients are exactly zero, so they stay zero.
 
 from memlaw.adapter.files import attach, check_free, load_info, save
 from memlaw.adapter.placement import ALL_LINEAR, PARALLEL, Placement, Site, parse_placement
-from memlaw.adapter.stack import AdapterStack
+from memlaw.adapter.stack import AdapterStack, Dropout
 
 __all__ = [
     "ALL_LINEAR",
     "PARALLEL",
     "AdapterStack",
+    "Dropout",
     "Placement",
     "Site",
     "attach",

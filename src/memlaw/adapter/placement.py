@@ -62,6 +62,16 @@ class Placement:
         return [site.path for site in self.sites if site.layer == self.first_layer]
 
     @property
+    def caution(self) -> str:
+        """What a user should know of the cost of training here; empty where there is nothing to say."""
+        if self.first_layer > 0 or len(self.first_sites) == 1:
+            return ""
+        return (
+            f"The placement {self} adapts layer 0, so there is nothing below it to compute once: every step runs the "
+            "whole model. A placement in higher layers trains faster."
+        )
+
+    @property
     def max_rank(self) -> int:
         """Above the smallest dimension of a site a higher rank adds parameters but no freedom."""
         return min(min(site.d_in, site.d_out) for site in self.sites)
@@ -107,7 +117,8 @@ def parse_placement(text: str | None, model: Any) -> Placement:
     """Resolve `mlp@4`, `down_proj@4`, `q_proj,v_proj`, `all-linear`, `down_proj@3-5` or `down_proj@1+4` on a model.
 
     None is the default: the MLP's output projection two thirds up the stack (the paper adapts layer 24 of 36), which
-    PEFT and every server of LoRA adapters can load. Raises AdapterError naming the nearest module names.
+    PEFT and every server of LoRA adapters can load. Raises AdapterError for a name that is not there, with the nearest
+    names that are, and for a module that the model has in two places.
     """
     count = len(decoder_layers(model))
     names, has_layers, where = (_default_placement(model) if text is None else text).partition("@")
@@ -129,6 +140,7 @@ def parse_placement(text: str | None, model: Any) -> Placement:
     sites = [site for name in sorted(wanted) for site in candidates[name] if layers is None or site.layer in layers]
     if not sites:
         raise AdapterError(f"{names} names no module in layers {where}.")
+    _check_own(sites, model)
     return Placement(modules, layers, tuple(sorted(sites, key=lambda site: (site.layer, site.path))))
 
 
@@ -177,6 +189,21 @@ def _linear_shape(module: nn.Module) -> tuple[int, int, bool] | None:
     if isinstance(module, Conv1D):
         return module.weight.shape[0], module.weight.shape[1], True
     return None
+
+
+def _check_own(sites: list[Site], model: nn.Module) -> None:
+    """Refuse a module the model has in two places. Shared weights are fine: adapters add to outputs, not to weights."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    for site in sites:
+        others = [name for name in names[id(model.get_submodule(site.path))] if name != site.path]
+        if others:
+            raise AdapterError(
+                f"{site.path} and {others[0]} are one and the same module, so an adapter on one would act in both "
+                "places here, and only in one once PEFT loads it. Adapt a module that is not shared, or give each "
+                "place a `copy.deepcopy` of it."
+            )
 
 
 def _check_module(name: str, candidates: dict[str, list[Site]]) -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from memlaw.adapter.placement import Site
 from memlaw.records import TrainConfig
+
+
+class Dropout(Protocol):
+    """Dropout on what the adapters at one site take in, [K, tokens, d_in]."""
+
+    def __call__(self, x: Tensor, /, path: str) -> Tensor: ...
 
 
 class AdapterStack:
@@ -24,11 +31,19 @@ class AdapterStack:
 
     @classmethod
     def start(
-        cls, sites: Sequence[Site], runs: Sequence[tuple[int, TrainConfig]], *, device: str, dtype: str
+        cls,
+        sites: Sequence[Site],
+        runs: Sequence[tuple[int, TrainConfig]],
+        *,
+        device: str,
+        dtype: str,
+        own: Sequence[Sequence[Site]] | None = None,
     ) -> AdapterStack:
         """Untrained adapters: A uniform from each run's own seed, B zero, so that each starts as the base itself.
 
-        An adapter's numbers depend on its own rank and seed alone, never on what it is stacked with.
+        An adapter's numbers depend on its own rank, seed and sites alone, never on what it is stacked with. `own` are
+        the sites of each run where these are not all `sites`: at the others its A is zero too, and so is, as long as it
+        trains, the gradient of both.
         """
         widest = max(rank for rank, _ in runs)
         kind = getattr(torch, dtype)
@@ -37,12 +52,22 @@ class AdapterStack:
         for site in sites:
             a = torch.zeros(len(runs), site.d_in, widest, dtype=kind)
             for k, (rank, config) in enumerate(runs):
+                if own is not None and site not in own[k]:
+                    continue
                 bound = (site.d_in if config.init == "peft" else rank) ** -0.5
                 draw = torch.rand(site.d_in, rank, generator=streams[k], dtype=torch.float64)
                 a[k, :, :rank] = ((2 * draw - 1) * bound).to(kind)
             b = torch.zeros(len(runs), widest, site.d_out, dtype=kind)
             pairs.append((a.to(device), b.to(device)))
-        scale = torch.tensor([config.scale for _, config in runs], dtype=kind, device=device).view(-1, 1, 1)
+        return cls.of(sites, runs, pairs)
+
+    @classmethod
+    def of(
+        cls, sites: Sequence[Site], runs: Sequence[tuple[int, TrainConfig]], pairs: list[tuple[Tensor, Tensor]]
+    ) -> AdapterStack:
+        """Adapters of these runs with these weights, one pair (A, B) a site."""
+        factors = [config.factor(rank) for rank, config in runs]
+        scale = torch.tensor(factors, dtype=torch.float64).to(pairs[0][0]).view(-1, 1, 1)
         return cls(sites, [rank for rank, _ in runs], scale, pairs)
 
     def __len__(self) -> int:
@@ -60,15 +85,21 @@ class AdapterStack:
         pairs = [(a.detach()[index, :, :widest].clone(), b.detach()[index, :widest].clone()) for a, b in self.pairs]
         return AdapterStack(self.sites, [self.ranks[k] for k in index], self.scale[index], pairs)
 
+    def at(self, sites: Sequence[Site]) -> AdapterStack:
+        """The same adapters, at some of their sites."""
+        pairs = [pair for site, pair in zip(self.sites, self.pairs, strict=True) if site in sites]
+        return AdapterStack(sites, self.ranks, self.scale, pairs)
+
     @contextmanager
-    def attached(self, model: nn.Module, *, drop: Callable[[Tensor], Tensor] | None = None) -> Iterator[None]:
+    def attached(self, model: nn.Module, *, drop: Dropout | None = None) -> Iterator[None]:
         """The model with adapter k added for the k-th of K equal blocks of the batch.
 
-        Every input then holds K * n rows, adapter-major. `drop` is applied to the adapters' input [K, tokens, d_in].
+        Every input then holds K * n rows, adapter-major. `drop(x, path)` is applied to what the adapters at the site of
+        that path take in, [K, tokens, d_in].
         """
         with ExitStack() as hooks:
             for site, (a, b) in zip(self.sites, self.pairs, strict=True):
-                hook = _add_to_output(a, b, self.scale, drop)
+                hook = _add_to_output(a, b, self.scale, None if drop is None else partial(drop, path=site.path))
                 handle = model.get_submodule(site.path).register_forward_hook(hook, with_kwargs=True)
                 hooks.callback(handle.remove)
             yield
