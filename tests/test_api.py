@@ -18,7 +18,7 @@ from memlaw.api import memory_set_of, reachable_ids
 from memlaw.errors import AdapterError, ConfigError, DataError
 from memlaw.journal import Journal
 from memlaw.reach import frozen_head, reach
-from memlaw.records import Fact, MemorySet, TrainConfig
+from memlaw.records import Fact, MemorySet, TrainConfig, to_dict
 from memlaw.training import UNTIL_RECALLED, StackProgress
 
 FACTS = MemorySet(
@@ -137,7 +137,7 @@ def test_what_is_wrong_is_said_before_any_training(model: Any, tokenizer: Any, t
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [
-        ("method", "dft", "sft or ot"),
+        ("method", "dft", "sft, ot, sw or curriculum"),
         ("rule", "none", "zero or fallback"),
         ("until", "bored", "budget or recalled"),
         ("schedule", "cosine", "linear or constant"),
@@ -147,6 +147,14 @@ def test_what_is_wrong_is_said_before_any_training(model: Any, tokenizer: Any, t
         ("steps", "9", "a whole number from 1 up"),
         ("margin", 0.7, "nats from 0 to below ln 2 (0.693): no loss can be further under it"),
         ("margin", float("nan"), "nats from 0"),
+        ("position", -1.0, "a number above 0 (published: 2), or 0 to turn it off"),
+        ("position", float("inf"), "a number above 0"),
+        ("focus", float("nan"), "a number above 0, or 0 to turn it off"),
+        ("boundaries", (20, 40, 60, 80), "5 rising whole numbers of epochs, one for each share of the curriculum"),
+        ("boundaries", (20, 40, 40, 80, 300), "5 rising whole numbers"),
+        ("boundaries", (0, 40, 60, 80, 300), "5 rising whole numbers"),
+        ("boundaries", (20.0, 40, 60, 80, 300), "5 rising whole numbers"),
+        ("boundaries", 300, "5 rising whole numbers"),
         ("learning_rate", 0, "a number above 0"),
         ("learning_rate", float("inf"), "a number above 0"),
         ("learning_rate", "fast", "a number above 0"),
@@ -170,6 +178,13 @@ def test_the_edges_of_every_range_are_allowed() -> None:
         steps=1, margin=0.0, batch_size=0, clip=0.0, weight_decay=0.0, dropout=0.0, seed=0, learning_rate=1e-300
     )
     TrainConfig(margin=0.693, dropout=0.999, seed=2**32 - 1, learning_rate=1, scale=1)
+    TrainConfig(position=0.0, focus=0, boundaries=(1, 2, 3, 4, 5))
+
+
+def test_settings_come_back_from_json() -> None:
+    config = TrainConfig(method="curriculum", boundaries=(30, 60, 90, 120, 350))
+    assert TrainConfig(**to_dict(config)) == config
+    assert hash(TrainConfig(**to_dict(config))) == hash(config)
 
 
 def test_probe_runs_a_grid_and_goes_on_where_it_was(model: Any, tokenizer: Any, tmp_path: Path) -> None:

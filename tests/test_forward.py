@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import warnings
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from memlaw.adapter import AdapterStack, Placement, parse_placement
 from memlaw.forward import Forward, FullForward, SiteForward, SplitForward, split
+from memlaw.products import quick_linears
 from memlaw.records import TrainConfig
 
 
@@ -19,7 +21,7 @@ def quiet_split(model: torch.nn.Module, placement: Placement) -> Forward:
     """The forward chosen for a placement; one that steps aside for the full forward would warn, and fail the test."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return split(model, placement.first_layer, placement.first_sites, ids())
+        return split(model, placement.first_layer, placement.first_sites, ids(), placement.sites[-1].layer)
 
 
 def adapted(placement: Placement) -> AdapterStack:
@@ -103,7 +105,7 @@ def test_a_model_whose_layers_see_more_than_positions_falls_back_and_says_so() -
 
     model.model.__class__ = Peeking
     with pytest.warns(UserWarning, match="another result when split at layer 2"):
-        forward = split(model, 2, ["model.layers.2.mlp.down_proj"], ids())
+        forward = split(model, 2, ["model.layers.2.mlp.down_proj"], ids(), 2)
     assert isinstance(forward, FullForward)
 
 
@@ -112,4 +114,59 @@ def test_an_architecture_without_a_known_norm_falls_back_and_says_so() -> None:
     del model.model.norm
     model.model.norm = lambda hidden: hidden  # a step of its own that is no module
     with pytest.warns(UserWarning, match=r"cannot be split \(no final normalisation found\)"):
-        assert isinstance(split(model, 2, ["model.layers.2.mlp.down_proj"], ids()), FullForward)
+        assert isinstance(split(model, 2, ["model.layers.2.mlp.down_proj"], ids(), 2), FullForward)
+
+
+# --- compiled --------------------------------------------------------------------------------------------------------
+
+
+def gradient_of(forward: Forward, stack: AdapterStack, model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    cached = forward.cache(ids())
+    tensors = [tensor.requires_grad_(True) for tensor in stack.tensors]
+    with stack.attached(model):
+        hidden = forward(cached.repeat(3, 1, 1))
+    pull = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(2))
+    (first, *_) = torch.autograd.grad(hidden, tensors, pull)
+    return hidden.detach(), first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "gpt2"])
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler; without one it steps aside")
+def test_compiled_layers_give_values_and_gradients_of_the_model(family: str) -> None:
+    model = tiny.model(family).requires_grad_(False)
+    placement = parse_placement(f"{output_projection(family)}@1", model)
+    with quick_linears([model]):
+        forward, stack = quiet_split(model, placement), adapted(placement)
+        expected = gradient_of(forward, stack, model)
+        forward.compile_above()
+        found = [gradient_of(forward, stack, model) for _ in range(2)]
+    assert isinstance(forward, SplitForward)
+    assert forward.compiled is not None
+    for pair in found:
+        for ours, theirs in zip(pair, expected, strict=True):
+            assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+
+
+def test_a_compiler_that_fails_steps_aside_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model().requires_grad_(False)
+    placement = parse_placement("down_proj@1", model)
+    forward, stack = quiet_split(model, placement), adapted(placement)
+    expected = gradient_of(forward, stack, model)
+
+    def broken(*_args: object) -> None:
+        raise RuntimeError("no C++ compiler\nsecond line")
+
+    monkeypatch.setattr(torch, "compile", lambda function, mode: broken)
+    forward.compile_above()
+    with pytest.warns(UserWarning, match=r"of no use here \(no C\+\+ compiler\): going on without"):
+        found = gradient_of(forward, stack, model)
+    again = gradient_of(forward, stack, model)
+    for result in (found, again):
+        assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
+
+
+def test_a_model_that_runs_whole_says_that_nothing_is_compiled() -> None:
+    model = tiny.model()
+    with pytest.warns(UserWarning, match="nothing of it is compiled"):
+        FullForward(model).compile_above()

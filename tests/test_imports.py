@@ -18,7 +18,8 @@ import memlaw
 PACKAGE = Path(memlaw.__file__).parent
 
 LEFT_TO_RIGHT = (
-    "errors", "records", "data", "tasks", "model", "forward", "reach", "adapter", "losses", "head", "training",
+    "errors", "records", "durable", "memory", "products", "data", "tasks", "model", "forward", "eviction", "reach",
+    "adapter", "kernels", "head", "losses", "training",
     "diagnosis", "measure", "journal", "sweep", "api", "law", "published", "plan", "figures", "report", "workspace",
     "planning", "summary", "progress", "demo", "cli", "__main__",
 )  # fmt: skip

@@ -29,7 +29,7 @@ from memlaw.errors import AdapterError, ConfigError, DataError, JournalError
 from memlaw.journal import Journal
 from memlaw.measure import measure
 from memlaw.model import Base
-from memlaw.records import Cell, CellResult, Fact, MemorySet, TrainConfig
+from memlaw.records import Cell, CellResult, Execution, Fact, MemorySet, TrainConfig
 from memlaw.sweep import (
     ADAPTERS_PER_PACK,
     TOKENS_PER_PACK,
@@ -123,8 +123,8 @@ def test_unknown_settings_are_refused_with_the_known_ones(tmp_path):
         ProbeConfig.from_yaml(path)
     assert str(caught.value) == (
         f"{path}: Unknown setting epochs, lora_alpha: it would change nothing. Known: ranks, lengths, methods, seeds, "
-        "placement, rule, steps, until, margin, learning_rate, schedule, batch_size, clip, weight_decay, dropout, "
-        "scale, init."
+        "placement, rule, steps, until, margin, position, focus, boundaries, learning_rate, schedule, batch_size, "
+        "clip, weight_decay, dropout, scale, scaling, init."
     )
 
 
@@ -147,7 +147,7 @@ def test_a_missing_axis_is_told():
         ("ranks", "1,2", "Setting ranks is '1,2': input should be a valid tuple."),
         ("ranks", [1.5], "Setting ranks entry 0 is 1.5: input should be a valid integer."),
         ("lengths", [True], "Setting lengths entry 0 is True: input should be a valid integer."),
-        ("methods", ["dft"], "Setting methods entry 0 is 'dft': input should be 'sft' or 'ot'."),
+        ("methods", ["dft"], "Setting methods entry 0 is 'dft': input should be 'sft', 'ot', 'sw' or 'curriculum'."),
         ("seeds", [-1], "Setting seed is -1: choose a whole number from 0 to 4294967295."),
         ("steps", 0, "Setting steps is 0: choose a whole number from 1 up."),
         ("steps", 1.5, "Setting steps is 1.5: input should be a valid integer."),
@@ -475,17 +475,53 @@ def _struck(first_pack_with: Exception) -> Callable[[ProbeProgress], None]:
     return strike
 
 
+def test_a_pack_that_runs_out_of_memory_goes_on_in_smaller_stacks(base, uninterrupted, tmp_path):
+    out = tmp_path / "out"
+
+    def check(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if torch.is_grad_enabled() and len(args[0]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = base.model.model.layers[-1].register_forward_pre_hook(check)
+    try:
+        with pytest.warns(UserWarning, match="more memory than there is: going on with"):
+            assert probe(base, FACTS, ProbeConfig(**GRID), out).failed == 0
+    finally:
+        handle.remove()
+    expected = {result.cell.key: result for result in Journal(uninterrupted).results()}
+    for result in Journal(out).results():
+        assert result.delta_loss == pytest.approx(expected[result.cell.key].delta_loss, rel=1e-4)
+        assert result.steps == expected[result.cell.key].steps
+
+
+def test_a_pack_goes_on_from_its_checkpoint_and_leaves_none_behind(base, uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    every_step = Execution(checkpoint_minutes=0)
+
+    def stop(event: ProbeProgress) -> None:
+        if isinstance(event.news, StackProgress) and event.news.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        probe(base, FACTS, ProbeConfig(**GRID), out, execution=every_step, on_progress=stop)
+    assert len(list((out / "checkpoints").iterdir())) == 1
+    events: list[ProbeProgress] = []
+    probe(base, FACTS, ProbeConfig(**GRID), out, on_progress=events.append)
+    assert next(event.news.step for event in events if isinstance(event.news, StackProgress)) == 5
+    assert not list((out / "checkpoints").iterdir())
+    (out / "checkpoints").rmdir()
+    assert_same(out, uninterrupted)
+
+
 def test_an_error_in_one_pack_costs_its_cells_alone_and_they_are_tried_again(base, uninterrupted, tmp_path):
     out = tmp_path / "out"
-    memory = torch.OutOfMemoryError("out of memory: tried to allocate 2 GiB")
-    summary = probe(base, FACTS, ProbeConfig(**GRID), out, on_progress=_struck(memory))
+    fault = RuntimeError("the accelerator does not answer")
+    summary = probe(base, FACTS, ProbeConfig(**GRID), out, on_progress=_struck(fault))
     assert (summary.cells, summary.finished, summary.failed, summary.diverged) == (8, 4, 4, 0)
     failed = [result for result in Journal(out).results() if result.status == "failed"]
     assert {result.cell.key for result in failed} == set(Journal(out).spec().packs[0])
     for result in failed:
-        assert result.message.startswith(
-            "OutOfMemoryError: out of memory: tried to allocate 2 GiB (test_sweep.py, line "
-        )
+        assert result.message.startswith("RuntimeError: the accelerator does not answer (test_sweep.py, line ")
         assert result.loss_init is None
         assert result.parameters == 80 * result.cell.rank
         assert result.records == 2

@@ -1,22 +1,30 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import pytest
 import reference
 import tiny
 import torch
-from torch import Tensor
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
 
 from memlaw.adapter import AdapterStack, parse_placement
-from memlaw.errors import AdapterError, ConfigError
+from memlaw.errors import AdapterError, ConfigError, TrainError
+from memlaw.losses import IGNORED, WindowState, memft_loss
 from memlaw.model import Base
 from memlaw.records import LN2, TrainConfig
 from memlaw.training import StackProgress, Trained, train_stack
-from memlaw.training.optimizer import StackedAdamW, learning_rate
+from memlaw.training.optimizer import StackedAdamW
 from memlaw.training.rows import row_order
+from memlaw.training.settings import Settings
 
 FACTS = tiny.facts([(5, 4), (3, 7), (6, 2)])
 SHORT = TrainConfig(steps=12, learning_rate=2e-2)
@@ -59,6 +67,19 @@ def test_a_stack_gives_each_adapter_what_it_would_get_alone(placement: str) -> N
         assert (result.steps, result.status) == (alone.steps, alone.status)
 
 
+def test_adapters_of_different_placements_train_together_as_they_would_alone() -> None:
+    base = tiny.base(dtype=torch.float64)
+    places = [parse_placement(text, base.model) for text in ("down_proj@3", "q_proj,v_proj@2", "mlp@1", "up_proj@1+3")]
+    runs = [(1, SHORT), (4, replace(SHORT, seed=1, weight_decay=0.1)), (3, SHORT), (2, replace(SHORT, dropout=0.1))]
+    together = train_stack(base, FACTS, places, runs)
+    for place, run, result in zip(places, runs, together, strict=True):
+        (alone,) = train_stack(base, FACTS, place, [run])
+        assert result.placement == place
+        assert result.stack.sites == place.sites
+        close(result, alone, 1e-10)
+        assert result.loss_final == pytest.approx(alone.loss_final, rel=1e-10)
+
+
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("method", ["sft", "ot"])
 def test_a_stack_trains_what_peft_trains(family: str, method: str) -> None:
@@ -75,6 +96,53 @@ def test_a_stack_trains_what_peft_trains(family: str, method: str) -> None:
         for theirs, mine in ((module.lora_A["default"].weight, a[0].T), (module.lora_B["default"].weight, b[0].T)):
             theirs = theirs.detach()
             assert float((theirs - mine).norm() / theirs.norm()) < 1e-6
+
+
+METHODS = {
+    "sw": {"method": "sw"},
+    "sw position": {"method": "sw", "position": 1.0},
+    "ot position": {"method": "ot", "position": 2.0},
+    "ot focus": {"method": "ot", "focus": 1.0},
+    "sft focus": {"method": "sft", "focus": 0.5},
+    "ot margin": {"method": "ot", "margin": 0.3},
+    "curriculum": {"method": "curriculum"},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_what_memft_loss_trains_in_a_loop(name: str) -> None:
+    model = tiny.model(dtype=torch.float64)
+    facts = tiny.facts([(5, 4), (3, 7), (6, 2), (4, 5), (3, 3)])
+    placement = parse_placement("down_proj@2", model)
+    settings = METHODS[name]
+    config = TrainConfig(steps=14, learning_rate=5e-2, batch_size=2, **settings)  # type: ignore[arg-type]
+    others = [(3, SHORT), (2, replace(SHORT, method="sw"))]
+    base = tiny.wrap(model, tiny.tokenizer())
+    runs = [(rank, replace(run, batch_size=2)) for rank, run in others]
+    ours = train_stack(base, facts, placement, [runs[0], (4, config), runs[1]])[1]
+
+    start = AdapterStack.start(placement.sites, [(4, config)], device="cpu", dtype="float64")
+    tuned = get_peft_model(model, LoraConfig(**placement.lora_config(4, scale=config.scale))).to(torch.float64)
+    module = tuned.get_submodule(f"base_model.model.{placement.sites[0].path}")
+    module.lora_A["default"].weight.data = start.pairs[0][0][0].T.clone()
+    trains = [module.lora_A["default"].weight, module.lora_B["default"].weight]
+    optimizer = torch.optim.AdamW(trains, lr=config.learning_rate, weight_decay=0.0)
+    state, order = WindowState(), row_order(len(facts), config)
+    for step in range(config.steps):
+        rows = next(order).tolist()
+        time = max(len(facts[row].ids) for row in rows)
+        ids, labels = torch.zeros(2, time, dtype=torch.long), torch.full((2, time), IGNORED)
+        for place, fact in enumerate(facts[row] for row in rows):
+            ids[place, : len(fact.ids)] = torch.tensor(fact.ids)
+            labels[place, fact.prompt_length : len(fact.ids)] = torch.tensor(fact.target)
+        window = {"state": state, "sample_ids": rows} if config.method == "sw" else {}
+        optimizer.zero_grad()
+        memft_loss(tuned(input_ids=ids).logits, labels, **settings, **window).backward()  # type: ignore[arg-type]
+        torch.nn.utils.clip_grad_norm_(trains, config.clip)
+        optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / config.steps)
+        optimizer.step()
+    for theirs, mine in zip(trains, (ours.stack.pairs[0][0][0].T, ours.stack.pairs[0][1][0].T), strict=True):
+        assert float((theirs.detach() - mine).norm() / theirs.detach().norm()) < 1e-5
 
 
 def test_once_nothing_is_under_the_threshold_fallback_trains_on_all_and_zero_on_nothing() -> None:
@@ -124,8 +192,8 @@ def test_stacked_adamw_is_torch_adamw() -> None:
 
 def test_the_published_schedule_falls_linearly_to_zero_without_warm_up() -> None:
     config = TrainConfig(steps=4, learning_rate=1.0)
-    assert [learning_rate(config, step) for step in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert learning_rate(replace(config, schedule="constant"), 3) == 1.0
+    settings = Settings.of([config, replace(config, schedule="constant", learning_rate=0.5)], "cpu")
+    assert [settings.rates(step).tolist() for step in range(5)] == [[1 - step / 4, 0.5] for step in range(5)]
 
 
 def test_every_epoch_shows_every_row_once_in_a_new_order() -> None:
@@ -229,6 +297,18 @@ def test_the_paper_starts_a_with_a_bound_of_one_over_root_rank() -> None:
         assert 0.9 * bound < float(a.abs().max()) <= bound
 
 
+@pytest.mark.parametrize(("scaling", "use_rslora"), [("lora", False), ("rslora", True)])
+def test_the_factor_is_that_of_peft_with_the_same_alpha(scaling: str, use_rslora: bool) -> None:
+    model = tiny.model()
+    settings = {"r": 3, "lora_alpha": 8, "use_rslora": use_rslora, "target_modules": ["up_proj"]}
+    theirs = get_peft_model(model, LoraConfig(**settings)).get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+    ours = replace(SHORT, scale=8.0, scaling=scaling)  # type: ignore[arg-type]
+    assert ours.factor(3) == pytest.approx(theirs.scaling["default"], rel=1e-15)
+    sites = parse_placement("mlp@1", tiny.model()).sites
+    stack = AdapterStack.start(sites, [(3, ours), (2, SHORT)], device="cpu", dtype="float64")
+    assert stack.scale.flatten().tolist() == [ours.factor(3), SHORT.scale]
+
+
 def test_progress_counts_what_is_left() -> None:
     seen: list[StackProgress] = []
     base = tiny.base()
@@ -239,3 +319,107 @@ def test_progress_counts_what_is_left() -> None:
     assert [p.adapters for p in seen] == [2] * 4 + [1] * 8
     assert all(p.steps == 12 and 0 <= p.ordered <= 1 for p in seen)
     assert seen[-1].loss < seen[0].loss
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def room_for(base: Base, rows: int) -> Iterator[list[int]]:
+    """The last layer runs out of memory with more than `rows` rows; yields the sizes that were tried."""
+    tried: list[int] = []
+
+    def check(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        tried.append(len(args[0]))
+        if len(args[0]) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    handle = base.model.model.layers[-1].register_forward_pre_hook(check)
+    try:
+        yield tried
+    finally:
+        handle.remove()
+
+
+SHORT_OF_MEMORY = [
+    (2, replace(SHORT, batch_size=2)),
+    (4, replace(SHORT, batch_size=2, method="ot", rule="fallback", seed=1)),
+    (1, replace(SHORT, batch_size=2, dropout=0.1)),
+    (3, replace(SHORT, batch_size=2, method="sw", steps=7)),
+    (3, replace(SHORT, batch_size=2, method="ot", until="recalled", learning_rate=5e-2, steps=30)),
+]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 9])
+def test_a_stack_that_does_not_fit_goes_on_in_parts_and_gives_the_same(rows: int) -> None:
+    base = tiny.base(dtype=torch.float64)
+    placement = parse_placement("down_proj@1+2", base.model)
+    expected = train_stack(base, FACTS, placement, SHORT_OF_MEMORY)
+    with room_for(base, rows) as tried, pytest.warns(UserWarning, match="more memory than there is: going on with"):
+        found = train_stack(base, FACTS, placement, SHORT_OF_MEMORY)
+    assert max(tried) > rows
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.steps, ours.status, ours.recalled) == (theirs.steps, theirs.status, theirs.recalled)
+        assert ours.loss_final == pytest.approx(theirs.loss_final, rel=1e-10)
+        close(ours, theirs, 1e-9)
+
+
+def test_memory_that_runs_out_in_the_middle_costs_no_step() -> None:
+    base = tiny.base(dtype=torch.float64)
+    placement = parse_placement(None, base.model)
+    expected = train_stack(base, FACTS, placement, SHORT_OF_MEMORY)
+    with ExitStack() as hooks:
+        hooks.enter_context(pytest.warns(UserWarning, match="5 adapters at once"))
+
+        def shrink(progress: StackProgress) -> None:
+            if progress.step == 4:
+                hooks.enter_context(room_for(base, 6))
+
+        found = train_stack(base, FACTS, placement, SHORT_OF_MEMORY, on_step=shrink)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.steps == theirs.steps
+        close(ours, theirs, 1e-9)
+
+
+def test_one_row_of_one_adapter_that_does_not_fit_is_an_error_a_person_can_act_on() -> None:
+    base = tiny.base()
+    full = torch.OutOfMemoryError("CUDA out of memory")
+
+    def never(*_args: object) -> None:
+        raise full
+
+    placement = parse_placement(None, base.model)
+
+    def fill(progress: StackProgress) -> None:
+        if progress.step == 2:
+            base.model.model.layers[-1].register_forward_pre_hook(never)
+
+    sentence = "One adapter with one row of the facts needs more memory than there is"
+    with pytest.warns(UserWarning, match="going on with"), pytest.raises(TrainError, match=sentence):
+        train_stack(base, FACTS, placement, [(2, SHORT), (3, SHORT)], on_step=fill)
+
+
+REAL = """
+import resource, sys, warnings, torch, tiny
+from memlaw.adapter import parse_placement
+from memlaw.records import TrainConfig
+from memlaw.training import train_stack
+torch.set_num_threads(1)
+base = tiny.base(max_position_embeddings=4096, attn_implementation="eager")
+facts = tiny.facts([(4, 1500)])
+placement = parse_placement("down_proj@1", base.model)
+train_stack(base, facts, placement, [(2, TrainConfig(steps=1))])
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 700 * 2**20, resource.RLIM_INFINITY))
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    trained = train_stack(base, facts, placement, [(2, TrainConfig(steps=2, seed=k)) for k in range(12)])
+assert any("more memory than there is" in str(w.message) for w in said), [str(w.message) for w in said]
+assert [t.steps for t in trained] == [2] * 12 and all(t.status == "finished" for t in trained)
+"""
+
+
+@pytest.mark.slow
+def test_a_machine_that_really_has_no_more_memory_trains_in_parts() -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", REAL], env=env, check=True)

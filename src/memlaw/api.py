@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,12 @@ from memlaw import tasks
 from memlaw.adapter import Placement, attach, check_free, parse_placement, save
 from memlaw.data import OnConflict, border_merges, encode, read, target_tokens
 from memlaw.errors import ConfigError
+from memlaw.eviction import evicted
 from memlaw.measure import measure
 from memlaw.model import Base, frozen, wrap
 from memlaw.reach import frozen_head, reachable_tokens
-from memlaw.records import EncodedFact, MemorySet, RecallReport, TrainConfig
-from memlaw.training import UNTIL_RECALLED, StackProgress, Trained, train_stack
+from memlaw.records import EncodedFact, Execution, MemorySet, RecallReport, TrainConfig
+from memlaw.training import UNTIL_RECALLED, Checkpoint, StackProgress, Trained, train_stack
 
 if TYPE_CHECKING:
     from memlaw.sweep import ProbeSummary
@@ -76,17 +78,31 @@ def train_on(
     config: TrainConfig,
     *,
     out: str | os.PathLike[str] | None = None,
+    execution: Execution | None = None,
     on_step: Callable[[StackProgress], None] | None = None,
 ) -> Trained:
     """Train one adapter on facts already encoded, and save it to `out` unless it diverged.
 
+    Until it is saved its checkpoint is the file `out` with `.checkpoint` added to its name: an interrupted training
+    goes on from there when it is repeated.
     Raises AdapterError, before any training, for a rank that is none here and an `out` that holds something else;
     OSError if `out` cannot be written.
     """
     if out is not None:  # what can be known before the work should not be found out after it
         check_free(Path(out))
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-    (trained,) = train_stack(base, encoded, placement, [(rank, config)], on_step=on_step)
+    execution = execution or Execution()
+    checkpoint = None if out is None else Checkpoint(_beside(Path(out)), minutes=execution.checkpoint_minutes)
+    with evicted(base, placement.first_layer) if execution.evict_prefix else nullcontext():
+        (trained,) = train_stack(
+            base,
+            encoded,
+            placement,
+            [(rank, config)],
+            on_step=on_step,
+            checkpoint=checkpoint,
+            compiled=execution.compiled,
+        )
     if out is not None and trained.status == "finished":
         details = {
             "facts_fingerprint": memory_set.fingerprint,
@@ -96,7 +112,13 @@ def train_on(
             "loss_final": trained.loss_final,
         }
         save(trained.stack, placement, base, Path(out), details=details)
+    if checkpoint is not None:
+        checkpoint.discard()
     return trained
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(f"{out.name}.checkpoint")
 
 
 def recall(

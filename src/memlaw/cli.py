@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from memlaw import __version__
 from memlaw.data import OnConflict
 from memlaw.errors import ConfigError, MemlawError, TrainError
-from memlaw.records import Method, TrainConfig, Until, canonical_json, to_dict
+from memlaw.records import Execution, Method, TrainConfig, Until, canonical_json, to_dict
 
 if TYPE_CHECKING:
     from memlaw.model import Base
@@ -118,7 +118,10 @@ class Inputs:
         from memlaw.model import load
 
         _quiet_transformers()
-        return load(self.model, dtype=self.dtype, device=self.device)
+        base = load(self.model, dtype=self.dtype, device=self.device)
+        for warning in base.warnings:
+            _note(f"Warning: {warning}")
+        return base
 
     def memory_set(self, base: Base) -> MemorySet:
         """The facts; what deserves a warning goes to stderr."""
@@ -174,6 +177,11 @@ Placement = Annotated[
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps; under --until recalled, at most.")]
 LearningRate = Annotated[float | None, typer.Option("--learning-rate", "--lr", help="AdamW's step size at first.")]
 BatchSize = Annotated[int | None, typer.Option(help="Records a step; 0 = all of them.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the upper layers: for many thousands of steps.")]
+EvictPrefix = Annotated[
+    bool, typer.Option("--evict-prefix", help="Keep the layers below the adapter in main memory, off the GPU.")
+]
+CheckpointMinutes = Annotated[float, typer.Option(help="Minutes between two checkpoints of a training.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
@@ -230,7 +238,11 @@ def train(
     out: Annotated[Path, typer.Option(help="Directory of the adapter, in PEFT's format.")],
     placement: Placement = None,
     method: Annotated[
-        Method | None, typer.Option(help="Train on all target tokens (sft), or on those not yet recalled (ot).")
+        Method | None,
+        typer.Option(
+            help="Train on all target tokens (sft), on those not yet recalled (ot), on those at and behind the first "
+            "error (sw), or like ot on more and more of the records (curriculum)."
+        ),
     ] = None,
     until: Annotated[Until | None, typer.Option(help="Stop when all is recalled, or take all the steps.")] = None,
     margin: Annotated[float | None, typer.Option(help="Nats under ln 2 that every token must reach.")] = None,
@@ -241,6 +253,9 @@ def train(
     preset: Annotated[
         str, typer.Option(help="Settings to start from: default (ot until recalled), or paper (as published).")
     ] = "default",
+    compile_layers: Compile = False,
+    evict_prefix: EvictPrefix = False,
+    checkpoint_minutes: CheckpointMinutes = Execution.checkpoint_minutes,
     inputs: Inputs,
     as_json: AsJson = False,
 ) -> None:
@@ -260,10 +275,13 @@ def train(
         batch_size=batch_size,
         seed=seed,
     )
+    execution = Execution(compiled=compile_layers, evict_prefix=evict_prefix, checkpoint_minutes=checkpoint_minutes)
     base, memory_set, facts = inputs.load()
     where = parse_placement(placement, base.model)
+    if where.caution:
+        _note(where.caution)
     with training_bar(f"rank {rank}") as on_step:
-        trained = train_on(base, memory_set, facts, rank, where, config, out=out, on_step=on_step)
+        trained = train_on(base, memory_set, facts, rank, where, config, out=out, execution=execution, on_step=on_step)
     if trained.status != "finished":
         raise TrainError(f"Training diverged: {trained.message}. Nothing was saved.")
     document = {
@@ -326,7 +344,9 @@ def probe(
     out: Annotated[Path, typer.Option(help="Directory of the probe; run the command again to go on.")],
     ranks: Annotated[str | None, typer.Option(metavar="LIST", help="LoRA ranks, such as 1,2,4,8.")] = None,
     lengths: Annotated[str | None, typer.Option(metavar="LIST", help="Target tokens, such as 16,32,64.")] = None,
-    methods: Annotated[str | None, typer.Option(metavar="LIST", help="sft, ot or both.  [default: sft]")] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Any of sft, ot, sw, curriculum.  [default: sft]")
+    ] = None,
     seeds: Annotated[str | None, typer.Option(metavar="LIST", help="Such as 0,1,2.  [default: 42]")] = None,
     placement: Placement = None,
     steps: Steps = None,
@@ -335,6 +355,9 @@ def probe(
     config: Annotated[
         Path | None, typer.Option(metavar="YAML", help="A file of these settings, and more; options given win.")
     ] = None,
+    compile_layers: Compile = False,
+    evict_prefix: EvictPrefix = False,
+    checkpoint_minutes: CheckpointMinutes = Execution.checkpoint_minutes,
     inputs: Inputs,
     as_json: AsJson = False,
 ) -> None:
@@ -357,10 +380,11 @@ def probe(
     }
     flags = {name: value for name, value in given.items() if value is not None}
     settings = ProbeConfig(**flags) if config is None else ProbeConfig.from_yaml(config, flags)
+    execution = Execution(compiled=compile_layers, evict_prefix=evict_prefix, checkpoint_minutes=checkpoint_minutes)
     base = inputs.base()
     memory_set = inputs.memory_set(base)
     with probe_bar() as on_progress:
-        summary = run(base, memory_set, settings, out, on_progress=on_progress)
+        summary = run(base, memory_set, settings, out, execution=execution, on_progress=on_progress)
     for warning in summary.warnings:
         _note(f"Warning: {warning}")
     if summary.failed:

@@ -207,7 +207,12 @@ class Journal:
 
         self._sweep()
         rows = [_row(key, result) for key, result in sorted(self._results().items())]
-        types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+        types = {
+            str: pyarrow.string(),
+            int: pyarrow.int64(),
+            float: pyarrow.float64(),
+            tuple: pyarrow.list_(pyarrow.int64()),
+        }
         schema = pyarrow.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
         sink = pyarrow.BufferOutputStream()
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), sink)

@@ -15,7 +15,7 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -30,13 +30,16 @@ from memlaw.records import (
     Cell,
     CellResult,
     EncodedFact,
+    Execution,
     Init,
     MemorySet,
     Method,
     Rule,
+    Scaling,
     Schedule,
     TrainConfig,
     Until,
+    digest,
     to_dict,
 )
 
@@ -49,7 +52,10 @@ ADAPTERS_PER_PACK = 32
 """Most adapters trained as one stack: what a kill can cost."""
 
 TOKENS_PER_PACK = 8192
-"""Most target tokens of a stack, over all its adapters, unless one alone has more: bounds the memory of a step."""
+"""Most target tokens of a stack on the CPU, over all its adapters: more would not be faster."""
+
+MEMORY_PER_PACK = 0.5
+"""Share of the free memory that a step of a stack may hold."""
 
 
 # --- what is asked for -----------------------------------------------------------------------------------------------
@@ -85,6 +91,9 @@ class ProbeConfig(BaseModel):
     steps: _Whole = TrainConfig.steps
     until: Until = TrainConfig.until
     margin: float = TrainConfig.margin
+    position: float = TrainConfig.position
+    focus: float = TrainConfig.focus
+    boundaries: tuple[_Whole, ...] = TrainConfig.boundaries
     learning_rate: float = TrainConfig.learning_rate
     schedule: Schedule = TrainConfig.schedule
     batch_size: _Whole = TrainConfig.batch_size
@@ -92,6 +101,7 @@ class ProbeConfig(BaseModel):
     weight_decay: float = TrainConfig.weight_decay
     dropout: float = TrainConfig.dropout
     scale: float = TrainConfig.scale
+    scaling: Scaling = TrainConfig.scaling
     init: Init = TrainConfig.init
 
     def __init__(self, **settings: Any) -> None:
@@ -161,16 +171,17 @@ def _one_line(error: BaseException) -> str:
 # --- grid -> cells -> packs ------------------------------------------------------------------------------------------
 
 
-def plan_packs(cells: Sequence[Cell]) -> tuple[tuple[Cell, ...], ...]:
-    """Which cells train together: those of one length, in stacks of equal size within the two limits of this module.
+def plan_packs(cells: Sequence[Cell], tokens: int = TOKENS_PER_PACK) -> tuple[tuple[Cell, ...], ...]:
+    """Which cells train together: those of one length, in stacks of equal size of at most `ADAPTERS_PER_PACK` adapters
+    and `tokens` target tokens in all, unless one alone has more.
 
-    A function of the grid alone, so that a cell always trains in the same company. Neighbouring ranks share a stack,
-    which pads every adapter to the largest rank in it.
+    A function of the grid, and what it gives is written down, so that a cell always trains in the same company.
+    Neighbouring ranks share a stack, which pads every adapter to the largest rank in it.
     """
     packs: list[tuple[Cell, ...]] = []
     for length, group in itertools.groupby(sorted(cells, key=lambda cell: cell.length), key=lambda cell: cell.length):
         same = sorted(group, key=lambda cell: (cell.rank, cell.train.method, cell.train.seed))
-        most = max(1, min(ADAPTERS_PER_PACK, TOKENS_PER_PACK // length))
+        most = max(1, min(ADAPTERS_PER_PACK, tokens // length))
         size = math.ceil(len(same) / math.ceil(len(same) / most))
         packs += (tuple(same[start : start + size]) for start in range(0, len(same), size))
     return tuple(packs)
@@ -194,8 +205,20 @@ def _grid(
     ]
 
 
-def _spec(grid: Sequence[Cell], about: dict[str, str]) -> ProbeSpec:
-    packs = tuple(tuple(cell.key for cell in pack) for pack in plan_packs(grid))
+def tokens_per_pack(base: Base, facts: Sequence[EncodedFact], placement: Placement, rank: int) -> int:
+    """How many target tokens a stack may have in all, from what a step of one adapter on the longest fact holds."""
+    import torch
+
+    from memlaw.memory import free_bytes
+    from memlaw.training import bytes_per_token
+
+    longest = max(facts, key=lambda fact: fact.length)
+    room = MEMORY_PER_PACK * free_bytes(base.device) / bytes_per_token(base, longest, placement, rank)
+    return min(int(room), TOKENS_PER_PACK) if torch.device(base.device).type == "cpu" else int(room)
+
+
+def _spec(grid: Sequence[Cell], tokens: int, about: dict[str, str]) -> ProbeSpec:
+    packs = tuple(tuple(cell.key for cell in pack) for pack in plan_packs(grid, tokens))
     return ProbeSpec(_identity(grid), packs, about)
 
 
@@ -263,16 +286,19 @@ def probe(
     config: ProbeConfig,
     out: str | os.PathLike[str],
     *,
+    execution: Execution | None = None,
     on_progress: Callable[[ProbeProgress], None] | None = None,
 ) -> ProbeSummary:
     """Train and measure every cell of the grid that the directory `out` does not hold yet.
 
-    An interrupt leaves every finished cell recorded and the table rebuilt. Any other error costs the cells it struck:
+    An interrupt leaves every finished cell recorded, the pack in training to be gone on with from its last checkpoint,
+    and the table rebuilt. Any other error costs the cells it struck:
     they are recorded as failed, and the rest goes on. Raises ConfigError, DataError or AdapterError, before any
     training, for a grid that cannot be run; JournalError if `out` belongs to another run or can no longer be written.
     """
     from memlaw.adapter import parse_placement
     from memlaw.data import target_tokens
+    from memlaw.eviction import evicted
 
     placement = parse_placement(config.placement, base.model)
     for rank in config.ranks:
@@ -281,7 +307,8 @@ def probe(
     prefixes = {target_tokens(facts): facts for facts in asked.values()}
     cells = {cell.key: cell for cell in _grid(config, list(prefixes), base, memory_set, placement)}
     journal = Journal(out)
-    spec = journal.claim(_spec(list(cells.values()), about={"model": base.name, "data": memory_set.source}))
+    room = tokens_per_pack(base, prefixes[max(prefixes)], placement, max(config.ranks))
+    spec = journal.claim(_spec(list(cells.values()), room, about={"model": base.name, "data": memory_set.source}))
     states = {result.cell.key: result.status for result in journal.results() if result.cell.key in cells}
 
     def tell(pack: int, news: CellResult | StackProgress | None) -> None:
@@ -292,19 +319,21 @@ def probe(
             on_progress(ProbeProgress(len(cells), len(states) - failed, failed, pack, len(spec.packs), news))
 
     try:
-        for number, keys in enumerate(spec.packs, start=1):
-            if not all(map(journal.holds, keys)):
-                pack = [cells[key] for key in keys]
-                tell(number, None)
-                run_pack(base, prefixes[pack[0].length], placement, pack, journal, on_news=partial(tell, number))
+        with evicted(base, placement.first_layer) if execution and execution.evict_prefix else nullcontext():
+            for number, keys in enumerate(spec.packs, start=1):
+                if not all(map(journal.holds, keys)):
+                    pack = [cells[key] for key in keys]
+                    facts = prefixes[pack[0].length]
+                    tell(number, None)
+                    run_pack(base, facts, placement, pack, journal, execution=execution, on_news=partial(tell, number))
     except BaseException:
         with suppress(JournalError):
             journal.write_table()
         raise
     journal.write_table()
-    return _summary(
-        journal, cells, warnings=_shortened({length: target_tokens(facts) for length, facts in asked.items()})
-    )
+    shortened = _shortened({length: target_tokens(facts) for length, facts in asked.items()})
+    said = [sentence for sentence in (placement.caution, *shortened) if sentence]
+    return _summary(journal, cells, warnings=said)
 
 
 def _shortened(lengths: Mapping[int, int]) -> list[str]:
@@ -333,13 +362,19 @@ def run_pack(
     cells: Sequence[Cell],
     journal: Journal,
     *,
+    execution: Execution | None = None,
     on_news: Callable[[CellResult | StackProgress], None] | None = None,
 ) -> None:
     """Train `cells` as one stack on `facts`; measure those that the journal does not hold, and record each at once.
 
-    An error is recorded with the cells it struck. Raises JournalError if nothing can be recorded any more.
+    While the stack trains, its checkpoint lies beside the cells in the journal's directory. An error is recorded with
+    the cells it struck. Raises JournalError if nothing can be recorded any more.
     """
-    from memlaw.training import train_stack
+    from memlaw.training import Checkpoint, train_stack
+
+    execution = execution or Execution()
+    name = digest([cell.key for cell in cells])
+    checkpoint = Checkpoint(journal.root / "checkpoints" / f"{name}.safetensors", minutes=execution.checkpoint_minutes)
 
     def record(result: CellResult) -> None:
         journal.publish(result)
@@ -352,11 +387,14 @@ def run_pack(
 
     with _failing(cells, fail):
         runs = [(cell.rank, cell.train) for cell in cells]
-        stack = train_stack(base, facts, placement, runs, on_step=on_news)
+        stack = train_stack(
+            base, facts, placement, runs, on_step=on_news, checkpoint=checkpoint, compiled=execution.compiled
+        )
         for cell, trained in zip(cells, stack, strict=True):
             if not journal.holds(cell.key):
                 with _failing([cell], fail):
                     record(_measured(base, facts, placement, cell, trained))
+        checkpoint.discard()
 
 
 @contextmanager

@@ -7,14 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memlaw.records import TrainConfig
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Step size at `step` (from 0): constant, or falling linearly to 0 at `steps`."""
-    left = 1 - step / config.steps if config.schedule == "linear" else 1.0
-    return config.learning_rate * left
-
 
 class StackedAdamW:
     """AdamW on tensors [K, ...] with a learning rate and decay for each of the K; otherwise `torch.optim.AdamW`."""
@@ -31,9 +23,11 @@ class StackedAdamW:
         """In place: p -= rate * (decay * p + m_hat / (sqrt(v_hat) + eps)); `rates` and `decays` are [K]."""
         self.count += 1
         first_bias, second_bias = 1 - self.beta1**self.count, 1 - self.beta2**self.count
+        decaying = bool(decays.any())
         for tensor, gradient, m, v in zip(tensors, gradients, self.first, self.second, strict=True):
             rate = rates.to(tensor.dtype).view(-1, 1, 1)
-            tensor.mul_(1 - rate * decays.to(tensor.dtype).view(-1, 1, 1))
+            if decaying:
+                tensor.mul_(1 - rate * decays.to(tensor.dtype).view(-1, 1, 1))
             m.lerp_(gradient, 1 - self.beta1)
             v.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
             scale = (v / second_bias).sqrt_().add_(self.eps)

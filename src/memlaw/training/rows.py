@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memlaw.losses import Samples, curriculum_rows
 from memlaw.records import EncodedFact, TrainConfig
 
 _ORDER_STREAM = 1_000_003
@@ -45,7 +46,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The rows [K, b] of one step of K adapters, and their target tokens as flat lists of n."""
+    """Rows [K, b] that go through the model together, and their target tokens as flat lists of n."""
 
     rows: Tensor
     each: Tensor
@@ -54,8 +55,14 @@ class Batch:
     """[n], where the states that predict the target tokens are in hidden states [K * b * time, d]."""
     targets: Tensor
     """[n]"""
+    positions: Tensor
+    """[n], the place of each target token in its target."""
     owners: Tensor
     """[n], the adapter (0..K-1) of each target token; rising."""
+    samples: Tensor
+    """[n], the row of each target token."""
+    records: Samples
+    """Which tokens are of one row of one adapter."""
     mask: Tensor
     """[K, b, tokens] bool."""
 
@@ -70,13 +77,16 @@ class Batch:
             each=each,
             predictors=(start + data.predictor[each])[mask],
             targets=data.target[each][mask],
+            positions=torch.arange(mask.shape[1], device=each.device).expand_as(mask)[mask],
             owners=owners.expand_as(mask)[mask],
+            samples=each[:, None].expand_as(mask)[mask],
+            records=Samples(torch.arange(len(each), device=each.device)[:, None].expand_as(mask)[mask], len(each)),
             mask=mask.view(*rows.shape, -1),
         )
 
-    def padded(self, values: Tensor) -> Tensor:
-        """Values [n] of the target tokens as [K, b, tokens], zero where there is none."""
-        room = torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device)
+    def padded(self, values: Tensor, *, filler: float = 0.0) -> Tensor:
+        """Values [n] of the target tokens as [K, b, tokens], `filler` where there is none."""
+        room = torch.full(self.mask.shape, filler, dtype=values.dtype, device=values.device)
         return room.masked_scatter(self.mask, values)
 
     def summed(self, values: Tensor) -> Tensor:
@@ -86,12 +96,15 @@ class Batch:
 
 
 def row_order(count: int, config: TrainConfig) -> Iterator[Tensor]:
-    """Rows of each step, without end: all of them, or batches of a new random order every epoch.
+    """Rows of each step: all of them, or batches of a new random order every epoch, or those of the curriculum.
 
     An epoch's last batch is filled up from the next epoch, so that every step has the same number of rows.
     """
-    size = config.batch_size
-    if not 0 < size < count:
+    size = config.batch_size if 0 < config.batch_size < count else count
+    if config.method == "curriculum":
+        yield from curriculum_rows(count, size, config.steps, boundaries=config.boundaries, seed=config.seed)
+        return
+    if size == count:
         while True:
             yield torch.arange(count)
     stream = torch.Generator().manual_seed(config.seed + _ORDER_STREAM)
