@@ -245,3 +245,28 @@ def test_facts_whose_border_tokens_merge_are_warned_of_by_id(tmp_path: Path) -> 
     assert warning.startswith("6 of 7 facts ('1', '3', '4', '5', '6', ...) are cut into other tokens where prompt and")
     path.write_text(json.dumps({"prompt": "y:", "completion": "1"}))
     assert memory_set_of(base, path).warnings == ()
+
+
+def test_an_interrupted_training_goes_on_and_leaves_no_checkpoint_behind(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    def stop(progress: StackProgress) -> None:
+        if progress.step == 4:
+            raise KeyboardInterrupt
+
+    settings: dict[str, Any] = {"rank": 2, "steps": 6, "out": tmp_path / "A"}
+    often = memlaw.Execution(checkpoint_minutes=0)
+    with pytest.raises(KeyboardInterrupt):
+        memlaw.train(model, tokenizer, FACTS, execution=often, on_step=stop, **settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["A.checkpoint"]
+    told: list[int] = []
+    found = memlaw.train(model, tokenizer, FACTS, on_step=lambda p: told.append(p.step), **settings)
+    assert told == [4, 5, 6]
+    assert [path.name for path in tmp_path.iterdir()] == ["A"]
+    expected = memlaw.train(model, tokenizer, FACTS, rank=2, steps=6)
+    assert found.loss_final == expected.loss_final
+
+
+def test_minutes_between_checkpoints_are_not_negative() -> None:
+    with pytest.raises(ConfigError, match=r"Setting checkpoint_minutes is -1: choose minutes from 0 up\."):
+        memlaw.Execution(checkpoint_minutes=-1)

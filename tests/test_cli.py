@@ -892,3 +892,34 @@ def test_the_published_phone_book_is_recalled_at_a_rank_and_honestly_not_at_one_
     recalled = run("recall", OFFICIAL, *base, "--adapter", tmp_path / "B", "--decode", "--json").document
     assert recalled["acc_em"] < 0.1
     assert recalled["certified"] == 0
+
+
+# --- how a training is run -------------------------------------------------------------------------------------------
+
+
+def test_an_option_that_gains_nothing_here_says_so_and_training_goes_on(
+    model: Path, facts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "A"
+    ran = process("train", facts, "--model", model, "--rank", 1, "--steps", 2, "--evict-prefix", "--out", out)
+    assert ran.code == 0
+    assert "Warning: The model is in main memory already: there is no accelerator to evict its layers from." in ran.err
+    assert (out / "adapter_model.safetensors").exists()
+
+
+def test_negative_minutes_between_checkpoints_are_refused(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+    ran = run(
+        "train", facts, "--model", model, "--rank", 1, "--checkpoint-minutes", -1, "--out", tmp_path / "A"
+    )  # fmt: skip
+    assert ran.code == 2
+    assert "checkpoint_minutes is -1.0: choose minutes from 0 up" in ran.err
+
+
+def test_a_tied_head_and_a_placement_from_layer_0_are_remarked(run: Run, facts: Path, tmp_path: Path) -> None:
+    tied = saved_model(tmp_path / "tied", tie_word_embeddings=True)
+    ran = run(
+        "train", facts, "--model", tied, "--rank", 1, "--steps", 1, "--placement", "all-linear", "--out", tmp_path / "A"
+    )  # fmt: skip
+    assert ran.code == 0
+    assert "tied" in ran.err
+    assert "every step runs the whole model" in ran.err

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from memlaw.losses import memft_loss as memft_loss
     from memlaw.model import load as load
     from memlaw.records import Estimate as Estimate
+    from memlaw.records import Execution as Execution
     from memlaw.records import Fact as Fact
     from memlaw.records import LawPoint as LawPoint
     from memlaw.records import MemorySet as MemorySet
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Estimate": "memlaw.records",
+    "Execution": "memlaw.records",
     "Fact": "memlaw.records",
     "LawFit": "memlaw.law",
     "LawPoint": "memlaw.records",

@@ -49,13 +49,15 @@ def train(
     placement: str | None = None,
     out: str | os.PathLike[str] | None = None,
     config: TrainConfig | None = None,
+    execution: Execution | None = None,
     on_step: Callable[[StackProgress], None] | None = None,
     **settings: Any,
 ) -> Trained:
     """Train one adapter until `facts` are recalled (or for a budget), and save it in PEFT's format to `out`.
 
     `settings` are fields of TrainConfig, such as method="ot"; without a `config` they change the settings that
-    `memlaw train` uses. `model` is left as it was. Raises AdapterError, ConfigError, DataError.
+    `memlaw train` uses. With `out`, an interrupted training goes on where its last checkpoint was when it is repeated.
+    `model` is left as it was. Raises AdapterError, ConfigError, DataError.
     """
     known = [field.name for field in fields(TrainConfig)]
     if unknown := sorted(settings.keys() - set(known)):
@@ -64,9 +66,8 @@ def train(
     base = wrap(model, tokenizer)
     memory_set = memory_set_of(base, facts)
     encoded = encode(memory_set, tokenizer, context=base.context)
-    return train_on(
-        base, memory_set, encoded, rank, parse_placement(placement, model), chosen, out=out, on_step=on_step
-    )
+    where = parse_placement(placement, model)
+    return train_on(base, memory_set, encoded, rank, where, chosen, out=out, execution=execution, on_step=on_step)
 
 
 def train_on(
@@ -142,7 +143,15 @@ def recall(
         return measure(base, encoded, decode=decode)
 
 
-def probe(model: Any, tokenizer: Any, facts: Facts, out: str | os.PathLike[str], **settings: Any) -> ProbeSummary:
+def probe(
+    model: Any,
+    tokenizer: Any,
+    facts: Facts,
+    out: str | os.PathLike[str],
+    *,
+    execution: Execution | None = None,
+    **settings: Any,
+) -> ProbeSummary:
     """Train and measure a grid of adapters; `settings` are those of ProbeConfig, such as ranks=[1, 2], lengths=[16].
 
     What `out` already holds is not trained again. Raises ConfigError, DataError, AdapterError, JournalError.
@@ -151,7 +160,7 @@ def probe(model: Any, tokenizer: Any, facts: Facts, out: str | os.PathLike[str],
     from memlaw.sweep import probe as run
 
     base = wrap(model, tokenizer)
-    return run(base, memory_set_of(base, facts), ProbeConfig(**settings), out)
+    return run(base, memory_set_of(base, facts), ProbeConfig(**settings), out, execution=execution)
 
 
 def memory_set_of(
