@@ -4,7 +4,7 @@
 
 - records: the first 50 of the published PB1000, batches of 10; share of records and of tokens that greedy decoding
   gets right, and the share certified.
-- random: one target of 128 random tokens; share of tokens, and of ordered tokens.
+- random: one target of 256 random tokens; share of tokens, and of ordered tokens.
 - rule: f(x, y) = 3x + 5y + 7 from 500 pairs; memory is the share of these that come back, generalization that of 200
   unseen pairs.
 
@@ -38,7 +38,8 @@ from memlaw.sweep import ProbeConfig, probe
 from memlaw.tasks import linear_rule, random_tokens
 from memlaw.training import train_stack
 
-RANKS, RULE_RANKS, SEEDS = (4, 8, 16, 32, 64), (1, 2, 4, 8, 16), (0, 1, 2)
+RANKS, RULE_RANKS, SEEDS = (4, 6, 8, 10, 12), (1, 2, 4, 8, 16), (0, 1, 2)
+"""Around the transition: below it no method recalls anything, above it all of them recall everything."""
 ARMS = {
     "sft": {},
     "ot": {"method": "ot"},
@@ -113,8 +114,8 @@ def run(task: str, base: Base, out: Path) -> dict[str, Scores]:
     if task == "rule":
         return {name: ruled(base, ARMS[name]) for name in ("sft", "ot", "sw", "curriculum")}
     if task == "random":
-        noise = random_tokens(tokens=128, seed=0, ids=reachable_ids(base))
-        return {name: probed(base, noise, 128, ARMS[name], out / f"random {name}", steps=600) for name in ONE_TARGET}
+        noise = random_tokens(tokens=256, seed=0, ids=reachable_ids(base))
+        return {name: probed(base, noise, 256, ARMS[name], out / f"random {name}", steps=600) for name in ONE_TARGET}
     book = published_phonebook()
     some = replace(book, facts=book.facts[:50])
     return {
