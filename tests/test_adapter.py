@@ -293,7 +293,7 @@ def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("memlaw.adapter.files.os.fsync", full)
+    monkeypatch.setattr("memlaw.durable.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         save(trained(placement), placement, base, tmp_path / "a")
     assert list(tmp_path.iterdir()) == []

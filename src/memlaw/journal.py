@@ -18,12 +18,12 @@ import dataclasses
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memlaw import durable
 from memlaw.errors import ConfigError, JournalError
 from memlaw.records import CellResult, TrainConfig, canonical_json, digest, result_from_dict, to_dict
 
@@ -93,7 +93,7 @@ class Journal:
             raise _other_version(path) from error
 
     def _check_unused(self) -> None:
-        strangers = sorted(entry.name for entry in self.root.glob("*") if not _is_temporary(entry))
+        strangers = sorted(entry.name for entry in self.root.glob("*") if not durable.is_temporary(entry))
         if strangers and self._read(self.root / PROBE) is None:  # a run that starts beside this one writes it first
             raise JournalError(
                 f"{self.root} is not the directory of a probe: it has no {PROBE} but holds {strangers[0]}"
@@ -220,9 +220,9 @@ class Journal:
 
     def _sweep(self) -> None:
         """Remove what killed writers left of files that are there by now and never change. A living writer of such a
-        file may lose its temporary too: it comes too late in any case, and `_commit` tells it so."""
+        file may lose its temporary too: it comes too late in any case, and `durable.write` tells it so."""
         for leftover in (*self.root.glob(f".{PROBE}.*.tmp"), *(self.root / "cells").glob(".*.tmp")):
-            if leftover.with_name(_final_name(leftover)).exists():
+            if leftover.with_name(durable.final_name(leftover)).exists():
                 with contextlib.suppress(OSError):
                     leftover.unlink()
 
@@ -231,62 +231,14 @@ class Journal:
     def _place(self, path: Path, content: bytes, *, replace: bool) -> bool:
         """Put `content` at `path`, whole and on disk, or not at all. False if a file is there already."""
         try:
-            _make_folders(path.parent)
-            return _commit(path, content, replace)
+            durable.make_folders(path.parent)
+            return durable.write(path, content, replace=replace)
         except OSError as error:
             raise JournalError(
                 f"Cannot write {path.name} in {path.parent}: {error.strerror or error}. It was not recorded; what was "
                 "recorded before is safe. Make room or repair the disk, then repeat the command: it trains only what "
                 "is missing."
             ) from error
-
-
-def _commit(path: Path, content: bytes, replace: bool) -> bool:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # see _is_temporary, _final_name
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            os.replace(temporary, path)
-        else:
-            os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except FileNotFoundError:  # swept up by a run that found the result of another there
-        if replace or not path.exists():
-            raise
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-    return True
-
-
-def _make_folders(folder: Path) -> None:
-    """mkdir -p that survives a power cut: a new folder is an entry of its parent, which has to reach the disk."""
-    if folder.is_dir():
-        return
-    _make_folders(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".tmp")
-
-
-def _final_name(temporary: Path) -> str:
-    return temporary.name[1:].rsplit(".", 2)[0]
 
 
 # --- what a file says about itself ---

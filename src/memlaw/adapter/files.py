@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from memlaw import durable
 from memlaw.adapter.placement import Placement, parse_placement
 from memlaw.adapter.stack import AdapterStack
 from memlaw.errors import AdapterError
@@ -75,7 +75,7 @@ def save(
         (built / INFO).write_text(json.dumps(info, indent=2, sort_keys=True, allow_nan=False) + "\n")
         (built / CARD).write_text(_card(base, placement, rank))
         for file in built.iterdir():
-            _flush(file)
+            durable.sync(file)
         if directory.exists():  # an earlier adapter, or an empty directory: checked above
             for old in directory.iterdir():
                 old.unlink()
@@ -226,11 +226,3 @@ def _card(base: Base, placement: Placement, rank: int) -> str:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

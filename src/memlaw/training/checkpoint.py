@@ -61,7 +61,7 @@ class Checkpoint:
         }
         metadata = {"about": canonical_json(about), "sha256": _checksum(about, tensors)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        durable.replace(self.path, save(tensors, metadata))
+        durable.write(self.path, save(tensors, metadata))
         self._last = time.monotonic()
 
     def load(self, engine: Engine) -> Snapshot | None:
