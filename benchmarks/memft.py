@@ -78,7 +78,7 @@ def probed(
 def ruled(base: Base, arm: Mapping[str, object]) -> Scores:
     """Adapters of all ranks and seeds as one stack on 500 pairs of the linear rule."""
     train, unseen = (encode(facts, base.tokenizer, context=base.context) for facts in linear_rule(500))
-    runs = [(rank, TrainConfig(steps=1500, batch_size=20, seed=seed, **arm)) for rank in RULE_RANKS for seed in SEEDS]
+    runs = [(rank, TrainConfig(steps=1000, batch_size=20, seed=seed, **arm)) for rank in RULE_RANKS for seed in SEEDS]
     scores = {}
     for trained in train_stack(base, train, parse_placement(None, base.model), runs):
         with trained.attached(base.model):
@@ -112,7 +112,7 @@ def _difference(scores: Scores, other: Scores, measure: str) -> dict[str, float]
 
 def run(task: str, base: Base, out: Path) -> dict[str, Scores]:
     if task == "rule":
-        return {name: ruled(base, ARMS[name]) for name in ("sft", "ot", "sw", "curriculum")}
+        return {name: ruled(base, ARMS[name]) for name in ("sft", "ot")}
     if task == "random":
         noise = random_tokens(tokens=256, seed=0, ids=reachable_ids(base))
         return {name: probed(base, noise, 256, ARMS[name], out / f"random {name}", steps=600) for name in ONE_TARGET}
