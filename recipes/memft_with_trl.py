@@ -1,0 +1,42 @@
+"""Teach a model a phone book by heart with TRL and PEFT: one call turns an SFTTrainer's loss into MemFT."""
+
+from tempfile import mkdtemp
+
+import datasets
+import peft
+import trl
+
+import memlaw
+from memlaw.api import memory_set_of
+from memlaw.integrations.transformers import watch_recall
+from memlaw.integrations.trl import memft
+
+# The bundled base and a phone book made up for it; yours: memlaw.load("Qwen/Qwen3-8B"), memlaw.read("facts.jsonl").
+base = memlaw.load()
+facts = memory_set_of(base, "task:phonebook:tokens=90,seed=0")
+before = memlaw.recall(base.model, base.tokenizer, facts)
+
+trainer = trl.SFTTrainer(
+    model=base.model,
+    args=trl.SFTConfig(
+        output_dir=mkdtemp(),
+        max_steps=300,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,  # the gradient is that of all 8 records at once
+        learning_rate=1e-2,
+        bf16=False,
+        report_to="none",
+        save_strategy="no",
+        seed=0,
+    ),
+    train_dataset=datasets.Dataset.from_list([{"prompt": f.prompt, "completion": f.target} for f in facts.facts]),
+    processing_class=base.tokenizer,
+    peft_config=peft.LoraConfig(r=16, lora_alpha=64, target_modules=["down_proj"], task_type="CAUSAL_LM"),
+)
+memft(trainer, "ot")
+watch_recall(trainer, facts, every=10)  # logs recall beside TRL's metrics; stops once every record is certified
+trainer.train()
+
+after = memlaw.recall(trainer.model, base.tokenizer, facts)
+print(f"exact match {before.acc_em:.0%} -> {after.acc_em:.0%} in {trainer.state.global_step} steps,", end=" ")
+print(f"{after.certified} of {after.records} records certified")

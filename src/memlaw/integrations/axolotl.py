@@ -1,0 +1,47 @@
+"""MemFT in Axolotl, as a plugin. In its YAML:
+
+    plugins: [memlaw.integrations.axolotl.MemlawPlugin]
+    memft: {method: ot}
+
+Axolotl pins other versions of torch and transformers than memlaw is tested with, so this was written against its
+published plugin interface (`axolotl.integrations.base.BasePlugin`) and is tested with a stand-in for it; nothing else
+of Axolotl is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from axolotl.integrations.base import BasePlugin
+from pydantic import BaseModel
+
+from memlaw.errors import ConfigError
+
+
+class MemFTArgs(BaseModel):
+    """What the plugin adds to Axolotl's configuration."""
+
+    memft: dict[str, Any] | None = None
+    """Settings of `memlaw.losses.MemFT`: method, threshold, margin, rule, position, focus."""
+
+
+class MemlawPlugin(BasePlugin):  # type: ignore[misc]
+    """Makes MemFT the loss of the trainer that Axolotl builds."""
+
+    def get_input_args(self) -> str:
+        """Where Axolotl finds the keys it should accept."""
+        return "memlaw.integrations.axolotl.MemFTArgs"
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        """Axolotl calls this once its trainer is there. Raises ConfigError."""
+        from memlaw.integrations.transformers import memft
+
+        settings = cfg.get("memft")
+        if not settings:
+            raise ConfigError(
+                "The memlaw plugin is loaded, but the configuration does not say what it should do: add "
+                "`memft: {method: ot}`, or take the plugin out."
+            )
+        if cfg.get("rl"):
+            raise ConfigError(f"MemFT is a loss of target tokens, and rl is {cfg.get('rl')!r}: leave rl unset.")
+        memft(trainer, **settings)

@@ -1,0 +1,61 @@
+"""The curriculum of MemFT in a trainer: which samples it sees in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import IterableDataset, Sampler, Subset
+
+from memlaw.errors import ConfigError
+from memlaw.losses import curriculum_order, exposed
+
+
+class CurriculumSampler(Sampler[int]):
+    """The samples of a whole curriculum, epoch after epoch: the first `exposed(...)` of one fixed shuffled order."""
+
+    def __init__(self, dataset: Any, boundaries: Sequence[int], *, seed: int = 42) -> None:
+        """`boundaries` are the epochs (from 0) until which 20, 40, 60, 80 and 100% of the samples are exposed.
+
+        Raises ConfigError for a data set without a length, and boundaries that do not rise.
+        """
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            raise ConfigError(
+                f"A curriculum shows the same samples again and again, and a {type(dataset).__name__} only hands them "
+                "out once, in its own order: use a data set with a length and an index."
+            )
+        self.boundaries = tuple(boundaries)
+        self.order: list[int] = curriculum_order(len(dataset), seed).tolist()
+        self.exposed = [exposed(len(dataset), epoch, self.boundaries) for epoch in range(self.boundaries[-1])]
+        """How many samples each epoch sees."""
+
+    def __len__(self) -> int:
+        return sum(self.exposed)
+
+    def __iter__(self) -> Iterator[int]:
+        for count in self.exposed:
+            yield from self.order[:count]
+
+
+def use_curriculum(trainer: Any, *, boundaries: Sequence[int], seed: int | None = None) -> Any:
+    """Let a Trainer, or TRL's, train on a curriculum of its `train_dataset`, and return the trainer.
+
+    `boundaries` are epochs; the last is the length of the run, so `max_steps` must not be set. To the Trainer the whole
+    run is one epoch: its number of steps and the schedule of the learning rate come out right although epochs differ
+    in length, and a batch that an epoch does not fill goes on into the next. `seed` of the order, by default the
+    Trainer's for data. The loss that goes with it is ot's. Raises ConfigError.
+    """
+    args, dataset = trainer.args, trainer.train_dataset
+    if seed is None:
+        seed = args.seed if args.data_seed is None else args.data_seed
+    rows = list(CurriculumSampler(dataset, boundaries, seed=seed))
+    if args.max_steps > 0:
+        raise ConfigError(
+            f"max_steps is {args.max_steps}, but the last boundary ({boundaries[-1]} epochs) ends a curriculum. Leave "
+            "max_steps unset."
+        )
+    if getattr(args, "packing", False):
+        raise ConfigError("A curriculum chooses among samples, and packing has joined them to rows: set packing=False.")
+    trainer.train_dataset = dataset.select(rows) if hasattr(dataset, "select") else Subset(dataset, rows)
+    args.train_sampling_strategy, args.num_train_epochs = "sequential", 1
+    return trainer

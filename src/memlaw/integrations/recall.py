@@ -1,0 +1,120 @@
+"""The recall of a memory set while a trainer trains it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch.distributed as dist
+from transformers import TrainerCallback
+
+from memlaw.api import Facts, memory_set_of
+from memlaw.data import encode
+from memlaw.errors import ConfigError
+from memlaw.integrations.step import processes
+from memlaw.measure import TOLERANCE, measure
+from memlaw.model import Base, wrap
+from memlaw.records import EncodedFact, RecallReport
+
+
+class RecallCallback(TrainerCallback):  # type: ignore[misc]
+    """Measures a memory set every so many steps, logs its recall and stops the run once every record is certified.
+
+    Logged beside the training loss of the same step: `recall/ordered` (share of tokens with p > 1/2),
+    `recall/stubborn` (tokens without), `recall/min_margin` (nats), `recall/earliest_stubborn` (position, while there
+    is one) and `recall/exact_match` (share of records that greedy decoding reproduces). A certificate needs a margin
+    above the tolerance of the precision that the Trainer computes in.
+
+    As `Trainer(callbacks=[...])` it comes after the callbacks of `report_to`; `watch_recall` puts it before them.
+    """
+
+    def __init__(
+        self, memory_set: Facts, *, every: int, stop_when_recalled: bool = True, tokenizer: Any = None
+    ) -> None:
+        """`memory_set` as in `memlaw.recall`; `tokenizer` where the Trainer has no processing_class."""
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ConfigError(f"every is {every!r}: choose a whole number of steps from 1 up.")
+        self.memory_set, self.every, self.stop_when_recalled = memory_set, every, stop_when_recalled
+        self.report: RecallReport | None = None
+        """The last measurement."""
+        self.first = False
+        """Whether it comes before all callbacks that report to a tracker."""
+        self._tokenizer = tokenizer
+        self._prepared: tuple[Base, tuple[EncodedFact, ...]] | None = None
+        self._unlogged: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, _state: Any, _control: Any, **_kwargs: Any) -> None:
+        trackers = [name for name in args.report_to or () if name != "none"]
+        if trackers and not self.first:
+            warnings.warn(
+                f"{', '.join(trackers)} will not get the recall/ values, since a callback given to the Trainer comes "
+                "after its trackers: call watch_recall(trainer, ...) instead.",
+                stacklevel=2,
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every:
+            return
+        base, facts = self._measured(model, kwargs.get("processing_class"))
+        self.report = _of_first_process(measure(base, facts, decode=True))
+        self._unlogged = recall_values(self.report)
+        control.should_log = True
+        if self.stop_when_recalled and _certified(self.report, args):
+            control.should_training_stop = True
+
+    def on_log(self, _args: Any, state: Any, _control: Any, *, logs: dict[str, float], **_kwargs: Any) -> None:
+        logs.update(self._unlogged)
+        state.log_history[-1].update(self._unlogged)
+        self._unlogged = {}
+
+    def _measured(self, model: Any, processing_class: Any) -> tuple[Base, tuple[EncodedFact, ...]]:
+        tokenizer = processing_class if self._tokenizer is None else self._tokenizer
+        if tokenizer is None:
+            raise ConfigError(
+                "Recall is measured in tokens, and the trainer has no tokenizer: pass processing_class=tokenizer to "
+                "the Trainer, or tokenizer=... here."
+            )
+        if self._prepared is None or self._prepared[0].model is not model:
+            base = wrap(model, tokenizer)
+            facts = encode(memory_set_of(base, self.memory_set), tokenizer, context=base.context)
+            self._prepared = base, facts
+        return self._prepared
+
+
+def watch_recall(
+    trainer: Any, memory_set: Facts, *, every: int, stop_when_recalled: bool = True, tokenizer: Any = None
+) -> RecallCallback:
+    """Put a `RecallCallback` before all other callbacks of a Trainer, so that its trackers get the values too."""
+    callback = RecallCallback(memory_set, every=every, stop_when_recalled=stop_when_recalled, tokenizer=tokenizer)
+    callback.first = True
+    trainer.callback_handler.callbacks.insert(0, callback)
+    return callback
+
+
+def recall_values(report: RecallReport) -> dict[str, float]:
+    """The numbers of a report that are worth a curve."""
+    earliest = [item.earliest_stubborn for item in report.items if item.earliest_stubborn is not None]
+    values = {
+        "recall/ordered": report.ordered / report.tokens,
+        "recall/stubborn": report.tokens - report.ordered,
+        "recall/min_margin": report.min_margin,
+    }
+    if earliest:
+        values["recall/earliest_stubborn"] = min(earliest)
+    if report.acc_em is not None:
+        values["recall/exact_match"] = report.acc_em
+    return values
+
+
+def _certified(report: RecallReport, args: Any) -> bool:
+    """All records, also if a forward under autocast is less precise than the weights are."""
+    autocast = TOLERANCE["bfloat16"] if args.bf16 else TOLERANCE["float16"] if args.fp16 else 0.0
+    return report.certified == report.records and report.min_margin > max(autocast, report.tolerance)
+
+
+def _of_first_process(report: RecallReport) -> RecallReport:
+    """The same report everywhere: processes that disagree by a rounding must not stop at different steps."""
+    reports = [report]
+    if processes() > 1:
+        dist.broadcast_object_list(reports)
+    return reports[0]

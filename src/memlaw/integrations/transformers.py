@@ -1,0 +1,148 @@
+"""MemFT in `transformers.Trainer`: the loss, the recall of a memory set while it trains, and the curriculum.
+
+    trainer = Trainer(..., compute_loss_func=MemFTLoss("ot"))     # as an argument, or
+    memft(trainer, "sw")                                          # on a trainer: also for packed samples and sw
+    watch_recall(trainer, memory_set, every=50)
+    use_curriculum(trainer, boundaries=(20, 40, 60, 80, 300))
+
+A loss function is given a micro-batch's outputs and labels and nothing else, yet the gradient is that of the whole
+optimizer step (`integrations.step`): which micro-batch is the step's last it asks accelerate's GradientState, which the
+Trainer sets before each, and where gradients accumulate it asks the autograd graph of its own loss. So it needs no
+reference to the trainer, no callback and no place in the training loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.state import GradientState
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from memlaw.errors import ConfigError
+from memlaw.integrations.curriculum import CurriculumSampler, use_curriculum
+from memlaw.integrations.loss import StepLoss
+from memlaw.integrations.recall import RecallCallback, watch_recall
+from memlaw.integrations.refusals import UNAVERAGED, check_averaging, check_parallelism, check_trainer
+from memlaw.integrations.samples import windows_from_json, windows_to_json
+from memlaw.integrations.step import accelerator, processes
+from memlaw.losses import MemFT, WindowState
+
+__all__ = ["CurriculumSampler", "MemFTLoss", "RecallCallback", "memft", "use_curriculum", "watch_recall"]
+
+
+class MemFTLoss:
+    """MemFT as `Trainer(compute_loss_func=...)`: sum_t w_t L_t / (sum_t w_t + eps) over each optimizer step.
+
+    The gradient is the same for any gradient accumulation and any number of data-parallel processes; the training loss
+    that the Trainer logs is the mean over the step. In evaluation it is the ordinary loss, the mean of all tokens.
+    In a loop of your own it is the same, with or without accelerate: a step begins where gradients are zeroed.
+    Settings are those of `memlaw.losses.MemFT`: threshold, margin, rule, position, focus. Raises ConfigError.
+
+    A loss function does not see which samples a row is packed of, nor which sample it is: sw, `position` and `focus`
+    need that, so they need `memft(trainer, ...)`. That also refuses what a loss function is never told of: label
+    smoothing, which the Trainer leaves out beside one, and DeepSpeed's sequence parallelism, which leaves it out.
+    """
+
+    def __init__(self, method: str = "ot", **settings: Any) -> None:
+        self.step = StepLoss(MemFT.of({"method": method, **settings}))
+        self._inputs: Mapping[str, Any] | None = None
+        self._called = False
+        self._averaged = False
+
+    def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        if labels is None:
+            raise ConfigError(
+                "The batch has no labels, so there is no target to train on: give every row labels, -100 at its prompt."
+            )
+        check_parallelism(getattr(accelerator(), "parallelism_config", None))
+        self._called = True
+        if not torch.is_grad_enabled():
+            sums = self.step.sums(outputs, labels, self._inputs or {})
+            items = sums.tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+            return sums.plain / items.clamp(min=1)
+        loss = self.step.of(outputs, labels, self._batch())
+        self._check_averaged(num_items_in_batch, loss)
+        return loss / processes()  # the Trainer multiplies by it
+
+    @contextmanager
+    def watching(self, inputs: Mapping[str, Any]) -> Iterator[None]:
+        """While the trainer computes the loss of `inputs`. Raises ConfigError if it never asks for it."""
+        self._inputs, self._called = dict(inputs), False
+        try:
+            yield
+        finally:
+            self._inputs = None
+        if not self._called:
+            raise ConfigError(
+                "The trainer computed a loss of its own and never called compute_loss_func, so MemFT would not be "
+                "trained: its class overrides compute_loss. Call super().compute_loss(...) there."
+            )
+
+    def _batch(self) -> Mapping[str, Any]:
+        """What the model was given; nothing where the trainer hands a loss function outputs and labels alone."""
+        memft = self.step.memft
+        if self._inputs is None and (memft.method == "sw" or memft.position or memft.focus):
+            raise ConfigError(
+                "Method sw, position and focus weigh a token within its sample, and compute_loss_func is not told the "
+                "samples of a batch: call memft(trainer, ...) on a Trainer made without it."
+            )
+        return self._inputs or {}
+
+    def _check_averaged(self, num_items: Tensor | int | None, loss: Tensor) -> None:
+        """Whether the Trainer undoes the mean over processes shows in the item counts it hands out: all count alike."""
+        if processes() == 1 or self._averaged:
+            return
+        items = torch.as_tensor(0 if num_items is None else num_items, dtype=torch.float32, device=loss.device).sum()
+        dist.all_reduce(items)
+        if float(items) < self.step.mean.so_far.tokens * (1 + processes()) / 2:
+            raise ConfigError(UNAVERAGED)
+        self._averaged = GradientState().sync_gradients  # a whole step was counted
+
+
+def memft(trainer: Any, method: str = "ot", **settings: Any) -> Any:
+    """Make MemFT the loss of a Trainer, and return the trainer.
+
+    As `compute_loss_func=MemFTLoss(...)`, but it also sees the batches: so packed samples are told apart by their
+    `position_ids`, and sw keeps a window for every sample, known by its tokens, from step to step, in every process,
+    and through the Trainer's checkpoints. Raises ConfigError for a trainer in which MemFT would not be right.
+    """
+    loss = MemFTLoss(method, **settings)
+    if not isinstance(trainer, Trainer):
+        raise ConfigError(f"memft changes the loss of a transformers Trainer, and this is a {type(trainer).__name__}.")
+    check_trainer(trainer)
+    check_averaging(trainer.args)
+    trainer.compute_loss_func = loss
+    trainer.__class__ = type(f"MemFT{type(trainer).__name__}", (_Watched, type(trainer)), {})
+    if loss.step.windows is not None:
+        keep_windows(trainer, loss.step.windows)
+    return trainer
+
+
+class _Watched:
+    """Lets the loss function see the batch that it is asked about."""
+
+    compute_loss_func: MemFTLoss
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        with self.compute_loss_func.watching(inputs):
+            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+
+def keep_windows(trainer: Any, windows: WindowState) -> None:
+    """Save sw's windows in the state that goes with the trainer's checkpoints, and take them up when it resumes."""
+
+    # A class of its own: transformers makes a restored callback anew, by calling its class with no arguments.
+    class MemFTWindows(TrainerCallback, ExportableState):  # type: ignore[misc]
+        def state(self) -> dict[str, Any]:
+            return {"args": {}, "attributes": {"saved": windows_to_json(windows)}}
+
+        def on_train_begin(self, _args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
+            windows_from_json(windows, state.stateful_callbacks["MemFTWindows"]["attributes"]["saved"])
+
+    trainer.add_callback(MemFTWindows())

@@ -1,0 +1,121 @@
+"""MemFT in TRL's `SFTTrainer`: `memft(trainer, "ot")`.
+
+TRL computes the log-probability of each label in its fused head, without logits, and MemFT needs no more than that:
+the trainer computes its loss and its metrics (entropy, mean_token_accuracy, num_tokens) as ever, and its loss is then
+replaced by MemFT's of the same forward. An older TRL, whose model gives logits, is served from those.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from trl import SFTTrainer
+
+from memlaw.errors import ConfigError
+from memlaw.integrations.loss import StepLoss
+from memlaw.integrations.refusals import check_trainer
+from memlaw.integrations.transformers import keep_windows
+from memlaw.losses import MemFT
+
+
+def memft(trainer: Any, method: str = "ot", **settings: Any) -> Any:
+    """Make MemFT the training loss of an SFTTrainer, and return the trainer.
+
+    Settings are those of `memlaw.losses.MemFT`. The gradient is the same for any gradient accumulation, any number of
+    data-parallel processes, packed or not; evaluation stays as it is. Raises ConfigError for a trainer in which MemFT
+    would not be right, and warns where `max_length` may have cut a target.
+    """
+    step = StepLoss(MemFT.of({"method": method, **settings}))
+    if not isinstance(trainer, SFTTrainer):
+        raise ConfigError(
+            f"MemFT is a loss of target tokens, which a {type(trainer).__name__} does not have: give an SFTTrainer, or "
+            "use memlaw.integrations.transformers.memft for a plain Trainer."
+        )
+    if isinstance(trainer, _MemFT):
+        raise ConfigError("This trainer has the loss of MemFT already: call memft once.")
+    check_trainer(trainer)
+    _check_sft(trainer)
+    _warn_of_cuts(trainer)
+    trainer.__class__ = type(f"MemFT{type(trainer).__name__}", (_MemFT, type(trainer)), {"memft_step": step})
+    trainer.loss_is_scaled_for_ga = True
+    if step.windows is not None:
+        keep_windows(trainer, step.windows)
+    return trainer
+
+
+class _MemFT:
+    """Puts MemFT's loss in the place of the trainer's own in every training step."""
+
+    memft_step: StepLoss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels, batch = inputs["labels"], dict(inputs)
+        with _outputs_of(model) as outputs:
+            theirs = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        if not torch.is_grad_enabled():
+            return theirs
+        loss: Tensor = self.memft_step.of(outputs[0], labels, batch)
+        return (loss, theirs[1]) if return_outputs else loss
+
+
+@contextmanager
+def _outputs_of(model: nn.Module) -> Iterator[list[Any]]:
+    """What the model returns in the meantime."""
+    outputs: list[Any] = []
+    handle = model.register_forward_hook(lambda _model, _inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def _check_sft(trainer: Any) -> None:
+    loss_type = getattr(trainer.args, "loss_type", "nll")
+    if loss_type != "nll":
+        raise ConfigError(
+            f"loss_type is {loss_type!r}, and two losses cannot both be the trainer's: leave it at 'nll', which MemFT "
+            "replaces."
+        )
+    if getattr(trainer, "aux_loss_enabled", False):
+        raise ConfigError(
+            "The load-balancing loss of this mixture of experts would be weighed with MemFT's tokens, not by its own "
+            "rule: set router_aux_loss_coef=0.0."
+        )
+    if not trainer.model_accepts_loss_kwargs and not hasattr(Trainer, "loss_is_scaled_for_ga"):
+        raise ConfigError(
+            "This version of transformers would divide the loss by the number of micro-batches once more: install "
+            "transformers 5.19 or later."
+        )
+
+
+def _warn_of_cuts(trainer: Any) -> None:
+    """Preparing a data set, TRL cuts samples at max_length without a word; one that fills it ends nowhere else."""
+    args, dataset = trainer.args, trainer.train_dataset
+    if args.max_length is None or not hasattr(dataset, "__len__") or "labels" not in dataset.column_names:
+        return
+    end = getattr(trainer.processing_class, "eos_token_id", None)
+    cut = 0
+    for row in dataset:
+        cut += any(full and row["labels"][last] != end for last, full in _ends(row, args.max_length))
+    if cut:
+        warnings.warn(
+            f"{cut} of {len(dataset)} training rows reach max_length={args.max_length} without an end of sequence: TRL "
+            "cuts what is longer, and of a target that was cut only what is left can be recalled. Raise max_length.",
+            stacklevel=3,
+        )
+
+
+def _ends(row: Any, most: int) -> Iterator[tuple[int, bool]]:
+    """Of each sample of a row, where its last token is and whether it has `most` tokens."""
+    end = 0
+    for length in row.get("seq_lengths") or [len(row["labels"])]:
+        end += length
+        yield end - 1, length >= most
