@@ -20,3 +20,23 @@ def verdict(nll, decoded, tolerance):
             first_failure = position
     exact = first_failure is None
     return exact, exact and margin > tolerance, margin, earliest_stubborn, first_failure
+
+
+def edit_distance(left, right):
+    """Fewest insertions, deletions and replacements that turn one sequence into the other."""
+    if not left or not right:
+        return len(left) + len(right)
+    if left[-1] == right[-1]:
+        return edit_distance(left[:-1], right[:-1])
+    shorter = (left[:-1], right), (left, right[:-1]), (left[:-1], right[:-1])
+    return 1 + min(edit_distance(*pair) for pair in shorter)
+
+
+def expected_tokens(nll):
+    """Mean number of tokens sampled right before the first error: every number of them, times its probability."""
+    mean, so_far = 0.0, 1.0
+    for position in range(len(nll)):
+        p = math.exp(-nll[position])
+        mean += position * so_far * (1 - p)
+        so_far *= p
+    return mean + len(nll) * so_far

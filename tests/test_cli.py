@@ -11,6 +11,7 @@ import os
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -18,17 +19,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow.parquet
 import pytest
 import tiny
 import torch
+from pydantic import TypeAdapter
 from rich.console import Console
 
 from memlaw import __version__, cli, progress, published
 from memlaw.adapter import files
+from memlaw.diagnosis import RecallDocument
 from memlaw.journal import Journal
+from memlaw.records import Reason
 
 SECRETS = [f"hunter-{7919 * number % 10_000:04d}" for number in range(1, 5)]
 """Targets of 11 characters, which the tiny tokenizer makes 11 tokens and the end of sequence."""
@@ -190,6 +194,38 @@ def test_the_bare_base_recalls_nothing_and_says_where_it_fails(run: Run, model: 
     assert "recalled verbatim 0 of 4 records (0.0%)" in " ".join(shown.split())
 
 
+def test_recall_explains_every_failure_and_its_document_is_the_one_described(
+    run: Run, model: Path, facts: Path
+) -> None:
+    document = run("recall", facts, "--model", model, "--decode", "--json").document
+    TypeAdapter(RecallDocument).validate_json(json.dumps(document), strict=True)
+    assert document["schema"] == "memlaw.recall/1"
+    assert document["texts"] is None
+    for item in document["items"]:
+        assert item["reason"] in get_args(Reason)
+        assert item["why"].startswith("Decoding goes wrong at position 0")
+        assert item["tokens"]["unreachable"] is not None
+    assert sum(document["patterns"]["reasons"].values()) == 4
+
+
+def test_texts_are_shown_to_who_asks_for_them_and_kept_for_the_owner_alone(
+    run: Run, model: Path, facts: Path, adapter: Path, tmp_path: Path
+) -> None:
+    kept, page = tmp_path / "recall.json", tmp_path / "report.html"
+    asked = ("recall", facts, "--model", model, "--adapter", adapter, "--decode", "--out", kept)
+    assert run(*asked).code == 0
+    assert_refused(run("report", tmp_path, "--out", page, "--show-text"), "`memlaw recall --show-text --out`")
+    texts = run(*asked, "--show-text", "--json").document["texts"]
+    assert len(texts) == 4
+    assert any("".join(pieces) in SECRETS for pieces in texts.values())
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert run("report", tmp_path, "--out", page, "--show-text").code == 0
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    assert "This file contains the target texts." in page.read_text(encoding="utf-8")
+    assert run("report", tmp_path, "--out", page).code == 0
+    assert "This file contains the target texts." not in page.read_text(encoding="utf-8")
+
+
 def test_probe_prints_its_counts_and_writes_the_promised_table(
     run: Run, model: Path, facts: Path, probed: Path
 ) -> None:
@@ -318,7 +354,7 @@ def test_the_paper_preset_is_the_published_recipe(run: Run, model: Path, facts: 
     assert not (out / "adapter_config.json").exists()
 
 
-@pytest.mark.parametrize("name", ["demo", "plan", "train", "recall", "probe", "fit", "report"])
+@pytest.mark.parametrize("name", ["demo", "check", "plan", "train", "recall", "probe", "fit", "report"])
 def test_every_command_explains_itself_and_takes_json(run: Run, name: str) -> None:
     ran = run(name, "--help")
     assert ran.code == 0
@@ -745,7 +781,7 @@ def test_the_version_and_the_help_come_without_a_command() -> None:
     shown = process("--help")
     assert shown.code == 0
     commands = [line.split()[0] for line in shown.out.partition("Commands:\n")[2].splitlines()]
-    assert commands == ["demo", "plan", "train", "recall", "probe", "fit", "report"]
+    assert commands == ["demo", "check", "plan", "train", "recall", "probe", "fit", "report"]
     bare = process()
     assert (bare.code, bare.out) == (2, "")
     assert "Commands:" in bare.err
@@ -797,8 +833,11 @@ def test_ctrl_c_in_a_training_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_who_has_seen_enough_is_no_error() -> None:
-    command = [sys.executable, "-m", "memlaw", "fit", str(POINTS), "--json"]
+@pytest.mark.parametrize(
+    "arguments", [("fit", POINTS), ("recall", "task:phonebook:tokens=300", "--decode")], ids=["fit", "recall"]
+)
+def test_a_reader_who_has_seen_enough_is_no_error(arguments: tuple[object, ...]) -> None:
+    command = [sys.executable, "-m", "memlaw", *map(str, arguments), "--json"]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert started.stdout is not None
     started.stdout.close()
@@ -847,6 +886,7 @@ def test_no_command_repeats_a_target_anywhere_but_in_the_adapter(
         ("train", facts, *base, "--rank", 1, "--steps", 2, "--placement", "mlp@1", "--out", room / "B"),
         ("recall", facts, *base, "--adapter", room / "A", "--decode", "--out", room / "recall.json"),
         ("recall", facts, *base, "--decode"),
+        ("check", facts, *base, "--adapter", room / "A", "--rank", 1),
         ("probe", facts, *base, "--ranks", 1, "--lengths", "12,20", "--lr", 1e38, "--steps", 9, "--out", room / "d"),
         ("fit", room / "probe", "--method", "sft", "--out", law),
         ("plan", facts, *base, "--law", law),
@@ -865,6 +905,54 @@ def test_no_command_repeats_a_target_anywhere_but_in_the_adapter(
         assert secret not in said
         assert not [path for path in written if secret in path.name]
         assert not [path.name for path in written if secret.encode() in path.read_bytes()]
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def test_check_prints_findings_as_json_and_as_lines_and_says_nothing_else(
+    run: Run, model: Path, facts: Path, adapter: Path, tmp_path: Path
+) -> None:
+    clean = run("check", facts, "--model", model, "--json")
+    assert clean.err == ""
+    assert clean.document == {"schema": "memlaw.check/1", "records": 4, "tokens": 4 * LENGTH, "findings": []}
+    judged = run("check", facts, "--model", model, "--adapter", adapter, "--json").document
+    assert {finding["severity"] for finding in judged["findings"]} <= {"info"}
+
+    doubtful = write(tmp_path / "doubtful.jsonl", jsonl(*RECORDS, {**RECORDS[0], "prompt": "KEY  1:"}))
+    document = run("check", doubtful, "--model", model, "--json").document
+    (finding,) = document["findings"]
+    assert {"severity": "warning", "record": "5", "code": "near-duplicate"}.items() <= finding.items()
+    assert finding.keys() >= {"severity", "record", "code", "message", "fix"}
+    shown = run("check", doubtful, "--model", model)
+    assert (shown.code, shown.err) == (0, "")
+    assert "warning: near-duplicate: 5" in shown.out
+    assert " ".join(f"Fix: {finding['fix']}".split()) in " ".join(shown.out.split())
+    assert "hunter" not in shown.out
+
+
+def test_check_finds_what_reading_only_warns_of_and_asks_for_the_same_options(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    twice = write(tmp_path / "twice.jsonl", jsonl(*[{"q": "key:", "a": secret} for secret in SECRETS[:2]]))
+    named = ("--prompt-field", "q", "--target-field", "a", "--no-eos")
+    ran = run("check", twice, "--model", model, *named, "--on-conflict", "first", "--json")
+    assert ran.err == ""
+    assert [finding["code"] for finding in ran.document["findings"]] == ["reading", "no-eos"]
+    assert_refused(run("check", twice, "--model", model, *named), "have the same prompt but different targets")
+
+
+def test_check_judges_a_rank_by_a_law_at_hand(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+    law = tmp_path / "law.json"
+    assert run("fit", POINTS, "--out", law).code == 0
+    rank = ("--model", model, "--rank", 1, "--placement", "k_proj@3")
+    (finding,) = run("check", facts, *rank, "--json").document["findings"]
+    assert finding["code"] == "no-rank-fits"
+    assert "The law is borrowed" in finding["message"]
+    assert run("check", facts, *rank, "--law", law, "--json").document["findings"] == []
+    assert_refused(run("check", facts, "--model", model, "--law", law), "A law judges a rank, and none was given")
+    assert_refused(run("check", facts, "--model", model, "--rank", 1, "--law", tmp_path / "none"), "cannot be read")
+    assert_refused(run("check", facts, "--model", model, "--adapter", tmp_path), "memlaw loads safetensors only")
 
 
 # --- acceptance ------------------------------------------------------------------------------------------------------

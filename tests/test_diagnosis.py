@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import reference_diagnosis
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from sample import fact, recall
+from pydantic import TypeAdapter
+from sample import fact, many, recall
+from scipy import stats
 
 from memlaw.diagnosis import (
+    RecallDocument,
     diagnose,
     is_ordered,
+    patterns,
     position_counts,
     report_from_dict,
+    report_schema,
     report_to_dict,
     stubborn_counts,
     stubborn_positions,
     worst,
 )
+from memlaw.diagnosis.patterns import spearman
 from memlaw.errors import ConfigError, DataError
 from memlaw.records import LN2, TokenRecall
 
@@ -206,7 +213,205 @@ def test_every_stubborn_token_is_counted_once(tokens):
         assert (count == 0) == (item.margin > 0)
 
 
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(LOSSES, min_size=1, max_size=9))
+def test_sampling_at_temperature_one_is_told_by_the_losses(nll):
+    item = judge([TokenRecall(tuple(nll), (True,) * len(nll))]).items[0]
+    assert math.exp(item.log_p) == pytest.approx(math.prod(math.exp(-loss) for loss in nll))
+    assert item.expected_tokens == pytest.approx(reference_diagnosis.expected_tokens(nll))
+
+
+def test_a_certified_record_can_be_a_bad_bet_when_sampled():
+    item = judge([TokenRecall((0.6,) * 20, (True,) * 20, (True,) * 20)]).items[0]
+    assert item.certified
+    assert math.exp(item.log_p) < 1e-5
+    assert item.expected_tokens < 1.3
+
+
+# --- reasons ---------------------------------------------------------------------------------------------------------
+
+
+REASONS = {
+    "stubborn": (
+        TokenRecall((0.1, 2.0, 0.1), (True, False, True), (True, False, True), (3.0, 0.2, 3.0), 1, True),
+        "Decoding goes wrong at position 1: the target's token has p = 0.135, another token p = 0.819. All that "
+        "follows comes back once this one token is put right.",
+    ),
+    "unreachable": (
+        TokenRecall((0.1, 2.0), (True, False), (True, False), unreachable=(1,)),
+        "Decoding goes wrong at position 1: the frozen head can give its token no p above 1/2, whatever the adapter "
+        "does. Word the target differently, or adapt the head as well.",
+    ),
+    "stopped_early": (
+        TokenRecall((2.0, 0.1), (False, True), (False, False), ended="early"),
+        "Decoding goes wrong at position 0: the model ends its output there; the target's token has p = 0.135.",
+    ),
+    "ran_on": (
+        TokenRecall((0.1, 2.0), (True, False), (True, False), ended="late"),
+        "Decoding goes wrong at position 1: the model goes on where its output should end; the target's token has "
+        "p = 0.135.",
+    ),
+    "after_end": (
+        TokenRecall((0.1, 0.1), (True, True), (True, False), ended="inside"),
+        "The target goes on at position 1, behind an end-of-sequence token, after which nothing is emitted. Take that "
+        "token out of the target.",
+    ),
+    "near_tie": (
+        TokenRecall((0.1, 0.693), (True, True), (True, False), (3.0, 0.6932)),
+        "Decoding goes wrong at position 1, where teacher-forced the target's token was the most likely (p = 0.5, "
+        "another token p = 0.5): the two ways of computing it differ by rounding. Judge in float32, or train with a "
+        "margin.",
+    ),
+    "unproven": (
+        TokenRecall((0.1, 0.9), (True, True), (True, True), (3.0, 1.2)),
+        "Verbatim here, but nothing guarantees it: position 1 has p = 0.407, another token p = 0.301, at most 1/2.",
+    ),
+    "too_thin": (
+        TokenRecall((0.1, 0.69), (True, True), (True, True)),
+        "Every token is ordered, but position 1 by 0.0031 nats only; here teacher-forced and cached decoding differ by "
+        "so much that 0.02 are needed.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_every_reason_has_its_sentence(reason):
+    tokens, sentence = REASONS[reason]
+    item = judge([tokens], 0.02).items[0]
+    assert (item.reason, item.why) == (reason, sentence)
+
+
+def test_without_decoding_a_stubborn_token_is_the_reason_and_the_rest_is_not_claimed():
+    stubborn, beyond, fine = judge(
+        [
+            TokenRecall((0.1, 2.0), (True, False)),
+            TokenRecall((2.0,), (False,), unreachable=(0,)),
+            TokenRecall((0.1,), (True,)),
+        ]
+    ).items
+    assert (stubborn.reason, stubborn.why) == (
+        "stubborn",
+        "Position 1 has p = 0.135, at most 1/2; what decoding makes of it was not asked.",
+    )
+    assert beyond.reason == "unreachable"
+    assert (fine.reason, fine.why) == (None, None)
+
+
+@given(measurements(), st.sampled_from([0.0, 0.02]))
+def test_a_decoded_record_has_a_reason_exactly_if_it_is_not_certified(tokens, tolerance):
+    for item in judge(tokens, tolerance).items:
+        assert (item.reason is None) == (item.why is None)
+        if item.exact is not None:
+            assert (item.reason is None) == bool(item.certified)
+
+
+# --- patterns --------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=30))
+def test_the_correlation_is_spearmans_and_lies_in_its_interval(pairs):
+    found = spearman(np.array(pairs, dtype=float).reshape(-1, 2))
+    columns = [set(column) for column in zip(*pairs, strict=True)]
+    if len(pairs) < 3 or any(len(column) == 1 for column in columns):
+        assert found is None
+        return
+    assert found.value == pytest.approx(stats.spearmanr(pairs).statistic)
+    assert found.n == len(pairs)
+    assert -1 <= found.low <= found.high <= 1
+
+
+def test_a_correlation_of_many_records_is_known_more_closely():
+    def width(n):
+        x = np.random.default_rng(0).normal(size=n)
+        found = spearman(np.stack([x, x + np.random.default_rng(1).normal(size=n)], axis=1))
+        assert found.low < found.value < found.high
+        return found.high - found.low
+
+    assert width(400) < width(40) / 2
+
+
+def test_where_records_break_at_their_earliest_stubborn_token_the_correlation_is_one():
+    found = patterns(many(60, 12, share_stubborn=0.1)).stubborn_vs_failure
+    assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
+
+
+def test_the_patterns_count_what_the_records_say():
+    tokens = [case for case, _ in REASONS.values()] + [TokenRecall((0.1,), (True,), (True,))]
+    tokens = [case if case.unreachable else TokenRecall(**{**vars(case), "unreachable": ()}) for case in tokens]
+    found = patterns(judge(tokens, 0.02))
+    assert found.failures == 6
+    assert found.reasons == dict.fromkeys(REASONS, 1)
+    assert found.first_failures == {0: 1, 1: 5}
+    assert (found.one_token_short, found.stubborn, found.unreachable, found.unavoidable) == (1, 5, 1, 1)
+
+
+def test_without_decoding_or_reach_nothing_is_said_of_them():
+    found = patterns(recall({"a": [0.1, 2.0]}, decoded=False))
+    assert (found.failures, found.one_token_short, found.unreachable, found.unavoidable) == (None,) * 4
+    assert (found.stubborn, found.stubborn_vs_failure, found.first_failures) == (1, None, {})
+    assert (found.loss_bands[0].acc_token, found.loss_bands[0].exact) == (None, None)
+
+
+@given(measurements())
+def test_every_record_is_in_one_band_of_its_mean_loss(tokens):
+    report = judge(tokens)
+    bands = patterns(report).loss_bands
+    assert sum(band.records for band in bands) == report.records
+    for band in bands:
+        inside = [
+            item for item in report.items
+            if band.low <= math.fsum(item.tokens.nll) / item.length < (math.inf if band.high is None else band.high)
+        ]  # fmt: skip
+        assert len(inside) == band.records
+        assert band.ordered == pytest.approx(np.mean([loss < LN2 for item in inside for loss in item.tokens.nll]))
+        if band.exact is not None:
+            assert band.exact == sum(item.exact for item in inside)
+
+
+def test_a_low_mean_loss_that_is_no_recall_shows_in_the_bands():
+    band = patterns(recall({"a": [0.0] * 99 + [5.0]})).loss_bands[0]
+    assert (band.low, band.high, band.records, band.exact, band.acc_token) == (0.03, 0.1, 1, 0, 0.99)
+
+
 # --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_schema_in_the_documentation_is_that_of_the_code():
+    path = Path(__file__).parent.parent / "docs" / "schema" / "recall.json"
+    assert path.read_text(encoding="utf-8") == json.dumps(report_schema(), indent=2) + "\n", (
+        "memlaw.diagnosis.report_schema() changed: write its JSON there, and raise SCHEMA if a key went or changed"
+    )
+
+
+def test_every_key_of_the_schema_is_described():
+    definitions = [report_schema(), *report_schema()["$defs"].values()]
+    plain = {"nll", "top1", "decoded", "id", "length", "items", "records", "tokens", "dtype", "tolerance"}
+    for definition in definitions:
+        for name, key in definition["properties"].items():
+            assert name in plain or "description" in key, name
+
+
+@given(measurements())
+def test_a_document_is_what_the_schema_describes(tokens):
+    text = json.dumps(report_to_dict(judge(tokens), advice=["Train longer."], texts={"0": ["a"]}))
+    found = TypeAdapter(RecallDocument).validate_json(text, strict=True)
+    assert found.advice == ("Train longer.",)
+    assert found.texts == {"0": ("a",)}
+
+
+def test_a_document_of_another_version_is_refused():
+    document = report_to_dict(recall({"a": [0.1]})) | {"schema": "memlaw.recall/9"}
+    with pytest.raises(DataError, match="has the schema 'memlaw.recall/9', and this memlaw reads 'memlaw.recall/1'"):
+        report_from_dict(document)
+
+
+def test_a_sentence_that_was_put_into_a_file_is_not_repeated():
+    document = report_to_dict(recall({"a": [0.9]}))
+    document["items"][0] |= {"why": "All is well.", "expected_tokens": 1.0}
+    assert report_from_dict(document) == recall({"a": [0.9]})
+    assert report_from_dict(document).items[0].why.startswith("Decoding goes wrong at position 0")
 
 
 @given(measurements(), st.sampled_from([0.0, 1e-5, 0.3]))
@@ -218,10 +423,14 @@ def test_a_report_survives_its_file(tokens, tolerance):
 def test_the_document_has_the_keys_others_rely_on():
     document = report_to_dict(recall({"a": [0.1, 0.9]}))
     contract = {"records", "tokens", "acc_em", "acc_token", "certified", "ordered", "min_margin", "items"}
-    assert document.keys() == contract | {"mean_loss", "tolerance", "dtype"}
+    more = {"mean_loss", "tolerance", "rounding", "dtype", "schema", "patterns", "advice", "texts"}
+    assert document.keys() == contract | more
     item = {"id", "length", "exact", "certified", "margin", "earliest_stubborn", "first_failure"}
+    item |= {"edits", "one_token_short", "log_p", "expected_tokens", "reason", "why"}
     assert document["items"][0].keys() == item | {"tokens"}
-    assert document["items"][0]["tokens"] == {"nll": [0.1, 0.9], "top1": [True, False], "decoded": [True, False]}
+    tokens = {"nll": [0.1, 0.9], "top1": [True, False], "decoded": [True, False]}
+    unknown = dict.fromkeys(("rival", "edits", "mended", "ended", "unreachable"))
+    assert document["items"][0]["tokens"] == tokens | unknown
     assert (document["items"][0]["earliest_stubborn"], document["items"][0]["first_failure"]) == (1, 1)
     short = report_to_dict(recall({"a": [0.1, 0.9]}), per_token=False)
     assert short["items"][0].keys() == item

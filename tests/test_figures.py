@@ -15,7 +15,7 @@ from sample import PowerLaw, cell, diverged, many, points, recall
 
 from memlaw import figures
 from memlaw.diagnosis import worst
-from memlaw.errors import FitError
+from memlaw.errors import DataError, FitError
 from memlaw.law import fit_law
 from memlaw.records import LN2, LawPoint
 
@@ -187,6 +187,72 @@ def test_without_decoding_only_stubborn_tokens_are_drawn():
     assert "first failure of greedy decoding" not in texts(svg)
 
 
+# --- the plane -------------------------------------------------------------------------------------------------------
+
+
+def test_a_power_law_is_a_flat_surface_over_logarithms_with_its_points_on_it():
+    plane = figures.plane_surface(points(), PowerLaw())
+    size, length = np.meshgrid(plane.size, plane.length)
+    np.testing.assert_allclose(plane.predicted, np.log10(14.0) + 0.4 * size - 0.3 * length)
+    free = plane.points[~plane.saturated]
+    np.testing.assert_allclose(free[:, 2], np.log10(14.0) + 0.4 * free[:, 0] - 0.3 * free[:, 1])
+    assert (plane.size[0], plane.size[-1]) == pytest.approx((0, np.log10(8)))
+
+
+def test_a_plane_leaves_out_what_has_no_logarithm():
+    class Negative:
+        def predict(self, rank, length):
+            return rank - 4.0
+
+    plane = figures.plane_surface([*points(), LawPoint(1, 16, -0.1, 10.1)], Negative())
+    assert len(plane.points) == len(points())
+    assert np.isnan(plane.predicted).any()
+    assert np.isfinite(plane.predicted).any()
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+
+def ladder(**losses):
+    return figures.ladder_curve({int(rank[1:]): recall({"a": nll}).items[0] for rank, nll in losses.items()})
+
+
+def test_a_ladder_is_ranks_by_positions():
+    found = ladder(r8=[0.1, 0.2, 0.1], r1=[3.0, LN2, 0.1])
+    assert found.ranks.tolist() == [1, 8]
+    np.testing.assert_allclose(found.p, np.exp([[-3.0, -LN2, -0.1], [-0.1, -0.2, -0.1]]))
+    assert found.ordered.tolist() == [[False, False, True], [True, True, True]]
+
+
+def test_a_ladder_of_different_records_is_refused():
+    with pytest.raises(DataError, match="at several ranks have 1 and 2 target tokens"):
+        ladder(r1=[0.1], r2=[0.1, 0.2])
+    with pytest.raises(DataError, match="have no target tokens"):
+        figures.ladder_curve({})
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 12), st.integers(1, 40), st.integers(0, 10**6))
+def test_the_scatter_counts_every_failing_record_once(records, length, seed):
+    report = many(records, length, seed=seed, share_stubborn=0.1)
+    scatter = figures.failure_scatter(report)
+    assert scatter.records.sum() == sum(item.first_failure is not None for item in report.items)
+    for early, late, count in zip(scatter.earliest_stubborn, scatter.first_failure, scatter.records, strict=True):
+        pairs = [(item.earliest_stubborn, item.first_failure) for item in report.items]
+        assert pairs.count((early, late)) == count
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def test_a_convergence_curve_is_in_the_order_of_steps_and_without_what_is_no_number():
+    (curve,) = figures.convergence_curve({"rank 2": [(3, 1.0), (1, 4.0), (2, math.nan)]})
+    assert (curve.name, curve.steps.tolist(), curve.loss.tolist()) == ("rank 2", [1, 3], [4.0, 1.0])
+
+
 # --- ink -------------------------------------------------------------------------------------------------------------
 
 SHAPES = {
@@ -205,6 +271,14 @@ SHAPES = {
     ),
     "10,000 tokens": (figures.draw_strip, figures.strip_curve(many(1, 10_000).items[0])),
     "one token": (figures.draw_strip, figures.strip_curve(recall({"a": [9.0]}).items[0])),
+    "a ladder": (figures.draw_ladder, ladder(r1=[3.0, 0.6, 0.1], r8=[0.1, 0.2, 0.1])),
+    "a ladder as a map": (figures.draw_ladder_grid, ladder(r1=[3.0, 0.6, 0.1], r8=[0.1, 0.2, 0.1])),
+    "one rank": (figures.draw_ladder_grid, ladder(r4=[0.1])),
+    "a scatter": (figures.draw_failure_scatter, figures.failure_scatter(many(50, 20))),
+    "two trainings": (
+        figures.draw_convergence,
+        figures.convergence_curve({f"rank {r}": [(t, 5 * math.exp(-r * t / 99)) for t in range(99)] for r in (1, 4)}),
+    ),
     "nothing failed": (figures.draw_failures, figures.failure_curve(recall({"a": [0.1]}))),
 }
 
@@ -215,6 +289,11 @@ def test_figures_of_every_shape_can_be_drawn(shape):
     svg = drawn(draw, numbers)
     assert len(list(svg.iter(f"{SVG}path"))) + len(list(svg.iter(f"{SVG}use"))) >= 3
     assert len(texts(svg)) >= 3
+
+
+def test_a_plane_is_drawn_with_the_numbers_and_not_their_logarithms():
+    svg = drawn(figures.draw_plane, figures.plane_surface(points(), PowerLaw()), projection="3d")
+    assert {"rank r", "length l (tokens)", "ΔL (nats per token)", "16", "40", "100"} <= set(texts(svg))
 
 
 def test_many_laws_all_appear():

@@ -20,8 +20,8 @@ PACKAGE = Path(memlaw.__file__).parent
 LEFT_TO_RIGHT = (
     "errors", "records", "durable", "memory", "products", "data", "tasks", "model", "forward", "eviction", "reach",
     "adapter", "kernels", "head", "losses", "training",
-    "diagnosis", "measure", "journal", "sweep", "api", "law", "published", "plan", "figures", "report", "workspace",
-    "planning", "summary", "progress", "demo", "cli", "__main__",
+    "diagnosis", "measure", "journal", "sweep", "api", "integrations", "law", "published", "plan", "findings", "advice",
+    "figures", "report", "workspace", "planning", "lint", "summary", "progress", "demo", "cli", "__main__",
 )  # fmt: skip
 """A module imports only modules to its left, whether at its top, inside a function or for its types alone."""
 

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
 import pytest
 import reference
+import reference_diagnosis
 import tiny
 import torch
 from transformers import GenerationConfig
 
 from memlaw.adapter import parse_placement
-from memlaw.measure import measure
+from memlaw.errors import DataError, ModelError
+from memlaw.measure import SAFETY, TOLERANCE, measure, token_texts, unfaithful
 from memlaw.model import Base, load
-from memlaw.records import LN2, EncodedFact, TrainConfig
+from memlaw.records import LN2, EncodedFact, Fact, MemorySet, TrainConfig
 from memlaw.training import train_stack
 
 FACTS = tiny.facts([(4, 6), (4, 3), (7, 5), (2, 1)])
@@ -89,6 +92,182 @@ def test_nothing_after_the_end_of_sequence_counts_as_recalled() -> None:
     assert item.first_failure == first + 1
 
 
+# --- in depth --------------------------------------------------------------------------------------------------------
+
+
+def followed(base: Base, prompt: tuple[int, ...], length: int, detours: dict[int, int]) -> EncodedFact:
+    """A fact that greedy decoding follows but for the `detours`, position -> another token there."""
+    ids = list(prompt)
+    for position in range(length):
+        (token,) = reference.greedy(base.model, tuple(ids), 1)
+        ids.append(detours.get(position, token))
+    return EncodedFact(f"d{len(detours)}", tuple(ids), len(prompt))
+
+
+def test_the_rival_is_the_most_probable_other_token() -> None:
+    base = tiny.base()
+    for fact, item in zip(FACTS, measure(base, FACTS, decode=False).items, strict=True):
+        with torch.no_grad():
+            p = base.model(input_ids=torch.tensor([fact.ids])).logits[0, fact.prompt_length - 1 : -1].softmax(-1)
+        for t, token in enumerate(fact.target):
+            others = torch.cat([p[t, :token], p[t, token + 1 :]])
+            assert math.exp(-item.tokens.rival[t]) == pytest.approx(float(others.max()), rel=1e-4)
+            assert item.tokens.top1[t] == (item.tokens.nll[t] < item.tokens.rival[t])
+
+
+def test_edits_count_what_was_emitted_against_the_target() -> None:
+    base = tiny.base()
+    for fact, item in zip(FACTS, measure(base, FACTS, decode=True).items, strict=True):
+        emitted = reference.greedy(base.model, fact.prompt, fact.length)
+        ended = emitted[: emitted.index(2) + 1] if 2 in emitted else emitted
+        assert item.edits == reference_diagnosis.edit_distance(tuple(ended), fact.target)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "mistral-sliding"])
+def test_one_token_short_of_verbatim_is_found_where_forcing_one_token_gives_the_rest(family: str) -> None:
+    base = tiny.base(family)
+    prompt, other = (5, 9, 33, 20), 77
+    whole = followed(base, prompt, 8, {})
+    assert whole.target[3] != other != whole.target[6]
+    short = followed(base, prompt, 8, {3: other})
+    twice = followed(base, prompt, 8, {3: other, 6: 78})
+    last = followed(base, prompt, 8, {7: other})
+    report = measure(base, [whole, short, twice, last], decode=True, explain=True)
+    assert [item.first_failure for item in report.items] == [None, 3, 3, 7]
+    assert [item.one_token_short for item in report.items] == [False, True, False, True]
+    assert report.items[1].why.endswith("All that follows comes back once this one token is put right.")
+    assert measure(base, [short], decode=True).items[0].one_token_short is None
+
+
+def test_how_the_end_of_sequence_fails_is_told() -> None:
+    base = tiny.base()
+    eos = 2
+    whole = followed(base, (5, 9, 33, 20), 6, {})
+    assert eos not in whole.target
+    late = dataclasses.replace(whole, id="late", ids=(*whole.ids[:-1], eos))
+    base.tokenizer.eos_token = base.tokenizer.convert_ids_to_tokens(whole.target[2])
+    stop = whole.target.index(whole.target[2])
+    early = dataclasses.replace(whole, id="early", ids=(*whole.ids[: 4 + stop], 78, *whole.ids[5 + stop :]))
+    inside, stopped = measure(base, [whole, early], decode=True, explain=True).items
+    assert (inside.reason, inside.first_failure, inside.one_token_short) == ("after_end", stop + 1, False)
+    assert (stopped.reason, stopped.first_failure) == ("stopped_early", stop)
+    base.tokenizer.eos_token = "<eos>"
+    (ran_on,) = measure(base, [late], decode=True, explain=True).items
+    assert (ran_on.reason, ran_on.first_failure) == ("ran_on", 5)
+
+
+def test_a_token_whose_row_of_the_head_lies_between_two_others_is_named_unreachable() -> None:
+    base = tiny.base()
+    head = base.model.get_output_embeddings().weight
+    with torch.no_grad():
+        head[40] = (head[41] + head[42]) / 2  # never above the larger of the two
+    facts = [EncodedFact("hopeless", (5, 9, 33, 40, 20), 2), EncodedFact("hard", (5, 9, 34), 2)]
+    hopeless, hard = measure(base, facts, decode=True, explain=True).items
+    assert hopeless.tokens.unreachable == (1,)
+    assert hard.tokens.unreachable == ()
+    assert measure(base, facts, decode=True).items[0].tokens.unreachable is None
+    first = measure(base, [EncodedFact("first", (5, 9, 40), 2)], decode=True, explain=True).items[0]
+    assert first.reason == "unreachable"
+
+
+def test_a_head_that_is_adapted_too_says_nothing_of_reach() -> None:
+    base = tiny.base()
+    output = base.model.get_output_embeddings()
+    handle = output.register_forward_hook(lambda _module, _inputs, logits: logits * 1.5)
+    try:
+        assert measure(base, FACTS, decode=False, explain=True).items[0].tokens.unreachable is None
+    finally:
+        handle.remove()
+
+
+# --- tolerance -------------------------------------------------------------------------------------------------------
+
+
+def cached_nll(base: Base, fact: EncodedFact) -> list[float]:
+    """Loss of each target token, one token at a time with a key-value cache: no batch, no library's decoding loop."""
+    losses, past, ids = [], None, list(fact.prompt)
+    for token in fact.target:
+        with torch.no_grad():
+            output = base.model(input_ids=torch.tensor([ids]), past_key_values=past, use_cache=True)
+        losses.append(-float(output.logits[0, -1].float().log_softmax(-1)[token]))
+        past, ids = output.past_key_values, [token]
+    return losses
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_tolerance_is_the_least_one_or_a_multiple_of_the_rounding_seen(dtype: torch.dtype) -> None:
+    base = tiny.base(dtype=dtype)
+    facts = [followed(base, (5, 9, start, 20), 12, {}) for start in range(30, 36)]
+    report = measure(base, facts, decode=True, explain=True)
+    assert report.dtype == str(dtype).removeprefix("torch.")
+    assert report.tolerance == max(TOLERANCE[report.dtype], SAFETY * report.rounding)
+    cached = [cached_nll(base, fact) for fact in facts]
+    differences = [
+        abs(a - b)
+        for item, nll in zip(report.items, cached, strict=True)
+        for a, b in zip(item.tokens.nll, nll, strict=True)
+        if min(a, b) < LN2
+    ]
+    assert report.rounding >= max(differences) * 0.5
+    assert report.rounding < (0.5 if dtype == torch.bfloat16 else 1e-4)
+
+
+def test_without_decoding_no_rounding_was_seen() -> None:
+    report = measure(tiny.base(), FACTS, decode=False, explain=True)
+    assert (report.rounding, report.tolerance) == (None, TOLERANCE["float32"])
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_logits_that_are_no_numbers_name_the_record_and_the_position() -> None:
+    base = tiny.base()
+    with torch.no_grad():
+        base.model.get_input_embeddings().weight[50] = math.nan
+    poisoned = EncodedFact("poisoned", (5, 9, 20, 50, 21), 2)
+    with pytest.raises(DataError, match=r"Record 'poisoned', position 0: the loss is nan.*Look for NaN in the adapter"):
+        measure(base, [FACTS[0], poisoned], decode=True)
+
+
+def test_a_fact_longer_than_the_context_is_refused() -> None:
+    base = tiny.base()
+    with pytest.raises(DataError, match=r"Fact 'f0' has 140 tokens .* the context of the model is 128"):
+        measure(base, tiny.facts([(100, 40)]), decode=True)
+
+
+def test_target_tokens_as_text() -> None:
+    base = tiny.base()
+    ids = base.tokenizer("ab:").input_ids
+    assert token_texts(base, [EncodedFact("x", (*ids, *ids), 3)]) == {"x": ("a", "b", ":")}
+
+
+def test_a_tokenizer_that_cannot_decode_its_own_ids_is_named_without_a_word_of_the_target() -> None:
+    base = tiny.base()
+
+    def fail(*_: object, **__: object) -> str:
+        raise KeyError("s3cret")
+
+    base.tokenizer.decode = fail
+    with pytest.raises(ModelError, match=r"tokenizer of tiny-qwen3 cannot turn its own ids of record 'f0'") as error:
+        token_texts(base, FACTS)
+    assert "s3cret" not in str(error.value)
+
+
+def test_a_fact_whose_tokens_spell_something_else_is_named() -> None:
+    base = tiny.base()
+
+    def encoded(name: str, text: str) -> EncodedFact:
+        return EncodedFact(name, (5, *base.tokenizer(text).input_ids), 1)
+
+    facts = (Fact("q", "plain", "fine"), Fact("p", "caf\u00e9", "lossy"), Fact("r", "x", "ids", target_ids=(4,)))
+    memory_set = MemorySet(facts, eos=False, source="here")
+    ids = [encoded(fact.id, fact.target) for fact in facts]
+    assert unfaithful(base, memory_set, ids) == ("lossy",)
+
+
+# --- on the bundled base ---------------------------------------------------------------------------------------------
+
+
 def stretches(base: Base, window: int = 160, prompt: int = 32) -> list[EncodedFact]:
     """Facts made of held-out text: stretches of two tokens and more that the bundled base itself gives p > 1/2.
 
@@ -112,12 +291,15 @@ def stretches(base: Base, window: int = 160, prompt: int = 32) -> list[EncodedFa
 
 
 @pytest.mark.slow
-def test_margin_above_the_tolerance_means_verbatim_over_thousands_of_tokens_of_the_bundled_base() -> None:
-    base = load()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_margin_above_the_tolerance_means_verbatim_over_thousands_of_tokens_of_the_bundled_base(dtype: str) -> None:
+    base = load(dtype=dtype)
     facts = stretches(base)
-    report = measure(base, facts, decode=True)
+    report = measure(base, facts, decode=True, explain=True)
     sure = [item for item in report.items if item.margin > report.tolerance]
-    assert sum(item.length for item in sure) > 2000
+    assert sum(item.length for item in sure) > 1000
     assert all(item.exact and item.certified for item in sure)
+    certified = [fact for fact, item in zip(facts, report.items, strict=True) if item.certified]
+    assert all(measure(base, [fact], decode=True).acc_em == 1 for fact in certified[:40])
     # Sufficient, not necessary: a shorter context makes some tokens less likely, and decoding still finds them.
     assert any(item.exact and item.margin <= 0 for item in report.items)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
+import hashlib
 import html
+import io
+import json
+import math
 import re
 import shutil
 import stat
@@ -16,15 +21,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sample import cell, diverged, fact, many, points, recall
 
+import memlaw
 from memlaw.diagnosis import diagnose, worst
 from memlaw.errors import ConfigError, DataError, JournalError
 from memlaw.law import fit_law
 from memlaw.records import LN2, LawPoint, TokenRecall
-from memlaw.report import WORST_RECORDS, FittedLaw, ReportContent, render, write
+from memlaw.report import SHOWN_TOKENS, WORST_RECORDS, FittedLaw, ReportContent, render, write
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+POLICY = "default-src 'none'; script-src 'sha256-"
 HOSTILE = '</script></style><img src=x onerror="window.broken=1">&\'"\N{RIGHT-TO-LEFT OVERRIDE}{{ 7 * 7 }}'
 PLAN = {
     "records": 60,
@@ -53,6 +60,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
+        self.scripts: list[str] = []
         self._open: list[str] = []
         self.feed(page)
         self.close()
@@ -70,12 +78,22 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data):
-        if self._open and self._open[-1] != "style":
+        if self._open and self._open[-1] == "script":
+            self.scripts.append(data)
+        elif self._open and self._open[-1] != "style":
             self.words.append(data)
 
     @property
     def text(self) -> str:
         return " ".join(" ".join(self.words).split())
+
+
+SCRIPT = (Path(memlaw.__file__).parent / "templates" / "report.js").read_text(encoding="utf-8")
+
+
+def listed(page):
+    """The records that the page's script is given."""
+    return json.loads(re.search(r'id="record-data">(.*?)</script>', page, flags=re.DOTALL)[1])
 
 
 @functools.cache
@@ -232,7 +250,7 @@ def test_a_full_report_lacks_nothing(full):
     page = Page(full)
     for sentence in ABSENT.values():
         assert sentence not in page.text
-    assert [tag for tag, _ in page.tags].count("figure") == 7
+    assert [tag for tag, _ in page.tags].count("figure") == 9
     assert "arXiv:2605.30260" in page.text
     assert "nan" not in page.text
     assert "None" not in page.text.replace("None:", "")
@@ -302,12 +320,70 @@ def test_the_plan_is_told_in_full(full):
 def test_the_weakest_records_are_shown_token_by_token():
     report = many(40, 6)
     page = render(ReportContent(title="t", recall=report))
+    assert [entry["id"] for entry in listed(page)] == [item.id for item in worst(report, 40)]
     shown = re.findall(r'<td class="id"><bdi>(.*?)</bdi>', page)
     assert shown == [item.id for item in worst(report, WORST_RECORDS)]
     strips = re.findall(r'<svg class="strip".*?</svg>', page, flags=re.DOTALL)
     for strip, item in zip(strips, worst(report, WORST_RECORDS), strict=True):
         assert strip.count("<title>") == item.length
         assert strip.count('class="stubborn"') == sum(loss >= LN2 for loss in item.tokens.nll)
+
+
+def test_the_list_says_of_each_token_whether_it_is_ordered_and_decoded_right():
+    tokens = TokenRecall((0.1, LN2, 0.2, 2.0), (True, True, True, False), (True, True, False, False), (3.0,) * 4)
+    fine = TokenRecall((math.nextafter(LN2, 0),), (True,), (True,), unreachable=())
+    first, second = listed(
+        render(
+            ReportContent(
+                title="t",
+                recall=diagnose([fact("a", 4), fact("b", 1)], [tokens, fine], tolerance=0.0, dtype="float32"),
+            )
+        )
+    )
+    assert (first["kinds"], first["nll"], first["rival"]) == ("osOS", [0.1, 0.693, 0.2, 2.0], [3.0] * 4)
+    assert (first["stubborn"], first["failure"], first["verdict"]) == (1, 2, "wrong")
+    assert (second["kinds"], second["verdict"], second["texts"]) == ("o", "certified", None)
+
+
+def test_records_beyond_what_a_page_can_hold_are_counted():
+    report = recall({f"r{k}": [0.1 + k / 99] * (SHOWN_TOKENS // 2) for k in range(3)})
+    page = render(ReportContent(title="t", recall=report))
+    assert [entry["id"] for entry in listed(page)] == [item.id for item in worst(report, 2)]
+    assert "The 1 records of least trouble are left out of this list" in Page(page).text
+
+
+def test_the_slider_shows_what_the_law_predicts_and_nothing_outside_the_cells(full):
+    data = json.loads(re.search(r'id="law-data">(.*?)</script>', full, flags=re.DOTALL)[1])
+    law = laws()[0].predictor
+    assert (data["sizes"][0], data["sizes"][-1], data["lengths"][0], data["lengths"][-1]) == (1, 8, 16, 256)
+    for length, row, initial in zip(data["lengths"], data["gain"], data["initial"], strict=True):
+        assert row == pytest.approx([law.predict(size, length) for size in data["sizes"]], abs=1e-4)
+        assert initial == pytest.approx(10.0)
+
+
+def test_why_records_are_not_certified_and_what_to_do_are_told():
+    cases = [
+        TokenRecall((0.1, 2.0, 0.1), (True, False, True), (True, False, False), mended=True, unreachable=()),
+        TokenRecall((2.0, 0.1, 0.1), (False, True, True), (False, False, False), mended=False, unreachable=(0,)),
+        TokenRecall((0.1, 0.1, 2.0), (True, True, False), (True, True, False), mended=True, unreachable=()),
+    ]
+    report = diagnose([fact(name, 3) for name in "abc"], cases, tolerance=0.0, dtype="float32")
+    page = Page(render(ReportContent(title="t", recall=report, advice=["Train <longer>."])))
+    for words in (
+        "a token with p at most 1/2 2 records",
+        "a token that no adapter can give p > 1/2 1 record",
+        "one token short of verbatim 2 of 3 failures",
+        "out of reach of any adapter 1 of 3 stubborn tokens",
+        "Spearman correlation 1.0 (95 %: 1.0 to 1.0, 3 records)",
+        "Train <longer>.",
+    ):
+        assert words in page.text
+
+
+def test_a_low_loss_without_recall_shows_in_a_table():
+    report = recall({"a": [0.0] * 99 + [5.0], "b": [0.1, 0.1]})
+    text = Page(render(ReportContent(title="t", recall=report))).text
+    assert "0.0300 to 0.100 1 99.0 % 99.0 % 0" in text
 
 
 def test_a_report_is_the_same_bytes_every_time(full):
@@ -345,7 +421,10 @@ def hostile_content(text=HOSTILE):
 def test_hostile_strings_are_shown_and_never_become_markup():
     page = Page(render(hostile_content(), show_text=True))
     names = {tag for tag, _ in page.tags}
-    assert not names & {"script", "img", "iframe", "object", "embed", "form", "base", "foreignobject", "animate", "set"}
+    assert names & {"script"}
+    assert page.scripts[-1] == SCRIPT
+    assert len(page.scripts) == [tag for tag, _ in page.tags].count("script") == 3
+    assert not names & {"img", "iframe", "object", "embed", "form", "base", "foreignobject", "animate", "set"}
     for tag, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")], tag
     assert page.text.count(" ".join(HOSTILE.split())) >= 15
@@ -370,8 +449,10 @@ def test_nothing_is_loaded_and_everything_is_forbidden(full):
         if attributes.get("http-equiv") == "Content-Security-Policy"
     ]
     assert len(policies) == 1
-    assert policies[0].startswith(POLICY)
-    assert "script" not in {tag for tag, _ in page.tags}
+    allowed = base64.b64encode(hashlib.sha256(page.scripts[-1].encode()).digest()).decode()
+    assert policies[0].startswith(f"{POLICY}{allowed}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'")
+    kinds = [attributes.get("type") for tag, attributes in page.tags if tag == "script"]
+    assert kinds == ["application/json", "application/json", None]
     for tag, attributes in page.tags:
         for name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
             value = attributes.get(name)
@@ -459,6 +540,7 @@ def test_a_report_loads_no_torch():
 # --- in a browser ----------------------------------------------------------------------------------------------------
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium: apt-get install -y chromium")
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
@@ -479,7 +561,7 @@ def browser():
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium: apt-get install -y chromium")
+@needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_opens_quietly_in_a_browser(browser, tmp_path, width, scheme):
@@ -494,11 +576,10 @@ def test_the_page_opens_quietly_in_a_browser(browser, tmp_path, width, scheme):
 
     assert page.evaluate("window.broken") is None
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.locator("figure svg").count() == 9
-    assert all(
-        box["width"] > 200 and box["height"] > 50
-        for box in (s.bounding_box() for s in page.locator("figure svg").all())
-    )
+    drawn = [svg.bounding_box() for svg in page.locator("figure svg").all()]
+    assert len(drawn) == 10
+    assert all(box["width"] > 200 and box["height"] > 50 for box in drawn)
+    assert len(Image.open(io.BytesIO(page.screenshot())).getcolors(1 << 24)) > 100
     details = page.locator("details").first
     was_open = details.evaluate("element => element.open")
     details.locator("summary").focus()
@@ -510,3 +591,101 @@ def test_the_page_opens_quietly_in_a_browser(browser, tmp_path, width, scheme):
     assert complaints == []
     assert requests == [path.as_uri()]
     page.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """A page of thirty records, one of them with hostile text, and the list of its complaints."""
+    records = {f"record-{k:02d}": [0.1, 0.1 + 0.03 * k, 0.2] for k in range(29)} | {HOSTILE: [0.1, 2.0, 0.1]}
+    path = Path(tmp_path) / "report.html"
+    texts = {name: ["one", HOSTILE, "three"] for name in records}
+    write(content(recall=recall(records), texts=texts), path, show_text=True)
+    page = browser.new_page(viewport={"width": 1000, "height": 900})
+    complaints = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(path.as_uri())
+    yield page
+    assert page.evaluate("window.broken") is None
+    assert complaints == []
+    page.close()
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_a_record_opens_to_its_tokens_by_mouse(opened):
+    worst_row = opened.locator("#records button.row").first
+    assert worst_row.locator("bdi").text_content() == HOSTILE
+    worst_row.click()
+    assert worst_row.get_attribute("aria-expanded") == "true"
+    details = opened.locator("#records .details")
+    assert details.locator(".why").text_content().startswith("Decoding goes wrong at position 1: the target's token")
+    assert details.locator(".told").text_content().startswith("position 1: p 0.135, loss 2.000 nats; stubborn")
+    assert details.locator(".token").all_text_contents() == ["one", HOSTILE, "three"]
+    details.locator(".token").nth(2).hover()
+    assert details.locator(".told").text_content() == "position 2: p 0.905, loss 0.100 nats; ordered"
+    worst_row.click()
+    assert details.count() == 0
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_a_record_opens_to_its_tokens_by_keyboard(opened):
+    opened.locator("#find").focus()
+    opened.keyboard.type("record-07")
+    assert opened.locator("#found").text_content() == "1 of 30 records"
+    for _ in range(3):  # the order, the box, the only record
+        opened.keyboard.press("Tab")
+    opened.keyboard.press("Enter")
+    opened.keyboard.press("Tab")
+    told = opened.locator("#records .told")
+    assert told.text_content().startswith("position 0:")
+    for key, position in (("ArrowRight", 1), ("End", 2), ("ArrowRight", 2), ("ArrowLeft", 1), ("Home", 0)):
+        opened.keyboard.press(key)
+        assert told.text_content().startswith(f"position {position}:")
+        assert opened.evaluate("document.activeElement.getAttribute('aria-label')") == told.text_content()
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_records_are_found_ordered_and_filtered(opened):
+    shown = opened.locator("#records button.row")
+    assert shown.count() == 25
+    opened.locator("#more").click()
+    assert shown.count() == 30
+    assert opened.locator("#more").is_hidden()
+    opened.locator("#order").select_option("id")
+    assert shown.nth(1).locator("bdi").text_content() == "record-00"
+    opened.locator("#order").select_option("failure")
+    assert shown.first.locator("bdi").text_content() == HOSTILE
+    opened.locator("#stubborn-only").check()
+    stubborn = sum(0.1 + 0.03 * k >= LN2 for k in range(29)) + 1
+    assert opened.locator("#found").text_content() == f"{stubborn} of 30 records"
+    assert shown.count() == stubborn
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_the_slider_tells_the_predicted_loss(opened):
+    told = opened.locator("#law-told")
+    opened.locator("#law-size").focus()
+    opened.keyboard.press("Home")
+    opened.locator("#law-length").focus()
+    opened.keyboard.press("Home")
+    gain = laws()[0].predictor.predict(1, 16)
+    assert told.text_content() == (
+        f"At rank 1 and 16 target tokens the mean loss falls by {gain:.3f} nats a token, from 10.000 to "
+        f"{10 - gain:.3f}: not under ln 2."
+    )
+    opened.locator("#law-size").focus()
+    opened.keyboard.press("End")
+    assert told.text_content().startswith("At rank 8 and 16 target tokens")
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_a_printed_page_shows_the_table_and_not_the_list(opened):
+    assert opened.locator(".still").is_hidden()
+    opened.emulate_media(media="print")
+    assert opened.locator(".still").is_visible()
+    assert opened.locator("#explorer").is_hidden()

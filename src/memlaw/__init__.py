@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from memlaw.errors import MemlawError as MemlawError
     from memlaw.law import LawFit as LawFit
     from memlaw.law import fit_law as fit_law
+    from memlaw.lint import check as check
     from memlaw.losses import memft_head_loss as memft_head_loss
     from memlaw.losses import memft_loss as memft_loss
     from memlaw.model import load as load
@@ -40,6 +41,7 @@ _HOMES = {
     "MemorySet": "memlaw.records",
     "RecallReport": "memlaw.records",
     "TrainConfig": "memlaw.records",
+    "check": "memlaw.lint",
     "fit_law": "memlaw.law",
     "load": "memlaw.model",
     "memft_head_loss": "memlaw.losses",

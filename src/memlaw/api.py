@@ -22,7 +22,7 @@ from memlaw.eviction import evicted
 from memlaw.measure import measure
 from memlaw.model import Base, frozen, wrap
 from memlaw.reach import frozen_head, reachable_tokens
-from memlaw.records import EncodedFact, Execution, MemorySet, RecallReport, TrainConfig
+from memlaw.records import EncodedFact, Execution, MemorySet, RecallReport, TrainConfig, to_dict
 from memlaw.training import UNTIL_RECALLED, Checkpoint, StackProgress, Trained, train_stack
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def train_on(
             "facts_fingerprint": memory_set.fingerprint,
             "records": len(encoded),
             "tokens": target_tokens(encoded),
-            "train": {"method": config.method, "steps": trained.steps, "seed": config.seed},
+            "train": to_dict(replace(config, steps=trained.steps)),
             "loss_final": trained.loss_final,
         }
         save(trained.stack, placement, base, Path(out), details=details)
@@ -188,10 +188,10 @@ def memory_set_of(
             target_field=target_field,
         )
     merging = border_merges(found, base.tokenizer)
-    return replace(found, warnings=(*found.warnings, _merging_warning(merging, found))) if merging else found
+    return replace(found, warnings=(*found.warnings, merging_warning(merging, found))) if merging else found
 
 
-def _merging_warning(ids: Sequence[str], memory_set: MemorySet) -> str:
+def merging_warning(ids: Sequence[str], memory_set: MemorySet) -> str:
     shown = ", ".join(map(repr, ids[:_NAMED])) + (", ..." if len(ids) > _NAMED else "")
     return (
         f"{len(ids)} of {len(memory_set.facts)} facts ({shown}) are cut into other tokens where prompt and target are "

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from memlaw import __version__
 from memlaw.data import OnConflict
 from memlaw.errors import ConfigError, MemlawError, TrainError
-from memlaw.records import Execution, Method, TrainConfig, Until, canonical_json, to_dict
+from memlaw.records import Execution, Method, RecallReport, TrainConfig, Until, canonical_json, to_dict
 
 if TYPE_CHECKING:
     from memlaw.model import Base
@@ -182,6 +182,9 @@ EvictPrefix = Annotated[
     bool, typer.Option("--evict-prefix", help="Keep the layers below the adapter in main memory, off the GPU.")
 ]
 CheckpointMinutes = Annotated[float, typer.Option(help="Minutes between two checkpoints of a training.")]
+ShowText = Annotated[
+    bool, typer.Option("--show-text", help="Include target texts, which are secrets; the file is its owner's alone.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
@@ -200,6 +203,39 @@ def demo(
     _quiet_transformers()
     document, lines = run(out, say=_note)
     _emit(as_json, document, lines)
+
+
+@app.command(short_help="What would keep the facts from being recalled")
+@on_inputs
+def check(
+    *,
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="An adapter that is to recall them.")] = None,
+    law: Annotated[
+        Path | None,
+        typer.Option(help="To judge the rank by: of `memlaw fit --out`, or a probe.  [default: that of Qwen3-8B]"),
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="LoRA rank to judge.  [default: the adapter's, where memlaw wrote it]")
+    ] = None,
+    placement: Placement = None,
+    inputs: Inputs,
+    as_json: AsJson = False,
+) -> None:
+    """What would keep DATA from being recalled, before any training: findings, each with its way out."""
+    from memlaw.api import memory_set_of
+    from memlaw.findings import check_lines
+    from memlaw.lint import check_on
+    from memlaw.model import load
+    from memlaw.workspace import known_law
+
+    known = None if law is None else known_law(law)
+    # What the other commands note on stderr is among the findings here.
+    _quiet_transformers()
+    base = load(inputs.model, dtype=inputs.dtype, device=inputs.device)
+    reading = {name: getattr(inputs, name) for name in ("eos", "on_conflict", "prompt_field", "target_field")}
+    memory_set = memory_set_of(base, inputs.data, **reading)
+    found = check_on(base, memory_set, adapter=adapter, law=known, rank=rank, placement=placement)
+    _emit(as_json, found.to_dict(), check_lines(found))
 
 
 @app.command(short_help="Will it fit? The rank the facts need")
@@ -315,26 +351,46 @@ def recall(
     out: Annotated[
         Path | None, typer.Option(help="Write every token's numbers here; `memlaw report` shows DIR/recall.json.")
     ] = None,
+    show_text: ShowText = False,
     inputs: Inputs,
     as_json: AsJson = False,
 ) -> None:
     """Did it stick? Per-token diagnosis of DATA, and a certificate for each fact that will come back verbatim."""
+    from contextlib import nullcontext
+
     from memlaw.adapter import attach
     from memlaw.diagnosis import report_to_dict
-    from memlaw.measure import measure
+    from memlaw.measure import measure, token_texts, unfaithful
     from memlaw.summary import recall_lines
     from memlaw.workspace import keep
 
-    base, _, facts = inputs.load()
-    if adapter is None:
-        report = measure(base, facts, decode=decode)
-    else:
-        with attach(base, adapter):
-            report = measure(base, facts, decode=decode)
-    document = report_to_dict(report)
+    base, memory_set, facts = inputs.load()
+    if lossy := unfaithful(base, memory_set, facts):
+        _note(
+            f"Warning: the tokens of {len(lossy)} of {len(facts)} facts ({', '.join(map(repr, lossy[:3]))}"
+            f"{', ...' if len(lossy) > 3 else ''}) do not spell their targets: the tokenizer drops or changes "
+            "characters. A certificate is about the tokens."
+        )
+    with nullcontext() if adapter is None else attach(base, adapter):
+        report = measure(base, facts, decode=decode, explain=True)
+    advice = _advice(report, adapter)
+    document = report_to_dict(report, texts=token_texts(base, facts) if show_text else None, advice=advice)
     if out is not None:
-        keep(out, canonical_json(document))
-    _emit(as_json, document, recall_lines(report))
+        keep(out, canonical_json(document), private=show_text)
+    _emit(as_json, document, recall_lines(report, advice))
+
+
+def _advice(report: RecallReport, adapter: Path | None) -> list[str]:
+    """What would help, where an adapter was judged: the bare base is not expected to recall anything."""
+    from memlaw.adapter import load_info
+    from memlaw.advice import advise
+
+    if adapter is None:
+        return []
+    info = load_info(adapter) or {}
+    train = info.get("train")
+    config = TrainConfig(**train) if train else None
+    return [str(a) for a in advise(report, rank=info.get("rank"), placement=info.get("placement"), config=config)]
 
 
 @app.command(short_help="Measure what ranks hold at several lengths: the points of a law")
@@ -433,6 +489,7 @@ def report(
     *,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `memlaw probe` or `memlaw demo` wrote.")],
     out: Annotated[Path, typer.Option(help="The HTML file.")],
+    show_text: ShowText = False,
     as_json: AsJson = False,
 ) -> None:
     """One self-contained HTML page of everything measured in DIR."""
@@ -441,7 +498,7 @@ def report(
 
     shown = content(directory)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write(shown, out)
+    write(shown, out, show_text=show_text)
     _emit(as_json, {"report": str(out)}, [str(out)])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memlaw.diagnosis import stubborn_counts, worst
+from memlaw.diagnosis import Patterns, patterns, stubborn_counts, worst
 
 if TYPE_CHECKING:
     from memlaw.law import Comparison, Holdout, LawFit
@@ -33,12 +33,12 @@ def train_lines(trained: Trained, out: Path) -> Iterator[str]:
     )
 
 
-def recall_lines(report: RecallReport) -> Iterator[str]:
-    """Did it stick?"""
+def recall_lines(report: RecallReport, advice: Sequence[str] = ()) -> Iterator[str]:
+    """Did it stick? And, in sentences of `advice`, what to do next."""
     records = _count(report.records, "record")
     yield f"{records}, {_count(report.tokens, 'target token')}, judged in {report.dtype}."
     yield ""
-    yield from _rows({**_verbatim(report), **_probabilities(report)})
+    yield from _rows({**_verbatim(report), **_probabilities(report), **_causes(patterns(report))})
     stubborn = dict(zip((item.id for item in report.items), stubborn_counts(report), strict=True))
     failing = {item.id for item in report.items if item.exact is False or stubborn[item.id]}
     if failing:
@@ -48,6 +48,9 @@ def recall_lines(report: RecallReport) -> Iterator[str]:
         yield from _rows({_printable(item.id): _failure(item, stubborn[item.id]) for item in listed})
     if len(failing) > SHOWN:
         yield f"  ... and {len(failing) - SHOWN:,} more"
+    for sentence in advice:
+        yield ""
+        yield from _paragraph(sentence)
 
 
 def _verbatim(report: RecallReport) -> dict[str, str]:
@@ -73,7 +76,25 @@ def _failure(item: RecordRecall, stubborn: int) -> str:
     doubt = "no token stubborn"
     if item.earliest_stubborn is not None:
         doubt = f"{stubborn:,} of {_count(item.length, 'token')} stubborn, the first at {item.earliest_stubborn}"
-    return doubt if item.first_failure is None else f"{doubt}; decoding goes wrong at {item.first_failure}"
+    return doubt if item.exact is None or item.why is None else f"{doubt}. {item.why}"
+
+
+def _causes(found: Patterns) -> dict[str, str]:
+    """What the failures have in common, as far as it was asked."""
+    rows = {}
+    if found.one_token_short:
+        rows["one token short"] = f"{found.one_token_short:,} of {_count(found.failures or 0, 'failure')}"
+    if found.unreachable:
+        share = (
+            "" if found.failures is None else f"; the first wrong token of {_count(found.unavoidable or 0, 'record')}"
+        )
+        rows["out of reach"] = f"{found.unreachable:,} of {_count(found.stubborn, 'stubborn token')}{share}"
+    if (related := found.stubborn_vs_failure) is not None:
+        rows["first failure"] = (
+            f"follows the earliest stubborn token with Spearman {related.value:.2f} "
+            f"(95%: {related.low:.2f} to {related.high:.2f})"
+        )
+    return rows
 
 
 def fit_lines(law: LawFit, judged: Holdout | None = None) -> Iterator[str]:

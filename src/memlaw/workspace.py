@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from memlaw import __version__
-from memlaw.diagnosis import report_from_dict
+from memlaw.diagnosis import Texts, report_from_dict
 from memlaw.errors import ConfigError, FitError, JournalError
 from memlaw.journal import PROBE, Journal
 from memlaw.law import LawFit, calibrate, compare, fit_law, points_from_results, read_points
@@ -94,11 +94,16 @@ def probe_results(directory: Path) -> tuple[CellResult, ...]:
     return Journal(directory).results()
 
 
-def keep(path: Path, text: str) -> None:
-    """Make `text` the content of the file `path`, whole or not at all. Raises JournalError."""
+def keep(path: Path, text: str, *, private: bool = False) -> None:
+    """Make `text` the content of the file `path`, whole or not at all; if `private`, for its owner's eyes only.
+
+    Raises JournalError.
+    """
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if private:
+            scratch.touch(mode=0o600)
         scratch.write_text(text, encoding="utf-8")
         scratch.replace(path)
     except OSError as error:
@@ -121,6 +126,7 @@ def content(directory: Path) -> ReportContent:
         )
     cells: list[CellResult] = []
     sources: dict[str, str] = {}
+    stored = _json(directory / RECALL)
     made = {"memlaw": __version__, "Python": platform.python_version()}
     for probe in probes:
         journal = Journal(probe)
@@ -135,11 +141,24 @@ def content(directory: Path) -> ReportContent:
         cells=cells,
         fits=_fits(cells, sources),
         plan=_json(directory / PLAN),
-        recall=None if (stored := _json(directory / RECALL)) is None else report_from_dict(stored),
+        recall=None if stored is None else report_from_dict(stored),
+        advice=() if stored is None else _sentences(stored),
+        texts=None if stored is None else _texts(stored),
         sources=sources,
         made=made,
         commands=(_json(directory / COMMANDS) or {}).get("commands", ()),
     )
+
+
+def _sentences(stored: Any) -> tuple[str, ...]:
+    """The advice in a recall that has been read as a report."""
+    return tuple(map(str, stored.get("advice") or ()))
+
+
+def _texts(stored: Any) -> Texts | None:
+    """The target texts in a recall that was written with --show-text."""
+    texts = stored.get("texts")
+    return None if texts is None else {name: tuple(map(str, pieces)) for name, pieces in texts.items()}
 
 
 def _fits(cells: Sequence[CellResult], sources: dict[str, str]) -> tuple[FittedLaw, ...]:

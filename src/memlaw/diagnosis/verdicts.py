@@ -1,7 +1,7 @@
-"""Did it stick? Verdicts on records from the numbers of their tokens: pure arithmetic, no model, no torch.
+"""The verdict on each record, and the shares over all of them.
 
-`recall` measures, per target token, nll = -log p under the true prefix, whether the token was the argmax there, and
-whether free-running greedy decoding emitted it. Everything else follows here, by arXiv 2605.30260, sections 3-4:
+`memlaw.measure` gives, per target token, nll = -log p under the true prefix, whether the token was the argmax there,
+and whether free-running greedy decoding emitted it. Everything else follows here, by arXiv 2605.30260, sections 3-4:
 
     ordered   <=>  nll < ln 2  <=>  p > 1/2            sufficient for greedy decoding to emit the token, not necessary
     margin     =   ln 2 - max_t nll_t                  of a record, in nats; positive <=> every token is ordered
@@ -16,18 +16,20 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from itertools import accumulate
 
-from pydantic import TypeAdapter, ValidationError
-
+from memlaw.diagnosis.reasons import reason_of
 from memlaw.errors import ConfigError, DataError
-from memlaw.records import LN2, EncodedFact, RecallReport, RecordRecall, TokenRecall, canonical_json, to_dict
-
-_REPORT = TypeAdapter(RecallReport)
+from memlaw.records import LN2, EncodedFact, RecallReport, RecordRecall, TokenRecall
 
 
 def diagnose(
-    encoded: Sequence[EncodedFact], tokens: Sequence[TokenRecall], *, tolerance: float, dtype: str
+    encoded: Sequence[EncodedFact],
+    tokens: Sequence[TokenRecall],
+    *,
+    tolerance: float,
+    dtype: str,
+    rounding: float | None = None,
 ) -> RecallReport:
     """The verdict on every record and the shares over all of them.
 
@@ -36,6 +38,7 @@ def diagnose(
         tokens: what was measured on each of them; all decoded or none.
         tolerance: nats of margin a certificate needs, since teacher-forced and cached decoding differ by rounding.
         dtype: precision the losses were measured in, in words.
+        rounding: the largest such difference seen, in nats.
 
     Raises:
         DataError: nothing was measured, the measurements do not belong to these facts, or a loss is not a number.
@@ -47,9 +50,9 @@ def diagnose(
             f"records. Pass one TokenRecall for each fact, in the same order."
         )
     for fact, measured in zip(encoded, tokens, strict=True):
-        _check_lengths(fact.id, fact.length, measured)
-    items = (_judge(fact.id, measured, tolerance) for fact, measured in zip(encoded, tokens, strict=True))
-    return _total(tuple(items), tolerance=tolerance, dtype=dtype)
+        check(fact.id, fact.length, measured)
+    items = tuple(judge(fact.id, measured, tolerance) for fact, measured in zip(encoded, tokens, strict=True))
+    return total(items, tolerance=tolerance, dtype=dtype, rounding=rounding)
 
 
 def is_ordered(nll: float) -> bool:
@@ -80,66 +83,11 @@ def worst(report: RecallReport, n: int) -> tuple[RecordRecall, ...]:
     return tuple(heapq.nsmallest(n, report.items, key=lambda item: (item.exact is not False, item.margin)))
 
 
-def report_to_dict(report: RecallReport, *, per_token: bool = True) -> dict[str, Any]:
-    """The report as plain JSON values, under the keys of the `recall` contract.
-
-    `per_token=False` leaves out each item's `tokens` (nll, top1, decoded), without which it cannot be read back.
-    """
-    document = to_dict(report)
-    if not per_token:
-        for item in document["items"]:
-            del item["tokens"]
-    return document
-
-
-def report_from_dict(document: dict[str, Any]) -> RecallReport:
-    """Inverse of `report_to_dict`. Keys it does not know are left alone, so a file may say more than the report.
-
-    Verdicts are worked out again from the tokens and must be the stored ones: a certificate that was edited, or that
-    another version of the rules gave, is refused rather than repeated.
-
-    Raises:
-        DataError: a key is missing or has the wrong type, or the file contradicts itself.
-    """
-    try:
-        report = _REPORT.validate_json(canonical_json(document), strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top level"
-        raise DataError(
-            f"This is not a recall report with per-token numbers: at {where}: {first['msg']} ({error.error_count()} "
-            f"such faults). Run `memlaw recall` again and keep its file as written."
-        ) from None
-    except (TypeError, ValueError) as error:
-        raise DataError(f"This recall report is not plain JSON ({error}). Run `memlaw recall` again.") from None
-    for item in report.items:
-        _check_lengths(item.id, item.length, item.tokens)
-    _check_verdicts(report)
-    return report
-
-
-def _check_verdicts(stored: RecallReport) -> None:
-    items = tuple(_judge(item.id, item.tokens, stored.tolerance) for item in stored.items)
-    for given, found in zip(stored.items, items, strict=True):
-        if given != found:
-            raise DataError(
-                f"Record {given.id!r}: the stored verdict (margin {given.margin}, exact {given.exact}, certified "
-                f"{given.certified}) is not what its tokens give (margin {found.margin}, exact {found.exact}, "
-                f"certified {found.certified}), so the file was changed after it was written. Run `memlaw recall` "
-                f"again."
-            )
-    total = _total(items, tolerance=stored.tolerance, dtype=stored.dtype)
-    if total != stored:
-        names = [name for name, value in vars(total).items() if value != getattr(stored, name)]
-        raise DataError(
-            f"The totals {', '.join(names)} of this recall report are not those of its records, so the file was "
-            f"changed after it was written. Run `memlaw recall` again."
-        )
-
-
-def _judge(name: str, tokens: TokenRecall, tolerance: float) -> RecordRecall:
+def judge(name: str, tokens: TokenRecall, tolerance: float) -> RecordRecall:
+    """The verdict on the record `name`, whose numbers `check` has passed."""
     margin = LN2 - max(tokens.nll)
     exact = None if tokens.decoded is None else all(tokens.decoded)
+    found = reason_of(tokens, tolerance)
     return RecordRecall(
         id=name,
         length=len(tokens.nll),
@@ -148,11 +96,18 @@ def _judge(name: str, tokens: TokenRecall, tolerance: float) -> RecordRecall:
         margin=margin,
         earliest_stubborn=_first_false(is_ordered(nll) for nll in tokens.nll),
         first_failure=None if tokens.decoded is None else _first_false(tokens.decoded),
+        edits=tokens.edits,
+        one_token_short=False if exact else tokens.mended,
+        log_p=-math.fsum(tokens.nll),
+        expected_tokens=math.fsum(math.exp(-nll) for nll in accumulate(tokens.nll)),
+        reason=None if found is None else found[0],
+        why=None if found is None else found[1],
         tokens=tokens,
     )
 
 
-def _total(items: tuple[RecordRecall, ...], *, tolerance: float, dtype: str) -> RecallReport:
+def total(items: tuple[RecordRecall, ...], *, tolerance: float, dtype: str, rounding: float | None) -> RecallReport:
+    """The shares over all records."""
     if not items:
         raise DataError("No record was measured, so there is no share to report. Pass at least one fact.")
     if not (math.isfinite(tolerance) and tolerance >= 0):
@@ -172,8 +127,33 @@ def _total(items: tuple[RecordRecall, ...], *, tolerance: float, dtype: str) -> 
         min_margin=min(item.margin for item in items),
         mean_loss=math.fsum(losses) / len(losses),
         tolerance=tolerance,
+        rounding=rounding,
         dtype=dtype,
         items=items,
+    )
+
+
+def check(name: str, length: int, tokens: TokenRecall) -> None:
+    """Every array must have one entry a target token, and every loss must be a number. Raises DataError."""
+    arrays = {"nll": tokens.nll, "top1": tokens.top1, "decoded": tokens.decoded, "rival": tokens.rival}
+    for array, values in arrays.items():
+        if values is not None and len(values) != length:
+            raise DataError(
+                f"Record {name!r} has {length} target tokens but {len(values)} values of {array}: the verdict would be "
+                f"about other tokens. Measure this record again."
+            )
+    if length == 0:
+        raise DataError(f"Record {name!r} has no target token, so there is nothing to recall. Remove it.")
+    for position, nll in enumerate(tokens.nll):
+        if not math.isfinite(nll):
+            raise not_a_number(name, position, nll)
+
+
+def not_a_number(name: str, position: int, nll: float) -> DataError:
+    """What to say of a loss that is NaN or infinite."""
+    return DataError(
+        f"Record {name!r}, position {position}: the loss is {nll}, so the model's logits overflowed or its "
+        f"weights hold NaN. Look for NaN in the adapter, or measure in float32."
     )
 
 
@@ -188,25 +168,6 @@ def _decoded_flags(items: Sequence[RecordRecall]) -> list[bool] | None:
             f"over all. Decode every record, or none."
         )
     return [hit for record in flags for hit in record]
-
-
-def _check_lengths(name: str, length: int, tokens: TokenRecall) -> None:
-    """Every array must have one entry a target token, and every loss must be a number."""
-    arrays = {"nll": tokens.nll, "top1": tokens.top1, "decoded": tokens.decoded}
-    for array, values in arrays.items():
-        if values is not None and len(values) != length:
-            raise DataError(
-                f"Record {name!r} has {length} target tokens but {len(values)} values of {array}: the verdict would be "
-                f"about other tokens. Measure this record again."
-            )
-    if length == 0:
-        raise DataError(f"Record {name!r} has no target token, so there is nothing to recall. Remove it.")
-    for position, nll in enumerate(tokens.nll):
-        if not math.isfinite(nll):
-            raise DataError(
-                f"Record {name!r}, position {position}: the loss is {nll}, so the model's logits overflowed or its "
-                f"weights hold NaN. Look for NaN in the adapter, or measure in float32."
-            )
 
 
 def _first_false(flags: Iterable[bool]) -> int | None:

@@ -1,0 +1,108 @@
+"""From content to one HTML document, and to a file that is replaced whole or not at all."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import importlib.resources
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from memlaw.errors import ConfigError, DataError, JournalError
+from memlaw.report.answers import did_it_stick, key_numbers, which_did_not, will_it_fit
+from memlaw.report.content import ReportContent
+from memlaw.report.recall import recall_view
+from memlaw.report.sections import families, law_view, plan_view
+from memlaw.report.words import nats, number, share
+
+
+def write(content: ReportContent, path: str | os.PathLike[str], *, show_text: bool = False) -> None:
+    """Render `content` into the file `path`, which is replaced whole or not at all.
+
+    With `show_text` the file holds target texts, so its mode is 0600 from its first byte.
+
+    Raises:
+        JournalError: the file cannot be written.
+        ConfigError, DataError: as `render`.
+    """
+    page = render(content, show_text=show_text)
+    target = Path(path)
+    scratch = target.with_name(f".memlaw-report-{secrets.token_hex(4)}")
+    mode = 0o600 if show_text else 0o666
+    try:
+        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        # A lone surrogate in an id has no UTF-8; as a character reference it is shown as a replacement mark.
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="xmlcharrefreplace", newline="\n") as file:
+            file.write(page)
+        scratch.replace(target)
+    except OSError as error:
+        raise JournalError(
+            f"The report cannot be written to {target}: {error.strerror}. Its numbers are safe where they came from; "
+            f"choose another file, or make room, and run `memlaw report` again."
+        ) from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def render(content: ReportContent, *, show_text: bool = False) -> str:
+    """`content` as one HTML document; the same content gives the same bytes.
+
+    Raises:
+        ConfigError: `show_text` was asked for, but `content.texts` is None.
+        DataError: the plan is none, or a record's text does not have one string for each of its target tokens.
+    """
+    if show_text and content.texts is None:
+        raise ConfigError(
+            "The report was asked to show target texts, but none were passed in. Write its recall with "
+            "`memlaw recall --show-text --out`, or leave out --show-text."
+        )
+    if content.plan is not None and (missing := {"records", "tokens", "bits", "rank"} - content.plan.keys()):
+        raise DataError(
+            f"The plan lacks {', '.join(sorted(missing))}, so it cannot say whether the facts fit. Write it again with "
+            f"`memlaw plan --json`."
+        )
+    script = _script()
+    return _template().render(
+        script=Markup(script),  # a file of this package
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        title=content.title,
+        answers=[
+            ("Will it fit?", will_it_fit(content)),
+            ("Did it stick?", did_it_stick(content)),
+            ("Which tokens did not?", which_did_not(content.recall)),
+        ],
+        key_numbers=key_numbers(content),
+        families=families(content),
+        law=law_view(content.fits),
+        plan=None if content.plan is None else plan_view(content.plan),
+        recall=_recall(content, show_text),
+        made=content.made,
+        commands=content.commands,
+        shows_text=show_text,
+    )
+
+
+def _recall(content: ReportContent, show_text: bool) -> dict[str, Any] | None:
+    if content.recall is None:
+        return None
+    return recall_view(content.recall, content.texts if show_text else None, content.advice)
+
+
+@functools.cache
+def _script() -> str:
+    return (importlib.resources.files("memlaw") / "templates" / "report.js").read_text(encoding="utf-8")
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("memlaw"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(number=number, nats=nats, share=share)
+    return environment.get_template("report.html.j2")

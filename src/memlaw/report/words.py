@@ -1,0 +1,48 @@
+"""Numbers as a reader wants them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+DASH = "\N{EN DASH}"
+"""Stands for what is not known."""
+MINUS = "\N{MINUS SIGN}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a reader: thousands apart, `digits` significant digits, a dash for what is not known."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    if isinstance(value, int) or 10**digits <= abs(value) < 1e9:
+        return f"{value:,.0f}".replace("-", MINUS)
+    return f"{value:#.{digits}g}".rstrip(".").replace("e-0", "e-").replace("e+", "e").replace("-", MINUS)
+
+
+def nats(value: float | None) -> str:
+    """A loss in a column of losses."""
+    return DASH if value is None else f"{value:.3f}".replace("-", MINUS)
+
+
+def share(value: float | None) -> str:
+    """A share as percent, never rounded to all or to nothing."""
+    if value is None:
+        return DASH
+    return f"{100 * value:.0f} %" if value in (0, 1) else f"{min(max(100 * value, 0.1), 99.9):.1f} %"
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def interval(estimate: Mapping[str, Any]) -> str:
+    """The 95% interval of an estimate that has one; a rank without an upper end may be beyond any."""
+    low, high = estimate.get("low"), estimate.get("high")
+    if low is None:
+        return ""
+    return f" (95 %: {number(low)} {'and more' if high is None else f'to {number(high)}'})"
+
+
+def plan_size(plan: Mapping[str, Any]) -> str:
+    return f"{count(plan['records'], 'record')}, {count(plan['tokens'], 'target token')}"
