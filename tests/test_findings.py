@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from memlaw.findings import CheckReport, Finding, check_lines, check_schema
+from memlaw.findings import CheckReport, Finding, check_schema
+from memlaw.summary import check_lines
 
 TEXT = st.text(max_size=20)
 FINDINGS = st.builds(

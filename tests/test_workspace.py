@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -224,12 +225,11 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path, mon
     path = tmp_path / "law.json"
     keep(path, "one")
 
-    def full(self: Path, text: str, **_: object) -> None:
-        self.write_bytes(text[:1].encode())
+    def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(JournalError, match=r"law\.json cannot be written: No space"):
             keep(path, "two")
     assert path.read_text(encoding="utf-8") == "one"

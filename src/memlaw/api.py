@@ -137,10 +137,8 @@ def recall(
     """
     base = wrap(model, tokenizer)
     encoded = encode(memory_set_of(base, facts), tokenizer, context=base.context)
-    if adapter is None:
-        return measure(base, encoded, decode=decode)
-    with attach(base, Path(adapter)):
-        return measure(base, encoded, decode=decode)
+    with nullcontext() if adapter is None else attach(base, Path(adapter)):
+        return measure(base, encoded, decode=decode, explain=True)
 
 
 def probe(

@@ -223,9 +223,9 @@ def check(
 ) -> None:
     """What would keep DATA from being recalled, before any training: findings, each with its way out."""
     from memlaw.api import memory_set_of
-    from memlaw.findings import check_lines
     from memlaw.lint import check_on
     from memlaw.model import load
+    from memlaw.summary import check_lines
     from memlaw.workspace import known_law
 
     known = None if law is None else known_law(law)

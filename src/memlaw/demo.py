@@ -96,7 +96,7 @@ def run(out: Path, *, say: Say) -> tuple[dict[str, Any], list[str]]:
     with _timed(say, f"4/6 train: rank {rank} until recalled"):
         trained = train_on(base, some, facts, rank, placement, UNTIL_RECALLED, out=folder.adapter)
     with _timed(say, "5/6 recall: every token, and greedy decoding"), attach(base, folder.adapter):
-        report = measure(base, facts, decode=True)
+        report = measure(base, facts, decode=True, explain=True)
         folder.keep(RECALL, report_to_dict(report))
     with _timed(say, "6/6 report"):
         folder.keep(COMMANDS, {"commands": ["memlaw demo"]})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -19,9 +17,6 @@ SCHEMA: Version = "memlaw.check/1"
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 """From the gravest."""
-
-SHOWN = 5
-"""Facts named of those with the same finding, where a person reads."""
 
 
 @dataclass(frozen=True)
@@ -74,30 +69,3 @@ def check_schema() -> dict[str, Any]:
     """The JSON schema (2020-12) of `memlaw check --json`; docs/schema/check.json holds it."""
     schema = TypeAdapter(CheckReport).json_schema(mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def check_lines(report: CheckReport) -> Iterator[str]:
-    """The findings in a person's words, those of one kind and wording together."""
-    counts = ", ".join(f"{number:,} {severity}" for severity, number in report.counts.items())
-    yield f"Facts: {report.records:,}, target tokens: {report.tokens:,}; {counts}."
-    alike: dict[tuple[Severity, str, str], list[Finding]] = {}
-    for finding in report.findings:
-        alike.setdefault((finding.severity, finding.code, finding.fix), []).append(finding)
-    for (severity, code, fix), findings in alike.items():
-        named = [_printable(finding.record) for finding in findings if finding.record is not None]
-        shown = ", ".join(named[:SHOWN]) + (f", ... ({len(named):,} facts)" if len(named) > SHOWN else "")
-        yield ""
-        yield f"{severity}: {code}" + (f": {shown}" if named else "")
-        yield from _paragraph(findings[0].message)
-        yield from _paragraph(f"Fix: {fix}")
-
-
-def _paragraph(text: str) -> Sequence[str]:
-    return textwrap.wrap(
-        text, 96, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
-
-
-def _printable(name: str) -> str:
-    """Ids come from files, and a terminal obeys control characters."""
-    return name if name.isprintable() else ascii(name)

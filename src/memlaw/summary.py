@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from memlaw.diagnosis import Patterns, patterns, stubborn_counts, worst
 
 if TYPE_CHECKING:
+    from memlaw.findings import CheckReport, Finding, Severity
     from memlaw.law import Comparison, Holdout, LawFit
     from memlaw.plan import Plan, RankRange
     from memlaw.records import CellResult, Estimate, RecallReport, RecordRecall
@@ -51,6 +52,22 @@ def recall_lines(report: RecallReport, advice: Sequence[str] = ()) -> Iterator[s
     for sentence in advice:
         yield ""
         yield from _paragraph(sentence)
+
+
+def check_lines(report: CheckReport) -> Iterator[str]:
+    """The findings in a person's words, those of one kind and wording together."""
+    counts = ", ".join(f"{number:,} {severity}" for severity, number in report.counts.items())
+    yield f"Facts: {report.records:,}, target tokens: {report.tokens:,}; {counts}."
+    alike: dict[tuple[Severity, str, str], list[Finding]] = {}
+    for finding in report.findings:
+        alike.setdefault((finding.severity, finding.code, finding.fix), []).append(finding)
+    for (severity, code, fix), findings in alike.items():
+        named = [_printable(finding.record) for finding in findings if finding.record is not None]
+        shown = ", ".join(named[:SHOWN]) + (f", ... ({len(named):,} facts)" if len(named) > SHOWN else "")
+        yield ""
+        yield f"{severity}: {code}" + (f": {shown}" if named else "")
+        yield from _paragraph(findings[0].message, indent=2)
+        yield from _paragraph(f"Fix: {fix}", indent=2)
 
 
 def _verbatim(report: RecallReport) -> dict[str, str]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import platform
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from memlaw import __version__
+from memlaw import __version__, durable
 from memlaw.diagnosis import Texts, report_from_dict
 from memlaw.errors import ConfigError, FitError, JournalError
 from memlaw.journal import PROBE, Journal
@@ -99,21 +97,14 @@ def keep(path: Path, text: str, *, private: bool = False) -> None:
 
     Raises JournalError.
     """
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if private:
-            scratch.touch(mode=0o600)
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
+        durable.make_folders(path.parent)
+        durable.write(path, text.encode(), mode=0o600 if private else 0o666)
     except OSError as error:
         raise JournalError(
             f"{path} cannot be written: {error.strerror or error}. What was there is as it was; make room or choose "
             "another --out, and run the command again."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
 
 
 def content(directory: Path) -> ReportContent:

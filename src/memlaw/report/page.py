@@ -7,13 +7,13 @@ import functools
 import hashlib
 import importlib.resources
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from memlaw import durable
 from memlaw.errors import ConfigError, DataError, JournalError
 from memlaw.report.answers import did_it_stick, key_numbers, which_did_not, will_it_fit
 from memlaw.report.content import ReportContent
@@ -33,21 +33,15 @@ def write(content: ReportContent, path: str | os.PathLike[str], *, show_text: bo
     """
     page = render(content, show_text=show_text)
     target = Path(path)
-    scratch = target.with_name(f".memlaw-report-{secrets.token_hex(4)}")
-    mode = 0o600 if show_text else 0o666
+    # A lone surrogate in an id has no UTF-8; as a character reference it is shown as a replacement mark.
+    content_bytes = page.encode("utf-8", errors="xmlcharrefreplace")
     try:
-        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        # A lone surrogate in an id has no UTF-8; as a character reference it is shown as a replacement mark.
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="xmlcharrefreplace", newline="\n") as file:
-            file.write(page)
-        scratch.replace(target)
+        durable.write(target, content_bytes, mode=0o600 if show_text else 0o666)
     except OSError as error:
         raise JournalError(
             f"The report cannot be written to {target}: {error.strerror}. Its numbers are safe where they came from; "
             f"choose another file, or make room, and run `memlaw report` again."
         ) from error
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def render(content: ReportContent, *, show_text: bool = False) -> str:
