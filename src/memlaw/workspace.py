@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import platform
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from memlaw import __version__, durable
+from memlaw import durable
 from memlaw.diagnosis import Texts, report_from_dict
 from memlaw.errors import ConfigError, FitError, JournalError
 from memlaw.journal import PROBE, Journal
@@ -118,7 +119,7 @@ def content(directory: Path) -> ReportContent:
     cells: list[CellResult] = []
     sources: dict[str, str] = {}
     stored = _json(directory / RECALL)
-    made = {"memlaw": __version__, "Python": platform.python_version()}
+    made = {"memlaw": importlib.metadata.version("memlaw"), "Python": platform.python_version()}
     for probe in probes:
         journal = Journal(probe)
         results = journal.results()
