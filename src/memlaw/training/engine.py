@@ -42,6 +42,8 @@ class Step:
     """[K], how many there are."""
     latest: Tensor
     """[K, rows, tokens]: `State.latest` with what this step saw, if any adapter waits for the recall of its tokens."""
+    windows: list[WindowPass]
+    """Of the sliding windows, to be committed once the step is taken."""
 
 
 class Engine:
@@ -98,7 +100,7 @@ class Engine:
     # --- a step ---
 
     def step(self, state: State) -> Step:
-        """The next step of all adapters. Until it is returned nothing has changed, so that it can be asked for again.
+        """The next step of all adapters, which changes nothing: it can be asked for again.
 
         Each adapter's loss is the mean over the weighted tokens of its whole step (`losses.weighted_mean`): what is
         summed over the parts of a step is divided at the end.
@@ -112,8 +114,6 @@ class Engine:
             again = self._summed(state, parts, lambda batch, _hidden: _all_tokens_of(back, batch))
             found.gradients = [a + b for a, b in zip(found.gradients, again.gradients, strict=True)]
             found.weight = found.weight + again.weight
-        for window in windows:
-            window.commit()
         waiting = bool(state.settings.until_recalled.any())
         return Step(
             gradients=[gradient / (found.weight + EPS).view(-1, 1, 1) for gradient in found.gradients],
@@ -121,6 +121,7 @@ class Engine:
             ordered=found.ordered,
             tokens=found.tokens,
             latest=_seen(state.latest, found.parts) if waiting else state.latest,
+            windows=windows,
         )
 
     def _summed(self, state: State, parts: Sequence[_Part], weighing: Callable[[Batch, Tensor], Weigh]) -> _Sums:

@@ -107,6 +107,8 @@ class _Run:
         self._end(state, broken, diverged=True)
         self._report(state, step)
         gradients = [g * _clipping(state.settings.clip, norms).to(g.dtype) for g in step.gradients]
+        for window in step.windows:
+            window.commit()
         left = [*done, *broken]
         for rest in _without(state, left):
             keep = [k for k in range(len(state)) if k not in left]
