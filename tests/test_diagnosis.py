@@ -18,7 +18,6 @@ from scipy import stats
 from memlaw.diagnosis import (
     RecallDocument,
     diagnose,
-    is_ordered,
     patterns,
     position_counts,
     report_from_dict,
@@ -30,7 +29,7 @@ from memlaw.diagnosis import (
 )
 from memlaw.diagnosis.patterns import spearman
 from memlaw.errors import ConfigError, DataError
-from memlaw.records import LN2, TokenRecall
+from memlaw.records import LN2, TokenRecall, is_ordered
 
 LOSSES = st.one_of(st.floats(0, 8), st.sampled_from([0.0, LN2, math.nextafter(LN2, 0), math.nextafter(LN2, 1)]))
 

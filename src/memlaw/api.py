@@ -94,7 +94,7 @@ def train_on(
         Path(out).parent.mkdir(parents=True, exist_ok=True)
     execution = execution or Execution()
     checkpoint = None if out is None else Checkpoint(_beside(Path(out)), minutes=execution.checkpoint_minutes)
-    with evicted(base, placement.first_layer) if execution.evict_prefix else nullcontext():
+    with evicted(base, placement.first_layer, wanted=execution.evict_prefix):
         (trained,) = train_stack(
             base,
             encoded,

@@ -289,7 +289,7 @@ def train(
     preset: Annotated[
         str, typer.Option(help="Settings to start from: default (ot until recalled), or paper (as published).")
     ] = "default",
-    compile_layers: Compile = False,
+    compiled: Compile = False,
     evict_prefix: EvictPrefix = False,
     checkpoint_minutes: CheckpointMinutes = Execution.checkpoint_minutes,
     inputs: Inputs,
@@ -311,7 +311,7 @@ def train(
         batch_size=batch_size,
         seed=seed,
     )
-    execution = Execution(compiled=compile_layers, evict_prefix=evict_prefix, checkpoint_minutes=checkpoint_minutes)
+    execution = Execution(compiled=compiled, evict_prefix=evict_prefix, checkpoint_minutes=checkpoint_minutes)
     base, memory_set, facts = inputs.load()
     where = parse_placement(placement, base.model)
     if where.caution:
@@ -411,7 +411,7 @@ def probe(
     config: Annotated[
         Path | None, typer.Option(metavar="YAML", help="A file of these settings, and more; options given win.")
     ] = None,
-    compile_layers: Compile = False,
+    compiled: Compile = False,
     evict_prefix: EvictPrefix = False,
     checkpoint_minutes: CheckpointMinutes = Execution.checkpoint_minutes,
     inputs: Inputs,
@@ -436,7 +436,7 @@ def probe(
     }
     flags = {name: value for name, value in given.items() if value is not None}
     settings = ProbeConfig(**flags) if config is None else ProbeConfig.from_yaml(config, flags)
-    execution = Execution(compiled=compile_layers, evict_prefix=evict_prefix, checkpoint_minutes=checkpoint_minutes)
+    execution = Execution(compiled=compiled, evict_prefix=evict_prefix, checkpoint_minutes=checkpoint_minutes)
     base = inputs.base()
     memory_set = inputs.memory_set(base)
     with probe_bar() as on_progress:

@@ -14,12 +14,15 @@ from memlaw.model import Base, decoder_layers
 
 
 @contextmanager
-def evicted(base: Base, first: int) -> Iterator[None]:
-    """Inside, the input embedding and the layers below `first` keep their weights in the machine's main memory.
+def evicted(base: Base, first: int, *, wanted: bool) -> Iterator[None]:
+    """Inside, if `wanted`, the input embedding and the layers below `first` keep their weights in main memory.
 
     They can still be called - measuring recall does - and then borrow the accelerator one module at a time. On the CPU
     there is nothing to gain, and a warning says so.
     """
+    if not wanted:
+        yield
+        return
     if torch.device(base.device).type == "cpu":
         sentence = "The model is in main memory already: there is no accelerator to evict its layers from."
         warnings.warn(sentence, stacklevel=3)

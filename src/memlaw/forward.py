@@ -142,7 +142,6 @@ class SplitForward:
         compiled = torch.compile(self._above, mode="reduce-overhead" if next(self.norm.parameters()).is_cuda else None)
 
         def first_call(hidden: Tensor) -> Tensor:
-            reason = "differs"
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # the compiler's own; they say nothing of the model

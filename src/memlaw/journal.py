@@ -73,6 +73,11 @@ class Journal:
             )
         return present
 
+    @property
+    def claimed(self) -> bool:
+        """Whether a run has written down what this directory is the probe of; its packs are the ones that count."""
+        return (self.root / PROBE).exists()
+
     def spec(self) -> ProbeSpec:
         """What this directory is the probe of. Raises JournalError if it is none, or its probe.json is damaged."""
         path = self.root / PROBE

@@ -18,11 +18,11 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from memlaw.data import check_context
-from memlaw.diagnosis import diagnose, is_ordered, not_a_number
+from memlaw.diagnosis import diagnose, not_a_number
 from memlaw.errors import ModelError
 from memlaw.model import Base, frozen
 from memlaw.reach import frozen_head, reach_bounds
-from memlaw.records import LN2, EncodedFact, MemorySet, RecallReport, TokenRecall
+from memlaw.records import EncodedFact, MemorySet, RecallReport, TokenRecall, is_ordered
 
 LOGITS_BYTES = 256 * 2**20
 """Memory for the logits of one teacher-forced batch."""
@@ -293,7 +293,7 @@ def _ended(fact: EncodedFact, emitted: Sequence[int], eos: int | None) -> Litera
 
 def _thinnest(measured: Sequence[TokenRecall]) -> list[int]:
     """Rows of the records that a wrong tolerance would certify wrongly first."""
-    likely = [row for row, tokens in enumerate(measured) if all(tokens.decoded or ()) and max(tokens.nll) < LN2]
+    likely = [row for row, tokens in enumerate(measured) if all(tokens.decoded or ()) and is_ordered(max(tokens.nll))]
     return sorted(likely, key=lambda row: -max(measured[row].nll))[:DECODED_ALONE]
 
 

@@ -20,6 +20,12 @@ from memlaw.errors import ConfigError
 LN2 = math.log(2.0)
 """L_crit: a token with nll < ln 2 has p > 1/2, so it is the greedy choice (arXiv 2605.30260)."""
 
+
+def is_ordered(nll: float) -> bool:
+    """nll < ln 2, strictly: the token holds more than half of the probability, so no other can hold as much."""
+    return nll < LN2
+
+
 Method = Literal["sft", "ot", "sw", "curriculum"]
 Schedule = Literal["linear", "constant"]
 Rule = Literal["zero", "fallback"]

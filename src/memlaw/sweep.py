@@ -15,7 +15,7 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -212,8 +212,8 @@ def tokens_per_pack(base: Base, facts: Sequence[EncodedFact], placement: Placeme
     from memlaw.memory import free_bytes
     from memlaw.training import bytes_per_token
 
-    longest = max(facts, key=lambda fact: fact.length)
-    room = MEMORY_PER_PACK * free_bytes(base.device) / bytes_per_token(base, longest, placement, rank)
+    fact = max(facts, key=lambda fact: fact.length)
+    room = MEMORY_PER_PACK * free_bytes(base.device) / bytes_per_token(base, fact, placement, rank)
     return min(int(room), TOKENS_PER_PACK) if torch.device(base.device).type == "cpu" else int(room)
 
 
@@ -307,7 +307,9 @@ def probe(
     prefixes = {target_tokens(facts): facts for facts in asked.values()}
     cells = {cell.key: cell for cell in _grid(config, list(prefixes), base, memory_set, placement)}
     journal = Journal(out)
-    room = tokens_per_pack(base, prefixes[max(prefixes)], placement, max(config.ranks))
+    execution = execution or Execution()
+    longest = prefixes[max(prefixes)]
+    room = TOKENS_PER_PACK if journal.claimed else tokens_per_pack(base, longest, placement, max(config.ranks))
     spec = journal.claim(_spec(list(cells.values()), room, about={"model": base.name, "data": memory_set.source}))
     states = {result.cell.key: result.status for result in journal.results() if result.cell.key in cells}
 
@@ -319,7 +321,7 @@ def probe(
             on_progress(ProbeProgress(len(cells), len(states) - failed, failed, pack, len(spec.packs), news))
 
     try:
-        with evicted(base, placement.first_layer) if execution and execution.evict_prefix else nullcontext():
+        with evicted(base, placement.first_layer, wanted=execution.evict_prefix):
             for number, keys in enumerate(spec.packs, start=1):
                 if not all(map(journal.holds, keys)):
                     pack = [cells[key] for key in keys]

@@ -10,7 +10,6 @@ from memlaw.diagnosis.documents import SCHEMA, RecallDocument, Texts, report_fro
 from memlaw.diagnosis.patterns import Correlation, LossBand, Patterns, patterns
 from memlaw.diagnosis.verdicts import (
     diagnose,
-    is_ordered,
     not_a_number,
     position_counts,
     stubborn_counts,
@@ -26,7 +25,6 @@ __all__ = [
     "RecallDocument",
     "Texts",
     "diagnose",
-    "is_ordered",
     "not_a_number",
     "patterns",
     "position_counts",

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 
-from memlaw.records import LN2, Reason, TokenRecall
+from memlaw.records import LN2, Reason, TokenRecall, is_ordered
 
 
 def reason_of(tokens: TokenRecall, tolerance: float) -> tuple[Reason, str] | None:
     """The word and the sentence, or None where the record is certified (or, not decoded, where nothing speaks
     against it). `tolerance` in nats, as for a certificate."""
-    stubborn = next((t for t, nll in enumerate(tokens.nll) if nll >= LN2), None)
+    stubborn = next((t for t, nll in enumerate(tokens.nll) if not is_ordered(nll)), None)
     if tokens.decoded is not None and not all(tokens.decoded):
         return _of_failure(tokens, tokens.decoded.index(False))
     if stubborn is not None:

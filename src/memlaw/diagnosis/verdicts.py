@@ -20,7 +20,7 @@ from itertools import accumulate
 
 from memlaw.diagnosis.reasons import reason_of
 from memlaw.errors import ConfigError, DataError
-from memlaw.records import LN2, EncodedFact, RecallReport, RecordRecall, TokenRecall
+from memlaw.records import LN2, EncodedFact, RecallReport, RecordRecall, TokenRecall, is_ordered
 
 
 def diagnose(
@@ -53,11 +53,6 @@ def diagnose(
         check(fact.id, fact.length, measured)
     items = tuple(judge(fact.id, measured, tolerance) for fact, measured in zip(encoded, tokens, strict=True))
     return total(items, tolerance=tolerance, dtype=dtype, rounding=rounding)
-
-
-def is_ordered(nll: float) -> bool:
-    """nll < ln 2, strictly: the token holds more than half of the probability, so no other can hold as much."""
-    return nll < LN2
 
 
 def stubborn_positions(record: RecordRecall) -> tuple[int, ...]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from memlaw.diagnosis import Correlation, is_ordered, patterns
+from memlaw.diagnosis import Correlation, patterns
 from memlaw.errors import DataError
 from memlaw.figures.ink import HALF, INK, MUTED, ORDERED, STUBBORN, WIDTH, Bools, Floats, Ints, bools, log_axis
-from memlaw.records import LN2, RecallReport, RecordRecall
+from memlaw.records import LN2, RecallReport, RecordRecall, is_ordered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

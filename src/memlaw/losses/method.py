@@ -13,7 +13,7 @@ from torch import Tensor
 from memlaw.errors import ConfigError
 from memlaw.losses.refusals import require_known
 from memlaw.losses.targets import SampleIds, Targets
-from memlaw.losses.weights import focus_factor, pointwise_weights, position_factor
+from memlaw.losses.weights import pointwise_weights, record_factor
 from memlaw.losses.window import WindowPass, WindowState
 from memlaw.records import METHODS, Method, Rule
 
@@ -97,10 +97,9 @@ class Weighing:
         """Weights [n] of all tokens; `hit` is read for sw alone."""
         nll, memft, samples = nll.detach(), self.memft, self.targets.samples
         weights = self.in_order(nll, hit, slice(0, len(nll)))
-        if memft.position:
-            weights = weights * position_factor(nll, samples, critical=memft.critical, decay=memft.position)
-        if memft.focus:
-            weights = weights * focus_factor(nll, samples, critical=memft.critical, exponent=memft.focus)
+        if not memft.one_pass:
+            settings = {"critical": memft.critical, "position": memft.position, "focus": memft.focus}
+            weights = weights * record_factor(nll, samples, **settings)
         self.finish()
         return weights
 

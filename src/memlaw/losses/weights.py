@@ -86,6 +86,14 @@ def focus_factor(nll: Tensor, samples: Samples, *, critical: Tensor | float, exp
     return (left.to(nll.dtype) ** -exponent).to(nll.dtype)
 
 
+def record_factor(
+    nll: Tensor, samples: Samples, *, critical: Tensor | float, position: Tensor | float, focus: Tensor | float
+) -> Tensor:
+    """What multiplies a token's weight for its place among those of its sample: both factors, of which 0 is none."""
+    by_place = position_factor(nll, samples, critical=critical, decay=position)
+    return by_place * focus_factor(nll, samples, critical=critical, exponent=focus)
+
+
 def weighted_terms(nll: Tensor, weights: Tensor) -> Tensor:
     """w_t L_t"""
     # where, not a product: an infinite loss at a token of weight 0 must not become 0 * inf = NaN.

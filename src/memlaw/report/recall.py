@@ -8,10 +8,10 @@ from itertools import accumulate
 from typing import Any
 
 from memlaw import figures
-from memlaw.diagnosis import Patterns, Texts, is_ordered, patterns, worst
+from memlaw.diagnosis import Patterns, Texts, patterns, worst
 from memlaw.errors import DataError
 from memlaw.figures import Strip
-from memlaw.records import LN2, Reason, RecallReport, RecordRecall
+from memlaw.records import LN2, Reason, RecallReport, RecordRecall, is_ordered
 from memlaw.report.sections import plot
 from memlaw.report.words import count, number
 

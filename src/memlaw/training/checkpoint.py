@@ -60,7 +60,7 @@ class Checkpoint:
             "results": {str(run): _about_result(result) for run, result in snapshot.results.items()},
         }
         metadata = {"about": canonical_json(about), "sha256": _checksum(about, tensors)}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_folders(self.path.parent)
         durable.write(self.path, save(tensors, metadata))
         self._last = time.monotonic()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from memlaw.adapter import AdapterStack, Dropout, Placement
 from memlaw.forward import Forward, split
 from memlaw.head import HeadPass, Weigh, head_pass, token_scores
-from memlaw.losses import EPS, WindowPass, WindowState, focus_factor, pointwise_weights, position_factor
+from memlaw.losses import EPS, WindowPass, WindowState, pointwise_weights, record_factor
 from memlaw.memory import counting_saved, out_of_memory
 from memlaw.model import Base, frozen
 from memlaw.reach import frozen_head
@@ -79,11 +79,6 @@ class Engine:
         self._latest_size = 0
         self._latest_parts: list[_Part] = []
         self._latest_inputs: Tensor | None = None
-
-    @property
-    def rows_per_step(self) -> int:
-        size = self.runs[0][1].batch_size
-        return size if 0 < size < len(self.rows) else len(self.rows)
 
     def start(self) -> State:
         """All adapters, untrained."""
@@ -157,9 +152,8 @@ class Engine:
         # What depends on a whole record is known only behind its last token: the losses are computed beforehand.
         nll, hit = token_scores(self.head, hidden, batch.targets)
         weights = in_order(nll, hit, slice(0, len(nll)))
-        decay, exponent = settings.position[batch.owners], settings.focus[batch.owners]
-        weights = weights * position_factor(nll, batch.records, critical=limit, decay=decay)
-        weights = weights * focus_factor(nll, batch.records, critical=limit, exponent=exponent)
+        position, focus = settings.position[batch.owners], settings.focus[batch.owners]
+        weights = weights * record_factor(nll, batch.records, critical=limit, position=position, focus=focus)
         return lambda _nll, _hit, part: weights[part]
 
     def _parts(self, rows: Tensor, size: int) -> list[_Part]:

@@ -84,9 +84,9 @@ class Batch:
             mask=mask.view(*rows.shape, -1),
         )
 
-    def padded(self, values: Tensor, *, filler: float = 0.0) -> Tensor:
-        """Values [n] of the target tokens as [K, b, tokens], `filler` where there is none."""
-        room = torch.full(self.mask.shape, filler, dtype=values.dtype, device=values.device)
+    def padded(self, values: Tensor) -> Tensor:
+        """Values [n] of the target tokens as [K, b, tokens], zero where there is none."""
+        room = torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device)
         return room.masked_scatter(self.mask, values)
 
     def summed(self, values: Tensor) -> Tensor:
@@ -95,12 +95,17 @@ class Batch:
         return room.index_add(0, self.owners, values)
 
 
+def rows_per_step(count: int, config: TrainConfig) -> int:
+    """How many of `count` rows one adapter sees in a step."""
+    return config.batch_size if 0 < config.batch_size < count else count
+
+
 def row_order(count: int, config: TrainConfig) -> Iterator[Tensor]:
     """Rows of each step: all of them, or batches of a new random order every epoch, or those of the curriculum.
 
     An epoch's last batch is filled up from the next epoch, so that every step has the same number of rows.
     """
-    size = config.batch_size if 0 < config.batch_size < count else count
+    size = rows_per_step(count, config)
     if config.method == "curriculum":
         yield from curriculum_rows(count, size, config.steps, boundaries=config.boundaries, seed=config.seed)
         return

@@ -17,6 +17,7 @@ from memlaw.products import quick_linears
 from memlaw.records import EncodedFact, TrainConfig
 from memlaw.training.checkpoint import Checkpoint, Snapshot
 from memlaw.training.engine import Engine, Step
+from memlaw.training.rows import rows_per_step
 from memlaw.training.state import State
 from memlaw.training.trained import StackProgress, Trained
 
@@ -161,7 +162,7 @@ class _Run:
 
     def _smaller(self, state: State) -> list[State]:
         """What did not fit, in two halves; once that is one adapter, half of the rows at a time."""
-        rows = state.rows_at_once or self.engine.rows_per_step
+        rows = state.rows_at_once or rows_per_step(len(self.engine.rows), state.configs[0])
         if len(state) > 1:
             middle = (len(state) + 1) // 2
             now, later = state.select(range(middle)), state.select(range(middle, len(state)))
