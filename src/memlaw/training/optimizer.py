@@ -37,8 +37,12 @@ class StackedAdamW:
         """The state of the adapters `keep`, cut to the shapes of the tensors `like`."""
         chosen = StackedAdamW(like)
         chosen.count = self.count
-        index = list(keep)
-        for old, new in ((self.first, chosen.first), (self.second, chosen.second)):
-            for k, (source, target) in enumerate(zip(old, new, strict=True)):
-                new[k] = source[index][:, : target.shape[1], : target.shape[2]].clone()
+        chosen.first, chosen.second = cut(self.first, keep, like), cut(self.second, keep, like)
         return chosen
+
+
+def cut(tensors: Sequence[Tensor], keep: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of what belongs to the adapters `keep`, in the shapes of `like`: the largest rank left may be smaller."""
+    index = list(keep)
+    shaped = zip(tensors, like, strict=True)
+    return [tensor[index][:, : one.shape[1], : one.shape[2]].clone() for tensor, one in shaped]

@@ -17,6 +17,7 @@ from memlaw.products import quick_linears
 from memlaw.records import EncodedFact, TrainConfig
 from memlaw.training.checkpoint import Checkpoint, Snapshot
 from memlaw.training.engine import Engine, Step
+from memlaw.training.optimizer import cut
 from memlaw.training.rows import rows_per_step
 from memlaw.training.state import State
 from memlaw.training.trained import StackProgress, Trained
@@ -110,15 +111,13 @@ class _Run:
         gradients = [g * _clipping(state.settings.clip, norms).to(g.dtype) for g in step.gradients]
         for window in step.windows:
             window.commit()
-        left = [*done, *broken]
-        for rest in _without(state, left):
-            keep = [k for k in range(len(state)) if k not in left]
-            tensors = rest.stack.tensors
-            kept = [g[keep][:, : t.shape[1], : t.shape[2]] for g, t in zip(gradients, tensors, strict=True)]
-            rest.optimizer.step(tensors, kept, rest.settings.rates(rest.step), rest.settings.decay)
+        remaining = _without(state, [*done, *broken])
+        for rest in remaining:
+            if rest is not state:  # the gradients of those that left go with them
+                gradients = cut(gradients, [state.runs.index(run) for run in rest.runs], rest.stack.tensors)
+            rest.optimizer.step(rest.stack.tensors, gradients, rest.settings.rates(rest.step), rest.settings.decay)
             rest.step += 1
-            return [rest]
-        return []
+        return remaining
 
     # --- who leaves ---
 
