@@ -8,11 +8,12 @@ state are never touched, and matplotlib is imported only once something is drawn
 a figure (a caption can say which record it shows), so nothing in one can be mistaken for markup.
 
 Colours are safe for colour-blind readers, and no meaning rests on colour alone: filled and hollow markers, printed
-values, the 1/2 line. The figures are those of arXiv 2605.30260.
+values, the 1/2 line. All but that of bits are figures of arXiv 2605.30260.
 """
 
 from __future__ import annotations
 
+from memlaw.figures.bits import BitsCurve, BitsSeries, bits_curve, draw_bits
 from memlaw.figures.capacity import (
     Agreement,
     LawCurve,
@@ -26,7 +27,6 @@ from memlaw.figures.capacity import (
     length_curve,
     plane_surface,
     rank_curve,
-    size_of,
 )
 from memlaw.figures.cells import Grid, accuracy_grid, draw_grid, grid_size, loss_grid
 from memlaw.figures.ink import HALF, WIDTH, sketch, to_svg
@@ -54,6 +54,8 @@ __all__ = [
     "HALF",
     "WIDTH",
     "Agreement",
+    "BitsCurve",
+    "BitsSeries",
     "Convergence",
     "FailureScatter",
     "Grid",
@@ -66,8 +68,10 @@ __all__ = [
     "Strip",
     "accuracy_grid",
     "agreement_curve",
+    "bits_curve",
     "convergence_curve",
     "draw_agreement",
+    "draw_bits",
     "draw_convergence",
     "draw_failure_scatter",
     "draw_failures",
@@ -86,7 +90,6 @@ __all__ = [
     "plane_surface",
     "positions_size",
     "rank_curve",
-    "size_of",
     "sketch",
     "strip_curve",
     "to_svg",

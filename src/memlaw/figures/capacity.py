@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from memlaw.errors import FitError
 from memlaw.figures.ink import LABELS, MUTED, ORDERED, STUBBORN, Bools, Floats, Quantity, bools, floats, log_axis
-from memlaw.law import Axis
+from memlaw.law import Axis, size_of
 from memlaw.law.points import is_saturated
 from memlaw.records import LawPoint
 
@@ -115,18 +114,6 @@ def _series(
             )
         )
     return tuple(series)
-
-
-def size_of(point: LawPoint, axis: Axis) -> float:
-    """What a law along `axis` calls the size of this point. Raises FitError where the point does not have it."""
-    if axis == "rank":
-        return point.rank
-    if point.parameters is None:
-        raise FitError(
-            f"The point at rank {point.rank:g}, length {point.length:g} has no number of parameters, which this law "
-            f"takes for size. Give the column parameters, or fit the law in ranks."
-        )
-    return point.parameters
 
 
 def draw_law(curve: LawCurve, axes: Axes) -> None:

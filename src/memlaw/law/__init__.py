@@ -1,31 +1,47 @@
 """The Parametric Memory Law: fit it, doubt it, turn it round. numpy and scipy only.
 
     paper     dL = C r^alpha l^-beta + b                                        arXiv 2605.30260
+    power     dL = C r^alpha l^-beta
+    log       dL = a + k (ln r - q ln l)                                        their limit alpha -> 0
     bounded   dL = L (1 + (u/L)^-n)^(-1/n),  u = C r^alpha l^-beta + b          memlaw's own; L = L_init(l)
+    memory    dL = L - L' + L' (1 + (u/L')^-n)^(-1/n),  u = C r^alpha l^-beta   the same with b known: L' = L_init'(l)
 
-dL in nats per target token, r a LoRA rank (or the adapter's parameters), l in target tokens. Read `curve.py` for the
-mathematics, `record.py` for what a fit tells, `fit.py` for when it is believed, `judge.py` for tests on unseen cells.
+dL in nats per target token, r a LoRA rank (or the adapter's parameters), l in target tokens. Read `growth.py` and
+`curve.py` for the mathematics, `record.py` for what a fit tells, `fit.py` for when it is believed, `doubt.py` for its
+intervals, `judge.py` for tests on unseen cells.
 """
 
-from memlaw.law.curve import Form
-from memlaw.law.fit import borrow, calibrate, fit_law
+from memlaw.law.carry import borrow, calibrate, over_parameters
+from memlaw.law.curve import FORMS, Form
+from memlaw.law.fit import fit_law
+from memlaw.law.growth import Array
 from memlaw.law.judge import Comparison, compare, holdout
-from memlaw.law.points import SATURATED, points_from_results, points_from_text, read_points
-from memlaw.law.record import Axis, Holdout, LawFit
+from memlaw.law.points import SATURATED, Axis, size_of
+from memlaw.law.reading import points_from_results, points_from_text, read_points
+from memlaw.law.record import Holdout, Intervals, LawFit, Origin
+from memlaw.law.residuals import SCALES, Residuals
 
 __all__ = [
+    "FORMS",
     "SATURATED",
+    "SCALES",
+    "Array",
     "Axis",
     "Comparison",
     "Form",
     "Holdout",
+    "Intervals",
     "LawFit",
+    "Origin",
+    "Residuals",
     "borrow",
     "calibrate",
     "compare",
     "fit_law",
     "holdout",
+    "over_parameters",
     "points_from_results",
     "points_from_text",
     "read_points",
+    "size_of",
 ]

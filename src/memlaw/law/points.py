@@ -1,25 +1,58 @@
-"""Cells as the law sees them: from a CSV, from a probe; which are saturated; L_init by length."""
+"""Points as the law takes them: replicates gathered into cells, which cells are saturated, L_init by length."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
 import math
 from collections import defaultdict
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
 
 from memlaw.errors import FitError
-from memlaw.records import CellResult, LawPoint
+from memlaw.law.curve import FORMS, Form
+from memlaw.law.growth import Array
+from memlaw.records import LawPoint
+
+Axis = Literal["rank", "parameters"]
 
 SATURATED = 0.69
 """L_final (nats) at or under which a cell says nothing of capacity: the published cut, just under ln 2."""
+_LARGEST_LOSS = 1e4
+_LARGEST_SIZE = 1e15
+_LEAST_START = 1e-6
 
-_NEEDED = ("rank", "length", "delta_loss")
-_OPTIONAL = ("final_loss", "parameters")
-_VARIES = frozenset({"rank", "length", "seed", "train"})
-_WHOLE = frozenset({"rank", "length", "parameters"})
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """One entry a cell; a cell is every run of one size and length."""
+
+    size: Array
+    """[m], rank or parameters."""
+    length: Array
+    """[m], target tokens."""
+    loss_init: Array
+    """[m], nats; NaN where no run of this length has a final loss."""
+    runs: tuple[Array, ...]
+    """dL of each run (nats), cell by cell."""
+
+    @property
+    def delta(self) -> Array:
+        """[m], mean dL of each cell."""
+        return np.array([runs.mean() for runs in self.runs])
+
+
+def size_of(point: LawPoint, axis: Axis) -> float:
+    """What a law along `axis` calls the size of this point. Raises FitError where the point does not have it."""
+    if axis == "rank":
+        return point.rank
+    if point.parameters is None:
+        raise FitError(
+            f"The cell at rank {point.rank:g}, length {point.length:g} has no number of parameters, which this law "
+            "takes for size. Add the column parameters, or fit the law in ranks."
+        )
+    return point.parameters
 
 
 def is_saturated(point: LawPoint) -> bool:
@@ -36,104 +69,100 @@ def loss_table(points: Iterable[LawPoint]) -> tuple[tuple[float, float], ...]:
     return tuple((length, math.fsum(seen[length]) / len(seen[length])) for length in sorted(seen))
 
 
-def read_points(path: str | Path) -> tuple[LawPoint, ...]:
-    """The points of a CSV file with the columns rank, length, delta_loss and, if known, final_loss and parameters.
-
-    Losses in nats per target token, lengths in target tokens. Other columns are left alone; `loss_final`, the name in
-    a probe's own table, is read as final_loss. Raises FitError naming the file, line and column.
-    """
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FitError(f"{file} is not UTF-8 text (byte {error.start}). Save the table as CSV in UTF-8.") from None
-    except OSError as error:
-        raise FitError(f"{file} cannot be read: {error.strerror}. Give a CSV file of points.") from None
-    return points_from_text(text, name=file.name)
+def groups(points: Iterable[LawPoint], axis: Axis) -> dict[tuple[float, float], list[LawPoint]]:
+    """The points of each cell, by its size and length."""
+    found: defaultdict[tuple[float, float], list[LawPoint]] = defaultdict(list)
+    for point in points:
+        found[size_of(point, axis), point.length].append(point)
+    return found
 
 
-def points_from_text(text: str, *, name: str) -> tuple[LawPoint, ...]:
-    """The points of CSV text; `name` is what messages call it."""
-    # A record's line is where its last field ends: the two differ only for quoted line breaks, which no number has.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [column.strip() for column in next(reader, [])]
-        columns = _columns(header, name)
-        points = [_point(row, header, columns, f"{name}, line {reader.line_num}") for row in reader if any(row)]
-    except csv.Error as error:
-        raise FitError(f"{name}, line {reader.line_num}: {error}. Each line is numbers separated by commas.") from None
-    if not points:
-        raise FitError(f"{name} has a header but no points: each further line is one cell, such as 8,1000,5.21,0.93.")
-    return tuple(points)
+def memoryless_table(points: Iterable[LawPoint]) -> tuple[tuple[float, float], ...]:
+    """(length, mean L_init' of its cells), rising in length; empty where none is known."""
+    return loss_table(as_seen_by("memory", points))
 
 
-def points_from_results(results: Iterable[CellResult]) -> tuple[LawPoint, ...]:
-    """The finished cells of a probe. Cells may differ in rank, length and seed; in anything else they share no law.
-
-    Raises FitError for cells that differ in model, data, placement or training, and for cells that stopped early.
-    """
-    finished = [result for result in results if result.status == "finished"]
-    kinds: defaultdict[str, set[str]] = defaultdict(set)
-    for result in finished:
-        training = dataclasses.asdict(result.cell.train)
-        for setting, value in (dataclasses.asdict(result.cell) | training).items():
-            if setting not in _VARIES:
-                kinds[setting].add(str(value))
-    if "recalled" in kinds["until"]:
-        raise FitError(
-            "Some cells stopped as soon as they were recalled (until=recalled). How far their loss fell tells when "
-            "they stopped, not what fits. Fit a probe trained to a fixed budget."
-        )
-    for setting, values in kinds.items():
-        if len(values) > 1:
-            raise FitError(
-                f"The finished cells differ in {setting} ({', '.join(sorted(values))}). One law holds for one "
-                f"{setting} only: fit them one at a time."
-            )
+def as_seen_by(form: Form, points: Iterable[LawPoint]) -> tuple[LawPoint, ...]:
+    """Points as a form counts them: from L_init, or as if training had begun at L_init'."""
+    if not FORMS[form].memoryless:
+        return tuple(points)
     return tuple(
-        LawPoint(result.cell.rank, result.cell.length, result.delta_loss, result.loss_final, result.parameters)
-        for result in finished
-        if result.delta_loss is not None
+        replace(point, delta_loss=point.loss_memoryless - point.final_loss)
+        for point in points
+        if point.loss_memoryless is not None and point.final_loss is not None
     )
 
 
-def _columns(header: list[str], name: str) -> dict[str, int]:
-    """Where each column we know stands. Raises FitError if one is missing or there twice."""
-    known = ["final_loss" if column == "loss_final" else column for column in header]
-    missing = [column for column in _NEEDED if column not in known]
-    if missing:
-        raise FitError(
-            f"{name} has no column {' nor '.join(missing)}; its first line must name rank,length,delta_loss (and "
-            "final_loss for the bounded form), separated by commas. A law is fitted to a probe's points, not to facts."
-        )
-    twice = [column for column in (*_NEEDED, *_OPTIONAL) if known.count(column) > 1]
-    if twice:
-        raise FitError(f"{name} has the column {twice[0]} twice, so which one counts is unknown. Remove one.")
-    return {column: known.index(column) for column in (*_NEEDED, *_OPTIONAL) if column in known}
+def usable(points: Iterable[LawPoint], form: Form, axis: Axis) -> tuple[LawPoint, ...]:
+    """What a form is fitted to: every point with a final loss if L_init bounds it, else those of unsaturated cells.
+
+    A cell is saturated as a whole, by the mean of its runs: leaving out its better runs alone would bend the law.
+    """
+    points = tuple(points)
+    if FORMS[form].bounded:
+        known = tuple(point for point in points if point.final_loss is not None)
+        return tuple(p for p in known if p.loss_memoryless is not None) if FORMS[form].memoryless else known
+    kept = {id(point) for runs in groups(points, axis).values() if not _saturated_cell(runs) for point in runs}
+    return tuple(point for point in points if id(point) in kept)
 
 
-def _point(row: list[str], header: list[str], columns: dict[str, int], where: str) -> LawPoint:
-    if len(row) != len(header):
-        raise FitError(
-            f"{where} has {len(row)} fields, but the first line names {len(header)}. Numbers are written with a "
-            "decimal point, since commas separate fields."
-        )
-    fields = {column: row[index].strip() for column, index in columns.items()}
-    known = {column: _number(text, column, where) for column, text in fields.items() if text or column in _NEEDED}
-    return LawPoint(
-        known["rank"], known["length"], known["delta_loss"], known.get("final_loss"), known.get("parameters")
+def all_saturated(points: Iterable[LawPoint], axis: Axis) -> bool:
+    return all(_saturated_cell(runs) for runs in groups(points, axis).values())
+
+
+def cells_of(points: Iterable[LawPoint], axis: Axis, table: Iterable[tuple[float, float]]) -> Cells:
+    """The points gathered into cells; `table` is L_init by length."""
+    found = groups(points, axis)
+    measured = dict(table)
+    size, length = np.array(list(found), dtype=float).reshape(-1, 2).T
+    return Cells(
+        size,
+        length,
+        loss_init=np.array([measured.get(at, math.nan) for at in length]),
+        runs=tuple(np.array([point.delta_loss for point in runs], dtype=float) for runs in found.values()),
     )
 
 
-def _number(text: str, column: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise FitError(f"{where}: {column} is {text!r}, not a number.") from None
-    if not math.isfinite(value):
-        raise FitError(f"{where}: {column} is {text!r}. A cell that did not finish has no place in a fit: remove it.")
-    if column in _WHOLE and (value < 1 or value != int(value)):
-        raise FitError(f"{where}: {column} is {text}, but it counts something: a whole number from 1 up is needed.")
-    if column == "final_loss" and value < 0:
-        raise FitError(f"{where}: final_loss is {text}, but a cross-entropy is never negative.")
-    return value
+def check(points: Sequence[LawPoint], axis: Axis) -> None:
+    """Raises FitError for points that are no measurements, or of several placements where the axis is the rank."""
+    if not points:
+        raise FitError("There are no cells to fit. Run `memlaw probe`, or give a CSV file of points.")
+    for point in points:
+        named = f"The cell at rank {point.rank:g}, length {point.length:g}"
+        sizes = [point.rank, point.length, size_of(point, axis)]
+        losses = [loss for loss in (point.delta_loss, point.final_loss) if loss is not None]
+        if not all(0 < size < _LARGEST_SIZE for size in sizes) or not all(abs(at) < _LARGEST_LOSS for at in losses):
+            raise FitError(
+                f"{named} is not a measurement: rank and length must be above 0, and every loss finite and under "
+                f"{_LARGEST_LOSS:,.0f} nats. Leave out cells that did not finish."
+            )
+        if point.loss_init is not None and point.loss_init < _LEAST_START:
+            raise FitError(
+                f"{named} began at {point.loss_init:g} nats (final_loss + delta_loss). A loss is never negative, and "
+                "where it is 0 nothing is left to learn: check the columns."
+            )
+        if point.loss_memoryless is not None and not _LEAST_START <= point.loss_memoryless < _LARGEST_LOSS:
+            raise FitError(
+                f"{named} has {point.loss_memoryless:g} nats for L_init', which is a loss: above 0 and finite."
+            )
+    if axis == "rank":
+        _check_one_placement(points)
+
+
+def _check_one_placement(points: Iterable[LawPoint]) -> None:
+    seen: dict[float, float] = {}
+    for point in points:
+        if point.parameters is None:
+            continue
+        other = seen.setdefault(point.rank, point.parameters)
+        if other != point.parameters:
+            raise FitError(
+                f"Cells of rank {point.rank:g} have {other:,.0f} and {point.parameters:,.0f} parameters, so they are "
+                "of several placements, which share no law in ranks. Fit one placement, or fit over parameters "
+                '(axis="parameters").'
+            )
+
+
+def _saturated_cell(runs: Sequence[LawPoint]) -> bool:
+    known = [point.final_loss for point in runs if point.final_loss is not None]
+    return bool(known) and math.fsum(known) / len(known) <= SATURATED

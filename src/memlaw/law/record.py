@@ -7,17 +7,20 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 
 from memlaw.errors import ConfigError, FitError
-from memlaw.law.curve import PARAMETERS, POSITIVE, Array, Form, curve, size_for
+from memlaw.law.curve import FORMS, Curve, Form
+from memlaw.law.growth import Array
+from memlaw.law.points import Axis
+from memlaw.law.residuals import SCALES, Residuals
 from memlaw.records import LN2, Estimate, canonical_json, to_dict
 
-Axis = Literal["rank", "parameters"]
+Intervals = Literal["standard", "profile", "bootstrap"]
 
-_FILE_VERSION = 1
+_FILE_VERSION = 2
 _LONGEST = 1e12
 """Target tokens beyond which a law that still holds is said to hold at any length."""
 
@@ -32,12 +35,37 @@ class Holdout:
     mape: float
     """Mean |predicted / measured - 1| of their dL, percent."""
     coverage90: float
-    """Share of them inside their 90% prediction interval."""
+    """Share of their runs inside the 90% prediction interval of one new run."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What the cells of a law were measured on; None where that is not known."""
+
+    model: str | None = None
+    """Its name, as it is loaded."""
+    model_fingerprint: str | None = None
+    outline: str | None = None
+    """Digest of the model's shape, which models of one kind share."""
+    tokenizer_fingerprint: str | None = None
+    placement: str | None = None
+    parameters_per_rank: float | None = None
+    """Effective parameters of an adapter of rank 1; None where placements differ."""
+    data: str | None = None
+    """What kind of text, in a person's words."""
+    data_fingerprint: str | None = None
+    method: str | None = None
+    steps: int | None = None
+    dtype: str | None = None
+    date: str | None = None
+    """ISO 8601."""
+    version: str | None = None
+    """Of memlaw."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LawFit:
-    """dL(r, l) = C r^alpha l^-beta + b, or its bounded form; dL in nats per target token, l in target tokens.
+    """dL(r, l) in one of the forms; dL in nats per target token, r a LoRA rank, l in target tokens.
 
     Where `axis` is "parameters", r is the number of effective parameters and every `rank` below means that number.
     """
@@ -45,17 +73,27 @@ class LawFit:
     form: Form
     status: str
     """"ok", or a sentence: why the numbers cannot be trusted, or why there are none."""
+    warnings: tuple[str, ...] = ()
+    """What is worth knowing about the cells although the law was fitted to them."""
     n: int
     """Cells fitted."""
+    runs: int
+    """Points behind them: more than cells where there are replicates."""
     parameters: Mapping[str, Estimate]
-    """C, alpha, beta, b and, in the bounded form, n (how sharply dL bends to L_init). Empty if nothing was fitted."""
+    """Of the form: C, alpha, beta, b; n in the bounded form (how sharply dL bends to L_init); k, q, a in log. Empty if
+    nothing was fitted."""
+    intervals: Intervals = "standard"
+    """What `low` and `high` of the parameters are: Student's t times the standard error; where the profile likelihood
+    drops; percentiles of a bootstrap over cells and their replicates."""
     covariance: tuple[tuple[float, ...], ...] | None
-    """Of (ln C, alpha, beta, b[, ln n]); None where the cells cannot tell it."""
+    """Of theta; None where the cells cannot tell it."""
     r2: float | None
     mape: float | None
     """Mean |predicted / measured - 1| of dL, in percent."""
+    residuals: Residuals
+    """On which scale the squares are least."""
     sigma: float | None
-    """Standard deviation of one cell around the law, nats."""
+    """Standard deviation of one new run around the law: nats, or a share of dL under relative residuals."""
     freedom: int
     """Degrees of freedom behind sigma: the cells less what they were fitted with; 0 without error bars."""
     axis: Axis
@@ -67,10 +105,13 @@ class LawFit:
     """Range fitted, target tokens."""
     loss_init: tuple[tuple[float, float], ...]
     """(length, measured L_init in nats), rising in length; empty where no final loss was known."""
+    loss_memoryless: tuple[tuple[float, float], ...] = ()
+    """(length, L_init' in nats), likewise."""
     source: str = "the points given"
     """Where the cells come from, in a person's words."""
     caveat: str = ""
     """What to know before using it elsewhere than on the cells it was fitted to."""
+    origin: Origin | None = None
 
     @property
     def C(self) -> Estimate:  # noqa: N802 - the paper's name
@@ -93,12 +134,30 @@ class LawFit:
         return self._parameter("b")
 
     @property
+    def curve(self) -> Curve:
+        """The mathematics of its form."""
+        return FORMS[self.form]
+
+    @property
     def theta(self) -> Array:
-        """(ln C, alpha, beta, b[, ln n]): the coordinates that `covariance` is about."""
-        values = ((name, self._parameter(name).value) for name in PARAMETERS[self.form])
-        return np.array([math.log(value) if name in POSITIVE else value for name, value in values])
+        """The coordinates that `covariance` is about: the parameters, ln C, ln k and ln n for C, k and n."""
+        values = ((name, self._parameter(name).value) for name in self.curve.names)
+        return np.array([math.log(value) if name in self.curve.positive else value for name, value in values])
+
+    @property
+    def correlation(self) -> tuple[tuple[float, ...], ...] | None:
+        """Of theta, in the order of `parameters`; None where the covariance is not known, or nothing scatters."""
+        if self.covariance is None:
+            return None
+        covariance = np.array(self.covariance)
+        deviation = np.sqrt(np.diag(covariance))
+        if not np.all(deviation > 0):
+            return None
+        return tuple(tuple(map(float, row)) for row in covariance / np.outer(deviation, deviation))
 
     def _parameter(self, name: str) -> Estimate:
+        if name not in self.curve.names:
+            raise FitError(f"A law of the {self.form} form has no {name}; it has {', '.join(self.curve.names)}.")
         if name not in self.parameters:
             raise FitError(f"This law has no {name}. {self.status}")
         return self.parameters[name]
@@ -112,21 +171,30 @@ class LawFit:
                 "No cell of this law has a final loss, so L_init, the most that can be learned, is unknown. Give "
                 "loss_init, or fit points that have a final_loss column."
             )
-        lengths, losses = np.array(self.loss_init).T
-        return np.asarray(np.interp(np.log(length), np.log(lengths), losses))
+        return _interpolated(self.loss_init, length)
 
-    def _ceiling(self, length: float | Array, loss_init: float | Array | None) -> Array | None:
-        if self.form == "paper":
-            return None
-        return self.loss_init_at(length) if loss_init is None else np.asarray(loss_init, dtype=float)
+    def start_at(self, length: float | Array, loss_init: float | Array) -> Array:
+        """Where the form begins to count (nats): L_init, or in the memory form its cells' L_init', if that is less."""
+        if not self.curve.memoryless:
+            return np.asarray(loss_init, dtype=float)
+        return np.minimum(_interpolated(self.loss_memoryless, length), loss_init)
 
-    def _curve(
+    def _at(
         self, rank: float | Array, length: float | Array, loss_init: float | Array | None
-    ) -> tuple[Array, Array]:
-        ceiling = self._ceiling(length, loss_init)
-        cells = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, dtype=float)) for v in (rank, length)))
-        level = None if ceiling is None else np.broadcast_to(ceiling, cells[0].shape)
-        return curve(self.theta, cells[0], cells[1], level)
+    ) -> tuple[Array, Array, Array, Array]:
+        """What the curve says of each cell and its slopes in theta, from where it counts (NaN where that is neither
+        known nor needed), and the nats that were gained before."""
+        theta = self.theta
+        start: float | Array = math.nan
+        if loss_init is not None:
+            start = loss_init
+        elif self.loss_init or self.curve.bounded:
+            start = self.loss_init_at(length)
+        size, at, begun = np.broadcast_arrays(
+            *(np.atleast_1d(np.asarray(value, dtype=float)) for value in (rank, length, start))
+        )
+        counted = self.start_at(at, begun)
+        return *self.curve.value(theta, np.log(size), np.log(at), counted), counted, begun - counted
 
     @overload
     def predict(self, rank: float, length: float, *, loss_init: float | None = None) -> float: ...
@@ -136,25 +204,42 @@ class LawFit:
         self, rank: float | Array, length: float | Array, *, loss_init: float | Array | None = None
     ) -> float | Array:
         """dL in nats; `loss_init` replaces the measured table, and matters to the bounded form only."""
-        value, _ = self._curve(rank, length, loss_init)
+        value, _, _, before = self._at(rank, length, loss_init)
+        value = value + before if self.curve.memoryless else value
         return float(value[0]) if np.ndim(rank) == np.ndim(length) == 0 else value
 
     def interval(
         self, rank: Array, length: Array, *, level: float = 0.9, loss_init: Array | None = None
     ) -> tuple[Array, Array]:
-        """Where dL of one new cell lies with probability `level`: the doubt of the law and the scatter of a cell.
+        """Where dL of one new run lies with probability `level`: the doubt of the law and the scatter of a run.
 
-        predict -+ t sqrt(sigma^2 + g' covariance g), g the slope in the parameters. Raises FitError without error bars.
+        T(predict) -+ t sqrt(sigma^2 + g' covariance g) and back from T, the scale of the residuals; g the slope in
+        theta. Never above L_init in the bounded form. Raises FitError without error bars.
         """
         from scipy.special import stdtrit
 
-        value, slopes = self._curve(rank, length, loss_init)
+        value, slopes, start, before = self._at(rank, length, loss_init)
         if self.covariance is None or self.sigma is None:
             raise FitError(f"This law has no error bars, so no interval. {self.status}")
+        scale = SCALES[self.residuals]
+        slopes = slopes * scale.slope(value, start)[:, None]
         spread = np.sqrt(self.sigma**2 + np.einsum("ij,jk,ik->i", slopes, np.array(self.covariance), slopes))
         reach = stdtrit(self.freedom, (1 + level) / 2) * spread
-        ceiling = self._ceiling(length, loss_init)
-        return value - reach, value + reach if ceiling is None else np.minimum(value + reach, ceiling)
+        centre = scale.of(value, start)
+        low, high = scale.back(centre - reach, start), scale.back(centre + reach, start)
+        high = np.minimum(high, start) if self.curve.bounded else high
+        return (low + before, high + before) if self.curve.memoryless else (low, high)
+
+    def extrapolation(self, rank: float, length: float) -> str | None:
+        """What lies outside the fitted cells, as a sentence; None where nothing does."""
+        named = f"rank {rank:,.4g}" if self.axis == "rank" else f"{rank:,.0f} adapter parameters"
+        asked = ((length, f"{length:,} target tokens", self.lengths), (rank, named, self.sizes))
+        outside = [
+            f"{name} (fitted: {low:,.0f} to {high:,.0f})" for at, name, (low, high) in asked if not low <= at <= high
+        ]
+        if not outside:
+            return None
+        return f"Outside what was measured: {'; '.join(outside)}. The interval assumes that the law goes on unchanged."
 
     # --- backwards
 
@@ -163,9 +248,9 @@ class LawFit:
 
         0 where they do so without any; infinite where no rank brings them there.
         """
-        start = self._start(length, loss_final, loss_init)
-        ceiling = None if self.form == "paper" else start
-        return float(size_for(self.theta, length, start - loss_final, ceiling))
+        theta, begun = self.theta, self._start(length, loss_final, loss_init)
+        start = float(self.start_at(length, begun))
+        return float(self.curve.size_for(theta, length, start - loss_final, start))
 
     def length_for(self, rank: float, *, loss_final: float = LN2, loss_init: float | None = None) -> float:
         """The number of target tokens, not rounded, that this rank is predicted to bring to `loss_final` nats (mean).
@@ -201,13 +286,19 @@ class LawFit:
         return {
             "form": self.form,
             "status": self.status,
+            "warnings": list(self.warnings),
             "n": self.n,
+            "runs": self.runs,
             "r2": self.r2,
             "mape": self.mape,
             "parameters": {name: to_dict(estimate) for name, estimate in self.parameters.items()},
+            "intervals": self.intervals,
+            "correlation": None if self.correlation is None else [list(row) for row in self.correlation],
+            "residuals": self.residuals,
             "holdout": None if holdout is None else to_dict(holdout),
             "axis": self.axis,
             "source": self.source,
+            "caveat": self.caveat,
         }
 
     def to_json(self) -> str:
@@ -216,7 +307,8 @@ class LawFit:
 
     @staticmethod
     def from_json(text: str, *, name: str = "the law") -> LawFit:
-        """Inverse of `to_json`; `name` is what messages call the file. Raises FitError for anything else."""
+        """Inverse of `to_json`, also of earlier versions; `name` is what messages call the file. Raises FitError for
+        anything else."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
@@ -224,34 +316,53 @@ class LawFit:
         if not isinstance(values, dict) or "memlaw_law" not in values:
             raise FitError(f"{name} is JSON, but not a law of memlaw. Write it with `memlaw fit`.")
         version = values.pop("memlaw_law")
-        if version != _FILE_VERSION:
-            raise FitError(f"{name} is a law file of version {version!r}; this memlaw reads {_FILE_VERSION}.")
+        if version not in (1, _FILE_VERSION):
+            raise FitError(
+                f"{name} is a law file of version {version!r}; this memlaw reads versions 1 and {_FILE_VERSION}."
+            )
         try:
+            if version == 1:  # one run a cell, errors in nats: nothing else could be said
+                values |= {"runs": values["n"], "residuals": "absolute"}
             return _from_plain(values)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
             raise FitError(f"{name} is a damaged law file: {error}. Fit it again.") from None
 
 
 def _from_plain(values: dict[str, Any]) -> LawFit:
     """Numbers are made floats one by one, so that a wrong type shows here and not in a plan."""
-    covariance = values["covariance"]
+    covariance, origin = values["covariance"], values.get("origin")
     estimates = {
         name: Estimate(float(estimate["value"]), *(_maybe(estimate[key]) for key in ("stderr", "low", "high")))
         for name, estimate in values["parameters"].items()
     }
-    if values["form"] not in PARAMETERS or (estimates and set(estimates) != set(PARAMETERS[values["form"]])):
-        raise ValueError(f"form {values['form']!r} with the parameters {', '.join(estimates)}")
+    form = values["form"]
+    if form not in FORMS or (estimates and set(estimates) != set(FORMS[form].names)):
+        raise ValueError(f"form {form!r} with the parameters {', '.join(estimates)}")
+    for key, kind in (("residuals", Residuals), ("axis", Axis), ("intervals", Intervals)):
+        if key in values and values[key] not in get_args(kind):
+            raise ValueError(f"{key} {values[key]!r}")
     return LawFit(
         **values
         | {
-            "parameters": {name: estimates[name] for name in PARAMETERS[values["form"]] if estimates},
+            "parameters": {name: estimates[name] for name in FORMS[form].names if estimates},
             "covariance": None if covariance is None else tuple(tuple(map(float, row)) for row in covariance),
-            "loss_init": tuple((float(length), float(loss)) for length, loss in values["loss_init"]),
-            "freedom": int(values["freedom"]),
+            **{
+                key: tuple((float(length), float(loss)) for length, loss in values.get(key, ()))
+                for key in ("loss_init", "loss_memoryless")
+            },
+            "warnings": tuple(map(str, values.get("warnings", ()))),
+            "origin": None if origin is None else Origin(**origin),
+            **{key: int(values[key]) for key in ("n", "runs", "freedom")},
             **{key: _maybe(values[key]) for key in ("r2", "mape", "sigma")},
             **{key: (float(values[key][0]), float(values[key][1])) for key in ("ranks", "sizes", "lengths")},
         }
     )
+
+
+def _interpolated(table: tuple[tuple[float, float], ...], length: float | Array) -> Array:
+    """Between the lengths of a table in proportion to their logarithms, constant outside."""
+    lengths, losses = np.array(table).T
+    return np.asarray(np.interp(np.log(length), np.log(lengths), losses))
 
 
 def _maybe(value: Any) -> float | None:

@@ -10,11 +10,24 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from typing import Any
 
 from memlaw.law import points_from_text
 from memlaw.records import LawPoint
 
 SOURCE = "the 70 cells of arXiv 2605.30260's main figure (Qwen3-8B, one adapter beside one MLP, random tokens)"
+ORIGIN: dict[str, Any] = {
+    "model": "Qwen3-8B",
+    "placement": "mlp@24",
+    "data": "random tokens",
+    "method": "sft",
+    "steps": 2000,
+}
+"""What its cells were trained on, and how."""
+RANKS = (1, 2, 4, 6, 8, 10, 12, 14, 16, 24, 32, 48, 64, 128, 256, 512)
+"""Of the paper's sweep."""
+VOCABULARY = 151_936
+"""Logits of Qwen3-8B."""
 PARAMETERS_PER_RANK = 2 * 4096
 """The paper's adapter on Qwen3-8B: hidden -> rank -> hidden, at one layer."""
 
