@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 
@@ -8,8 +7,6 @@ import packed
 import pytest
 import tiny
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from memlaw.adapter import AdapterStack, Placement, attach, load_info, parse_placement, save
@@ -40,73 +37,9 @@ def trained(placement: Placement, rank: int = 3, scale: float = 1.5) -> AdapterS
 # --- placements ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "canonical", "layers", "modules"),
-    [
-        (None, "down_proj@2", {2}, {"down_proj"}),
-        ("mlp@1", "mlp@1", {1}, {"mlp"}),
-        ("down_proj@3", "down_proj@3", {3}, {"down_proj"}),
-        ("q_proj,v_proj", "q_proj,v_proj", {0, 1, 2, 3}, {"q_proj", "v_proj"}),
-        ("up_proj@1-3", "up_proj@1+2+3", {1, 2, 3}, {"up_proj"}),
-        ("up_proj@0+3", "up_proj@0+3", {0, 3}, {"up_proj"}),
-        (
-            "all-linear",
-            "all-linear",
-            {0, 1, 2, 3},
-            {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
-        ),
-    ],
-)
-def test_placements_in_every_spelling(text: str | None, canonical: str, layers: set[int], modules: set[str]) -> None:
-    placement = parse_placement(text, tiny.model())
-    assert str(placement) == canonical
-    assert {site.layer for site in placement.sites} == layers
-    assert {site.path.rpartition(".")[2] for site in placement.sites} == modules
-    assert parse_placement(canonical, tiny.model()) == placement
-
-
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_every_family_has_a_default_placement_two_thirds_up(family: str) -> None:
-    assert parse_placement(None, tiny.model(family)).first_layer == 2
-
-
 def test_effective_parameters_are_what_the_stack_holds() -> None:
     placement = parse_placement("all-linear", tiny.model())
     assert placement.parameters(3) == sum(t.numel() for t in trained(placement).tensors)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("dwon_proj@2", r"no module 'dwon_proj' to adapt\. Did you mean down_proj"),
-        ("down_proj@9", r"Layer 9 does not exist: the model has 4, 0\.\.3"),
-        ("down_proj@x", "not of the form 4, 2-5 or 1\\+4"),
-        ("down_proj@", "not of the form"),
-        ("mlp", "needs a layer, such as mlp@2"),
-        ("mlp,q_proj@1", "stand alone"),
-        ("", "no module ''"),
-    ],
-)
-def test_a_placement_that_is_not_there_is_explained(text: str, message: str) -> None:
-    with pytest.raises(AdapterError, match=message):
-        parse_placement(text, tiny.model())
-
-
-@given(st.text(alphabet="mlpq_roj,@+-0123456789 x", max_size=20))
-def test_any_text_is_a_placement_or_a_clear_error(text: str) -> None:
-    with contextlib.suppress(AdapterError):
-        assert parse_placement(text, MODEL).sites
-
-
-MODEL = tiny.model()
-
-
-def test_a_placement_with_nothing_below_it_says_what_that_costs() -> None:
-    model = tiny.model()
-    assert "every step runs the whole model" in parse_placement("all-linear", model).caution
-    assert "q_proj,v_proj adapts layer 0" in parse_placement("q_proj,v_proj", model).caution
-    assert not parse_placement("down_proj@0", model).caution  # what lies before its one module is computed once
-    assert not parse_placement("q_proj,v_proj@1-3", model).caution
 
 
 @pytest.mark.parametrize("text", ["down_proj@1", "down_proj@2", "mlp@1", "all-linear", "gate_proj,q_proj@2"])

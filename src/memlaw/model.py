@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from memlaw.data import auto_tokenizer, tokenizer_fingerprint
 from memlaw.errors import ModelError
-from memlaw.records import digest
-
-BUNDLED = "memlaw/base"
-"""The name under which the bundled base model is loaded."""
+from memlaw.hub import BUNDLED, first_line, source_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -62,22 +57,21 @@ def load(name: str = BUNDLED, *, dtype: str = "auto", device: str = "auto") -> B
     """
     import transformers
 
-    source = str(importlib.resources.files("memlaw") / "base") if name == BUNDLED else name
-    _check_source(name, source)
+    source = source_of(name)
     if dtype not in ("auto", *DTYPES):
         raise ModelError(f"Unknown dtype {dtype!r}; known: auto, {', '.join(DTYPES)}.")
     place = _device(device)
-    tokenizer = _load_tokenizer(name, source)
+    tokenizer = auto_tokenizer(name)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True)
     except ImportError as error:  # a quantised checkpoint needs the library that packed it
         raise ModelError(
-            f"{name} needs a library that is not installed: {_first_line(error)}. Install it, or load weights that are "
+            f"{name} needs a library that is not installed: {first_line(error)}. Install it, or load weights that are "
             "not quantised."
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"{name} cannot be loaded as a causal language model from safetensors ({_first_line(error)}). memlaw never "
+            f"{name} cannot be loaded as a causal language model from safetensors ({first_line(error)}). memlaw never "
             "unpickles weights: convert them with `model.save_pretrained(...)`, or check the name."
         ) from error
     if getattr(model, "is_quantized", False):
@@ -97,25 +91,7 @@ def _packed(model: Any, name: str, device: str, dtype: str) -> Any:
     try:
         return model.to(device)
     except (ValueError, RuntimeError) as error:
-        raise ModelError(f"The quantised weights of {name} cannot go to {device} ({_first_line(error)}).") from error
-
-
-def _load_tokenizer(name: str, source: str) -> Any:
-    import transformers
-
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        # Without files transformers builds the class with nothing in it but special tokens.
-        found = len(tokenizer.get_vocab()) > len(tokenizer.all_special_tokens)
-        reason = "its vocabulary is empty"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found, reason = False, _first_line(error)
-    if not found:
-        raise ModelError(
-            f"{name} has no tokenizer that can be loaded ({reason}); facts are stored as its tokens, so memlaw needs "
-            "it. Save it beside the weights with `tokenizer.save_pretrained(...)`."
-        )
-    return tokenizer
+        raise ModelError(f"The quantised weights of {name} cannot go to {device} ({first_line(error)}).") from error
 
 
 def wrap(model: Any, tokenizer: Any, *, name: str | None = None) -> Base:
@@ -166,20 +142,6 @@ def _check_vocabulary(tokenizer: Any, name: str, rows: int, head: Tensor | None)
         )
 
 
-def _check_source(name: str, source: str) -> None:
-    """A path that does not exist would be taken for a Hub id, with a puzzling message."""
-    path = Path(source)
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not path.is_dir():
-        raise ModelError(f"There is no model directory {name}. Give a directory, a Hub id (owner/name) or {BUNDLED}.")
-    if path.is_dir() and not (path / "config.json").exists():
-        raise ModelError(f"The directory {name} has no config.json, so it is not a model saved by `save_pretrained`.")
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def _device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -187,7 +149,7 @@ def _device(device: str) -> str:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"The device {device!r} cannot be used here ({_first_line(error)}). Give cpu, or auto for the best."
+            f"The device {device!r} cannot be used here ({first_line(error)}). Give cpu, or auto for the best."
         ) from error
     return device
 
@@ -219,15 +181,6 @@ def fingerprint(model: nn.Module) -> str:
         sample = tensor.detach().flatten()[::stride].to(torch.bfloat16).cpu()
         hasher.update(sample.contiguous().view(torch.int16).numpy().tobytes())
     return hasher.hexdigest()
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 of everything that turns text into ids: the fast tokenizer's own JSON, or the vocabulary."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
-    for passing in ("truncation", "padding"):
-        rules.pop(passing, None)
-    return digest({"rules": rules, "special": {k: str(v) for k, v in tokenizer.special_tokens_map.items()}})
 
 
 @contextmanager

@@ -7,8 +7,10 @@ rank has zero columns, whose gradients are exactly zero, so they stay zero.
 """
 
 from memlaw.adapter.files import attach, check_free, load_info, save
-from memlaw.adapter.placement import ALL_LINEAR, PARALLEL, Placement, Site, parse_placement
+from memlaw.adapter.placement import outline_of_model, parse_placement
 from memlaw.adapter.stack import AdapterStack, Dropout
+from memlaw.outline import Site
+from memlaw.placement import ALL_LINEAR, PARALLEL, Placement
 
 __all__ = [
     "ALL_LINEAR",
@@ -20,6 +22,7 @@ __all__ = [
     "attach",
     "check_free",
     "load_info",
+    "outline_of_model",
     "parse_placement",
     "save",
 ]

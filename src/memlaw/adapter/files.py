@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memlaw import durable
-from memlaw.adapter.placement import Placement, parse_placement
+from memlaw.adapter.placement import parse_placement
 from memlaw.adapter.stack import AdapterStack
 from memlaw.errors import AdapterError
 from memlaw.model import Base, frozen
+from memlaw.placement import Placement
 
 INFO = "memlaw_adapter.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -37,22 +37,20 @@ _PREFIX = "base_model.model."
 def save(
     stack: AdapterStack, placement: Placement, base: Base, directory: Path, *, details: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the only adapter of `stack` as a directory that appears whole or not at all.
+    """Write the only adapter of `stack` as a directory that appears whole or not at all, and is on disk then.
 
     `details` (settings, fingerprints, counts: JSON values) are kept in `memlaw_adapter.json`. Raises AdapterError if
     the directory holds something else than an adapter.
     """
     directory = Path(directory)
     check_free(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as temporary:
-        built = Path(temporary) / "adapter"
-        built.mkdir()
-        rank, scale = stack.ranks[0], float(stack.scale.flatten()[0])
-        tensors = _tensors(stack)
-        bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-        if bad:
-            raise AdapterError(f"The adapter has weights that are not finite ({bad[0]}); it is not saved.")
+    tensors = _tensors(stack)
+    bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise AdapterError(f"The adapter has weights that are not finite ({bad[0]}); it is not saved.")
+    rank, scale = stack.ranks[0], float(stack.scale.flatten()[0])
+    durable.make_folders(directory.parent)
+    with durable.new_folder(directory) as built:
         try:
             save_file(tensors, built / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:  # what safetensors makes of an OSError
@@ -74,13 +72,6 @@ def save(
         }
         (built / INFO).write_text(json.dumps(info, indent=2, sort_keys=True, allow_nan=False) + "\n")
         (built / CARD).write_text(_card(base, placement, rank))
-        for file in built.iterdir():
-            durable.sync(file)
-        if directory.exists():  # an earlier adapter, or an empty directory: checked above
-            for old in directory.iterdir():
-                old.unlink()
-            directory.rmdir()
-        built.rename(directory)
 
 
 def check_free(directory: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from memlaw.adapter.placement import Site
+from memlaw.outline import Site
 from memlaw.records import TrainConfig
 
 

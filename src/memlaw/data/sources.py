@@ -93,7 +93,7 @@ def _read_bytes(name: str) -> bytes:
         )
     try:
         with Path(name).open("rb") as file:
-            data = file.read(MAX_FILE + 1)
+            data = _read_at_most(file, MAX_FILE + 1)
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror}. Check the path and its permissions.") from error
     if len(data) > MAX_FILE:
@@ -101,11 +101,20 @@ def _read_bytes(name: str) -> bytes:
     return data
 
 
+def _read_at_most(file: io.BufferedIOBase, count: int) -> bytes:
+    """As `file.read(count)`, which would take the memory for `count` bytes however few there are."""
+    parts = []
+    while count and (part := file.read(min(count, 1 << 20))):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
 def _expand(data: bytes, name: str) -> bytes:
     limit = min(MAX_FILE, max(64 << 10, MAX_EXPANSION * len(data)))
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            expanded = file.read(limit + 1)
+            expanded = _read_at_most(file, limit + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{name} is a damaged gzip file ({error}), so part of it would be missing. Compress it again."
