@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample import PowerLaw, cell, diverged, many, points, recall
 
-from memlaw import figures
+from memlaw import figures, published
+from memlaw.bits import ANCHORS, in_bits, memory_bits
 from memlaw.diagnosis import worst
 from memlaw.errors import DataError, FitError
 from memlaw.law import fit_law
@@ -132,6 +133,56 @@ def test_a_heatmap_prints_its_values_and_never_rounds_up_to_all():
     svg = drawn(figures.draw_grid, figures.loss_grid([cell(1, 16, 3.126), diverged(2, 16)]))
     assert "3.13" in texts(svg)
     assert "nan" not in texts(svg)
+
+
+# --- bits ------------------------------------------------------------------------------------------------------------
+
+
+def held(rank, length, loss_final, certified_tokens=0, **changes):
+    return cell(rank, length, loss_final, loss_memoryless=7.0, certified_tokens=certified_tokens, **changes)
+
+
+def test_a_curve_of_bits_has_one_series_a_length_by_rank():
+    curve = figures.bits_curve([held(4, 16, 1.0, 16), held(1, 64, 5.0), held(1, 16, 3.0), cell(2, 16), diverged(8, 16)])
+    assert [series.length for series in curve.series] == [16, 64]
+    assert curve.series[0].rank.tolist() == [1, 4]
+    np.testing.assert_allclose(curve.series[0].stored, [16 * 4 / LN2 / 256, 16 * 6 / LN2 / 1024])
+    np.testing.assert_allclose(curve.series[0].certified, [0, 16 * 7 / LN2 / 1024])
+    assert curve.published.shape == (0, 2)
+
+
+def test_a_curve_of_bits_averages_seeds():
+    cells = [held(2, 16, 1.0, 16, seed=0), held(2, 16, 2.0, 0, seed=1)]
+    (series,) = figures.bits_curve(cells).series
+    assert series.stored.tolist() == [pytest.approx(np.mean([memory_bits(c).bits_per_parameter for c in cells]))]
+    assert series.certified.tolist() == [pytest.approx(16 * 7 / LN2 / 512 / 2)]
+
+
+def test_bits_that_are_only_stored_so_far_as_is_known_have_no_certified_part():
+    (series,) = figures.bits_curve([held(2, 16, 1.0, certified_tokens=None)]).series
+    assert np.isnan(series.certified).all()
+
+
+def test_cells_without_bits_give_no_series():
+    assert figures.bits_curve([cell(1, 16), diverged(2, 16)]).series == ()
+
+
+def test_the_published_points_are_a_series_of_their_own():
+    points = published.points()
+    curve = figures.bits_curve([], points)
+    assert curve.published.shape == (len(points), 2)
+    at = next(row for row, point in enumerate(points) if (point.rank, point.length) == (4, 1000))
+    expected = in_bits(1000, math.log(151_936) - points[at].final_loss) / (2 * 4096 * 4)
+    assert curve.published[at].tolist() == [4, pytest.approx(expected)]
+    assert (curve.published[:, 1] < 2).all()
+    assert math.isnan(figures.bits_curve([], [LawPoint(4, 1000, 5.0)]).published[0, 1])
+
+
+def test_a_figure_of_bits_names_its_lengths_and_what_is_published():
+    svg = drawn(figures.draw_bits, figures.bits_curve([held(1, 16, 3.0), held(2, 48, 2.0)], published.points()))
+    anchors = {f"{anchor.range}: {anchor.name}" for anchor in ANCHORS}
+    assert {"rank r", "bits per parameter", "16", "48", "Qwen3-8B,", "published", *anchors} <= set(texts(svg))
+    assert "published" not in texts(drawn(figures.draw_bits, figures.bits_curve([held(1, 16, 3.0)])))
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
@@ -264,6 +315,10 @@ SHAPES = {
         [(f"law {k}", figures.agreement_curve(points(), PowerLaw())) for k in range(6)],
     ),
     "one cell": (figures.draw_grid, figures.loss_grid([cell(1, 16)])),
+    "bits of one cell": (figures.draw_bits, figures.bits_curve([held(1, 16, 3.0)])),
+    "no bits stored": (figures.draw_bits, figures.bits_curve([held(1, 16, 8.0), held(2, 16, 7.5)])),
+    "many bits": (figures.draw_bits, figures.bits_curve([held(r, 9000, 0.0, 9000) for r in (1, 2, 4)])),
+    "published bits": (figures.draw_bits, figures.bits_curve([], published.points())),
     "all recalled": (figures.draw_grid, figures.loss_grid([cell(1, 16, 0.0), cell(2, 16, 0.0)])),
     "176 cells": (
         figures.draw_grid,

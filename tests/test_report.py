@@ -277,6 +277,45 @@ def test_cells_that_did_not_finish_say_why():
     assert "figure" not in {tag for tag, _ in page.tags}
 
 
+def remembered(rank, length, loss_final, certified_tokens=0, **changes):
+    return cell(rank, length, loss_final, loss_memoryless=10 * LN2, certified_tokens=certified_tokens, **changes)
+
+
+def test_memory_is_told_in_bits_beside_what_is_published():
+    cells = [remembered(1, 16, 6 * LN2), remembered(4, 16, 0.0, 16), remembered(1, 64, 9 * LN2), diverged(4, 64)]
+    page = render(ReportContent(title="t", cells=cells))
+    rows = re.findall(r'<tr><td class="r">(.*?)</td></tr>', page[page.index('id="bits"') : page.index('id="law"')])
+    assert [row.split('</td><td class="r">') for row in rows] == [
+        ["16", "160", "160 at rank 4", "160 at rank 4", "0.250 at rank 1"],
+        ["64", "640", "64.0 at rank 1", "0", "0.250 at rank 1"],
+    ]
+    page = Page(page)
+    assert "2 bits a parameter knowledge, whole models: Allen-Zhu and Li" in page.text
+    assert "3.5 to 3.8 bits a parameter raw memorisation, whole models: Morris et al." in page.text
+    links = {attributes.get("href") for tag, attributes in page.tags if tag == "a"}
+    assert {"https://arxiv.org/abs/2404.05405", "https://arxiv.org/abs/2505.24832"} <= links
+    assert [tag for tag, _ in page.tags].count("figure") == 3
+
+
+def test_each_kind_of_cells_has_its_own_bits_and_the_published_are_named_once():
+    cells = [remembered(1, 16, 1.0), remembered(1, 16, 1.0, method="ot"), cell(1, 16, placement="down_proj")]
+    page = render(ReportContent(title="t", cells=cells))
+    part = page[page.index('id="bits"') : page.index('id="law"')]
+    assert re.findall(r"<h3><bdi>(.*?)</bdi>", part) == [f"data dddddddd, {m}, mlp@3, float32" for m in ("sft", "ot")]
+    assert part.count("<figure") == 2
+    assert part.count("Allen-Zhu and Li") == 1
+
+
+def test_an_adapter_that_holds_nothing_is_told_as_nothing():
+    page = Page(render(ReportContent(title="t", cells=[remembered(1, 16, 8.0, certified_tokens=None)])))
+    assert "16 160 0 \N{EN DASH} 0" in page.text
+
+
+def test_results_of_earlier_versions_show_no_bits(full):
+    assert "Memory in bits" not in full
+    assert "Memory in bits" not in render(ReportContent(title="t"))
+
+
 def test_both_forms_stand_side_by_side_with_their_doubts(full):
     page = Page(full)
     for words in ("bounded form", "paper form", "Status: ok.", "mean absolute error"):
@@ -404,7 +443,7 @@ def hostile_content(text=HOSTILE):
     fit = laws()[0]
     return content(
         title=text,
-        cells=[cell(1, 16), diverged(2, 16, text), cell(4, 16, placement=text)],
+        cells=[remembered(1, 16, 3.0), diverged(2, 16, text), remembered(4, 16, 0.1, 16, placement=text)],
         fits=[
             dataclasses.replace(fit, label=text, summary=fit.summary | {"status": text, "source": text}),
             dataclasses.replace(fit, label=text, summary=fit.summary | {"form": text}),
@@ -577,7 +616,7 @@ def test_the_page_opens_quietly_in_a_browser(browser, tmp_path, width, scheme):
     assert page.evaluate("window.broken") is None
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     drawn = [svg.bounding_box() for svg in page.locator("figure svg").all()]
-    assert len(drawn) == 10
+    assert len(drawn) == 12
     assert all(box["width"] > 200 and box["height"] > 50 for box in drawn)
     assert len(Image.open(io.BytesIO(page.screenshot())).getcolors(1 << 24)) > 100
     details = page.locator("details").first

@@ -16,9 +16,10 @@ from markupsafe import Markup
 from memlaw import durable
 from memlaw.errors import ConfigError, DataError, JournalError
 from memlaw.report.answers import did_it_stick, key_numbers, which_did_not, will_it_fit
+from memlaw.report.bits import bits_view
 from memlaw.report.content import ReportContent
 from memlaw.report.recall import recall_view
-from memlaw.report.sections import families, law_view, plan_view
+from memlaw.report.sections import cells_view, families, law_view, plan_view
 from memlaw.report.words import nats, number, share
 
 
@@ -61,7 +62,7 @@ def render(content: ReportContent, *, show_text: bool = False) -> str:
             f"The plan lacks {', '.join(sorted(missing))}, so it cannot say whether the facts fit. Write it again with "
             f"`memlaw plan --json`."
         )
-    script = _script()
+    script, kinds = _script(), families(content)
     return _template().render(
         script=Markup(script),  # a file of this package
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -72,7 +73,8 @@ def render(content: ReportContent, *, show_text: bool = False) -> str:
             ("Which tokens did not?", which_did_not(content.recall)),
         ],
         key_numbers=key_numbers(content),
-        families=families(content),
+        families=cells_view(kinds),
+        bits=bits_view(kinds),
         law=law_view(content.fits),
         plan=None if content.plan is None else plan_view(content.plan),
         recall=_recall(content, show_text),

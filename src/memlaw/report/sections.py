@@ -9,11 +9,11 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from memlaw import figures
-from memlaw.law import SATURATED
+from memlaw.law import SATURATED, size_of
 from memlaw.law.points import loss_table
-from memlaw.records import CellResult
+from memlaw.records import Cell, CellResult
 from memlaw.report.content import FittedLaw, ReportContent
-from memlaw.report.words import count, interval, number, plan_size, share
+from memlaw.report.words import count, interval, number, plan_size, plan_target, share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,19 +37,29 @@ def plot(figure: Figure, name: str, caption: str) -> dict[str, Any]:
     return {"svg": Markup(labelled), "caption": caption, "wide": figure.get_figwidth() > figures.HALF[0]}
 
 
-def families(content: ReportContent) -> list[dict[str, Any]]:
-    """Cells that differ in rank, length and seed only, each family with its heatmaps and its table."""
+def families(content: ReportContent) -> list[tuple[str, list[CellResult]]]:
+    """(name, cells) of every family of cells that differ in rank, length and seed only; the cells in that order."""
     families: dict[tuple[str, ...], list[CellResult]] = {}
     for result in content.cells:
         cell = result.cell
         families.setdefault((cell.model, cell.data, cell.placement, cell.train.method, cell.dtype), []).append(result)
-    return [_family_view(number, members, content.sources) for number, members in enumerate(families.values())]
+    return [(_name(members[0].cell, content.sources), sorted(members, key=_place)) for members in families.values()]
 
 
-def _family_view(number: int, members: list[CellResult], sources: Mapping[str, str]) -> dict[str, Any]:
-    cell = members[0].cell
-    name = f"{sources.get(cell.data, f'data {cell.data[:8]}')}, {cell.train.method}, {cell.placement}, {cell.dtype}"
-    members = sorted(members, key=lambda member: (member.cell.length, member.cell.rank, member.cell.train.seed))
+def _name(cell: Cell, sources: Mapping[str, str]) -> str:
+    return f"{sources.get(cell.data, f'data {cell.data[:8]}')}, {cell.train.method}, {cell.placement}, {cell.dtype}"
+
+
+def _place(result: CellResult) -> tuple[int, int, int]:
+    return result.cell.length, result.cell.rank, result.cell.train.seed
+
+
+def cells_view(families: Sequence[tuple[str, list[CellResult]]]) -> list[dict[str, Any]]:
+    """Each family with its heatmaps and its table."""
+    return [_family_view(number, name, members) for number, (name, members) in enumerate(families)]
+
+
+def _family_view(number: int, name: str, members: list[CellResult]) -> dict[str, Any]:
     heatmaps = []
     loss, accuracy = figures.loss_grid(members), figures.accuracy_grid(members)
     if _has_values(loss):
@@ -120,7 +130,7 @@ def _slider(fit: FittedLaw) -> dict[str, Any] | None:
     """What the law predicts at every stop of two sliders, inside what was measured; the script computes nothing."""
     if fit.law is None or not fit.points:
         return None
-    sizes = _stops([figures.size_of(point, fit.axis) for point in fit.points])
+    sizes = _stops([size_of(point, fit.axis) for point in fit.points])
     lengths = _stops([point.length for point in fit.points])
     table = loss_table(fit.points)
     known = np.array(table).reshape(-1, 2)
@@ -140,36 +150,90 @@ def _stops(values: Sequence[float]) -> list[int]:
 
 
 def plan_view(plan: Mapping[str, Any]) -> dict[str, Any]:
-    config = plan.get("lora_config")
-    lines = [] if config is None else [f"    {key}={value!r},\n" for key, value in config.items()]
+    config = plan.get("lora_config") or {}
+    lines = [f"    {key}={value!r},\n" for key, value in config.items()]
+    to_paste = [f"LoraConfig(\n{''.join(lines)})"] if lines else []
     notes = [plan.get("reason"), plan.get("extrapolates"), *plan.get("caveats", ())]
     return {
         "rows": [(label, text) for label, text in _plan_rows(plan) if text],
         "notes": [note for note in notes if note],
-        "config": f"LoraConfig(\n{''.join(lines)})" if lines else None,
+        "config": "\n\n".join([*to_paste, *([plan["train"]] if plan.get("train") else [])]),
     }
 
 
 def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(label, text), the text empty where the plan does not say."""
-    rank, saturation = plan["rank"], plan.get("saturation") or {}
-    needed, law, cost = plan.get("loss_needed") or {}, plan.get("law") or {}, plan.get("cost") or {}
-    most = f"; this placement allows {number(plan['largest_rank'])}" if plan.get("largest_rank") else ""
-    loss = f"{number(needed.get('nats'))} nats a token, from {number(plan.get('loss_init'))}. {needed.get('why', '')}"
-    over = [f"{name} {law[name][0]:g} to {law[name][1]:g}" for name in ("ranks", "lengths") if name in law]
-    fitted = [str(law.get("source", "")), *([f"{law['form']} form"] if "form" in law else []), *over]
-    size = f"{number(cost.get('adapter_parameters'))} parameters, {number(cost.get('adapter_bytes', 0) / 1000)} kB"
+    """(label, text), the text empty where the plan does not say: those of earlier versions say less."""
+    saturation, cost = plan.get("saturation") or {}, plan.get("cost") or {}
+    chances = (f"rank {row['rank']}: {share(row['probability'])}" for row in plan.get("probabilities", ()))
+    thumb = plan.get("rule_of_thumb")
     return [
         ("memory set", f"{plan_size(plan)}, about {number(plan['bits'])} bits"),
-        ("share to recall", share(plan["target"]) if "target" in plan else ""),
+        ("to be reached", plan_target(plan.get("target"))),
         ("placement", str(plan.get("placement") or "")),
-        ("rank", f"{number(rank.get('value'))}{interval(rank)}{most}"),
-        ("mean loss to reach", loss if needed else ""),
+        ("rank", _plan_rank(plan)),
+        ("probability", ", ".join(chances)),
+        ("several adapters", _plan_split(plan.get("split") or {})),
+        ("mean loss to reach", _plan_loss(plan)),
         (
             "mean loss under ln 2",
             f"from rank {number(saturation.get('value'))}{interval(saturation)}" if saturation else "",
         ),
-        ("by the law of", ", ".join(fitted)),
-        ("adapter", size if cost else ""),
-        ("training", f"{number(cost['training_flops'])} operations" if cost.get("training_flops") else ""),
+        ("what it holds", _plan_capacity(plan.get("capacity") or {})),
+        ("rule of thumb", f"rank {number(thumb)}: as many adapter parameters as target tokens" if thumb else ""),
+        ("by the law of", _plan_law(plan.get("law") or {})),
+        ("how near it is", " ".join((plan.get("law") or {}).get("near", ()))),
+        ("adapter", _plan_adapter(cost)),
+        ("training", _plan_work(cost)),
     ]
+
+
+def _plan_rank(plan: Mapping[str, Any]) -> str:
+    rank, most, sure = plan["rank"], plan.get("largest_rank"), plan.get("sure")
+    certain = f"; 95 % sure from rank {number(sure)}" if sure else ""
+    return f"{number(rank.get('value'))}{interval(rank)}{certain}" + (
+        f"; this placement allows {number(most)}" if most else ""
+    )
+
+
+def _plan_split(split: Mapping[str, Any]) -> str:
+    if not split:
+        return ""
+    return (
+        f"{number(split['adapters'])} of rank {number(split['rank_each'])}, each for "
+        f"{number(split['tokens_each'])} target tokens"
+    )
+
+
+def _plan_loss(plan: Mapping[str, Any]) -> str:
+    needed = plan.get("loss_needed")
+    if not needed:
+        return ""
+    return f"{number(needed.get('nats'))} nats a token, from {number(plan.get('loss_init'))}. {needed.get('why', '')}"
+
+
+def _plan_capacity(capacity: Mapping[str, Any]) -> str:
+    if not capacity:
+        return ""
+    full = capacity.get("saturates")
+    under = f"; its mean loss is under ln 2 up to {number(full)}" if full else ""
+    return f"rank {number(capacity['rank'])}: {number(capacity['tokens'])} target tokens{interval(capacity)}{under}"
+
+
+def _plan_law(law: Mapping[str, Any]) -> str:
+    over = [f"{name} {law[name][0]:g} to {law[name][1]:g}" for name in ("ranks", "lengths") if name in law]
+    return ", ".join([str(law.get("source", "")), *([f"{law['form']} form"] if "form" in law else []), *over])
+
+
+def _plan_adapter(cost: Mapping[str, Any]) -> str:
+    if not cost:
+        return ""
+    optimizer = cost.get("optimizer_bytes")
+    more = f"; {number(optimizer / 1000)} kB more to train it" if optimizer else ""
+    size = number(cost.get("adapter_bytes", 0) / 1000)
+    return f"{number(cost.get('adapter_parameters'))} parameters, {size} kB{more}"
+
+
+def _plan_work(cost: Mapping[str, Any]) -> str:
+    """What training takes at most, as far as it is known."""
+    units = (("steps", "steps"), ("training_flops", "operations"), ("seconds", "s on the machine it was planned on"))
+    return ", ".join(f"{number(cost[key])} {unit}" for key, unit in units if cost.get(key))

@@ -44,5 +44,16 @@ def interval(estimate: Mapping[str, Any]) -> str:
     return f" (95 %: {number(low)} {'and more' if high is None else f'to {number(high)}'})"
 
 
+def plan_target(target: Any) -> str:
+    """What a plan aims at; earlier versions wrote the share alone."""
+    if not isinstance(target, Mapping):
+        target = {"share": target}
+    if target.get("loss") is not None:
+        return f"a mean loss of {number(target['loss'])} nats a token"
+    if target.get("share") is None:
+        return ""
+    return "all facts, verbatim" if target["share"] == 1 else f"{share(target['share'])} of the facts, verbatim"
+
+
 def plan_size(plan: Mapping[str, Any]) -> str:
     return f"{count(plan['records'], 'record')}, {count(plan['tokens'], 'target token')}"

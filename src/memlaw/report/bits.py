@@ -1,0 +1,52 @@
+"""Memory in bits as the template takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from memlaw import figures, published
+from memlaw.bits import ANCHORS, in_bits, memory_bits
+from memlaw.records import CellResult
+from memlaw.report.sections import plot
+from memlaw.report.words import number
+
+
+def bits_view(families: Sequence[tuple[str, list[CellResult]]]) -> dict[str, Any] | None:
+    """None where no cell has its bits measured: results of earlier versions do not."""
+    views = [_family_view(at, name, _known(members)) for at, (name, members) in enumerate(families) if _known(members)]
+    return {"families": views, "anchors": ANCHORS} if views else None
+
+
+def _known(members: Sequence[CellResult]) -> list[CellResult]:
+    return [member for member in members if memory_bits(member).stored_bits is not None]
+
+
+def _family_view(at: int, name: str, members: list[CellResult]) -> dict[str, Any]:
+    caption = (
+        "Bits that each parameter of the adapter holds, against its rank. Filled: stored. Hollow: certified. Crosses: "
+        "stored by the published adapters of Qwen3-8B, lengths 200 to 10,000. What holds nothing is not on these log "
+        "axes."
+    )
+    curve = figures.bits_curve(members, published.points())
+    by_length = groupby(members, key=lambda member: member.cell.length)
+    return {
+        "name": name,
+        "figure": plot(figures.sketch(figures.draw_bits, curve), f"bits{at}", caption),
+        "rows": [_row(length, list(cells)) for length, cells in by_length],
+    }
+
+
+def _row(length: int, cells: list[CellResult]) -> list[str]:
+    """Of one length: target tokens, their bits, and the most that an adapter holds of them, with its rank."""
+    needed = max(in_bits(length, cell.loss_memoryless) for cell in cells if cell.loss_memoryless is not None)
+    most = [_most(name, cells) for name in ("stored_bits", "certified_bits", "bits_per_parameter")]
+    return [number(length), number(needed), *most]
+
+
+def _most(name: str, cells: list[CellResult]) -> str:
+    """The smallest rank at which it is reached, too."""
+    known = [(bits, cell.cell.rank) for cell in cells if (bits := getattr(memory_bits(cell), name)) is not None]
+    most, rank = max(known, key=lambda held: (held[0], -held[1]), default=(None, 0))
+    return f"{number(most)} at rank {number(rank)}" if most else number(most, 1)
