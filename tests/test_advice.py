@@ -18,16 +18,17 @@ from memlaw.adapter import parse_placement
 from memlaw.advice import Advice, advise
 from memlaw.data import encode
 from memlaw.findings import Finding
+from memlaw.laws import KnownLaw, suited
 from memlaw.lint import check
 from memlaw.model import Base, load
 from memlaw.plan import Plan, RankRange, default_law, plan
 from memlaw.planning import plan_for
 from memlaw.records import Fact, MemorySet, RecallReport, TrainConfig
-from memlaw.workspace import KnownLaw, known_law
+from memlaw.workspace import known_law
 
 DATA = Path(__file__).parent / "data"
 FACTS = memlaw.read(Path(__file__).parent.parent / "examples" / "facts.jsonl")
-BORROWED = known_law(None)
+BORROWED = KnownLaw(default_law())
 OWN = known_law(DATA / "facts_law.json")
 """Of the bundled base: 20 cells of random tokens, C and b refitted to 6 cells of these facts, all of 200 steps."""
 
@@ -65,7 +66,7 @@ def trained(base: Base, facts: MemorySet, **settings: Any) -> Trained:
 
 def planned(base: Base, facts: MemorySet, law: KnownLaw, placement: str | None = None) -> Plan:
     encoded = encode(facts, base.tokenizer, context=base.context)
-    return plan_for(base, encoded, parse_placement(placement, base.model), law)
+    return plan_for(base, encoded, parse_placement(placement, base.model), lambda use: suited(law, use))
 
 
 def first(count: int, skip: int = 0) -> MemorySet:

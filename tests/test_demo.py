@@ -22,9 +22,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     return out, json.loads(process.stdout)
 
 
-def test_the_better_form_explains_the_cells_and_the_other_stands_beside_it(ran: tuple[Path, dict[str, Any]]) -> None:
+def test_the_better_form_explains_the_cells_and_the_others_stand_beside_it(ran: tuple[Path, dict[str, Any]]) -> None:
     _, document = ran
-    assert set(document["fits"]) == {"paper", "bounded"}
+    assert set(document["fits"]) == {"paper", "power", "log", "bounded", "memory"}
     better = document["fits"][document["better"]]
     assert better["status"] == "ok"
     assert better["r2"] >= 0.99
@@ -42,7 +42,10 @@ def test_every_cell_of_both_probes_is_finished(ran: tuple[Path, dict[str, Any]])
 def test_the_planned_rank_recalls_every_phone_number(ran: tuple[Path, dict[str, Any]]) -> None:
     _, document = ran
     planned = document["plan"]["rank"]
-    assert planned["low"] <= planned["value"]
+    assert planned["low"] <= planned["value"] <= planned["high"]
+    assert document["plan"]["target"] == {"share": 1.0, "loss": None}
+    assert document["plan"]["loss_needed"]["why"].endswith("learned from 8 cells.")
+    assert not document["plan"]["law"]["borrowed"]
     assert document["train"]["rank"] == planned["value"]
     assert document["train"]["recalled"]
     recalled = document["recall"]

@@ -20,19 +20,20 @@ from memlaw.adapter import files, parse_placement
 from memlaw.data import encode
 from memlaw.errors import AdapterError, ConfigError, DataError
 from memlaw.findings import CheckReport, Finding
+from memlaw.laws import KnownLaw, Use, nearest
 from memlaw.lint import check, check_on
 from memlaw.lint.keys import key_findings
 from memlaw.lint.model import BARELY
 from memlaw.lint.tokens import encodable
 from memlaw.model import Base, load, wrap
+from memlaw.plan import default_law
 from memlaw.planning import plan_for
 from memlaw.reach import frozen_head, reach
 from memlaw.records import Fact, MemorySet
-from memlaw.workspace import known_law
 
 SECRET = "hunter"
 
-LAW = known_law(None)
+LAW = KnownLaw(default_law())
 
 GOOD = [("Code of door A:", "4917#"), ("Code of door B:", "0286#"), ("Password of the archive:", "hunter2")]
 
@@ -368,20 +369,25 @@ def many(count: int) -> MemorySet:
     return facts(*[(f"key {n:03}:", f"{7919 * n % 10**9:09}") for n in range(count)])
 
 
+def borrowed(use: Use) -> KnownLaw:
+    """The law where nothing nearer is known."""
+    return nearest((), use)
+
+
 def test_a_rank_under_the_laws_interval_is_a_warning_inside_it_a_remark_above_it_nothing() -> None:
     base = load()
-    plan = plan_for(base, encode(many(100), base.tokenizer, context=None), parse_placement(None, base.model), LAW)
+    plan = plan_for(base, encode(many(300), base.tokenizer, context=None), parse_placement(None, base.model), borrowed)
     assert plan.rank.value is not None
     assert plan.rank.low is not None
     assert 2 <= plan.rank.low < plan.rank.value
-    low = the_one(check_on(base, many(100), rank=plan.rank.low - 1), "rank-too-small")
+    low = the_one(check_on(base, many(300), rank=plan.rank.low - 1), "rank-too-small")
     assert low.severity == "warning"
     assert f"At down_proj@4 the law asks for rank {plan.rank.value} (95%: {plan.rank.low} to" in low.message
-    assert f"1,000 target tokens, and the rank is {plan.rank.low - 1}. The law is borrowed" in low.message
+    assert f"3,000 target tokens, and the rank is {plan.rank.low - 1}. The law is borrowed" in low.message
     assert f"rank {plan.rank.value} or" in low.fix
-    remark = the_one(check_on(base, many(100), rank=plan.rank.value - 1, law=LAW), "rank-too-small")
+    remark = the_one(check_on(base, many(300), rank=plan.rank.value - 1, law=LAW), "rank-too-small")
     assert remark.severity == "info"
-    assert not found(check_on(base, many(100), rank=plan.rank.value), "rank-too-small")
+    assert not found(check_on(base, many(300), rank=plan.rank.value), "rank-too-small")
 
 
 def test_a_set_that_no_rank_holds_is_told_with_the_ways_out(base: Base) -> None:
@@ -392,7 +398,8 @@ def test_a_set_that_no_rank_holds_is_told_with_the_ways_out(base: Base) -> None:
 
 
 def test_a_set_that_the_law_only_doubts_is_a_remark(base: Base) -> None:
-    plan = plan_for(base, encode(many(3), base.tokenizer, context=None), parse_placement("k_proj@3", base.model), LAW)
+    where = parse_placement("k_proj@3", base.model)
+    plan = plan_for(base, encode(many(3), base.tokenizer, context=None), where, borrowed)
     assert plan.rank.value is None
     assert plan.rank.low is not None
     assert 1 < plan.rank.low < 16

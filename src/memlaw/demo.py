@@ -28,7 +28,7 @@ from memlaw.summary import comparison_lines, fit_lines, plan_lines, recall_lines
 from memlaw.sweep import ProbeConfig, ProbeSummary, probe
 from memlaw.tasks import random_tokens
 from memlaw.training import UNTIL_RECALLED, Trained
-from memlaw.workspace import COMMANDS, LAW, PLAN, RECALL, content, keep, known_law, probe_results
+from memlaw.workspace import COMMANDS, LAW, PLAN, RECALL, content, keep, kept_with, law_chooser, probe_results
 
 RANDOM = ProbeConfig(ranks=(1, 2, 4, 8, 16), lengths=(16, 32, 64, 128, 256), steps=600)
 """Random tokens have nothing to compress: how much a rank holds of them is capacity and nothing else."""
@@ -84,13 +84,14 @@ def run(out: Path, *, say: Say) -> tuple[dict[str, Any], list[str]]:
         longest = max(RANDOM.lengths)
         noise = random_tokens(tokens=longest, seed=0, ids=reachable_ids(base))
         cells = [_probe(base, noise, RANDOM, folder.random), _probe(base, book, PHONEBOOK, folder.phonebook)]
-    with _timed(say, "2/6 fit: the law, in both forms"):
-        judged = compare(points_from_results(probe_results(folder.random)), source="random tokens")
-        keep(out / LAW, judged.best.to_json())
+    with _timed(say, "2/6 fit: the law, in every form"):
+        results = probe_results(folder.random)
+        judged = compare(points_from_results(results), source="random tokens")
+        keep(out / LAW, kept_with(judged.best_to_plan, results, folder.random).to_json())
     some = replace(book, facts=book.facts[:RECORDS])
     facts = encode(some, base.tokenizer, context=base.context)
     with _timed(say, f"3/6 plan: which rank do {RECORDS} phone numbers need?"):
-        plan = plan_for(base, facts, placement, known_law(out / LAW, folder.phonebook))
+        plan = plan_for(base, facts, placement, law_chooser(out / LAW, folder.phonebook))
         folder.keep(PLAN, plan.to_dict())
     rank = plan.rank.value or plan.largest_rank
     with _timed(say, f"4/6 train: rank {rank} until recalled"):

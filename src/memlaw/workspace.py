@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,58 +15,110 @@ from memlaw import durable
 from memlaw.diagnosis import Texts, report_from_dict
 from memlaw.errors import ConfigError, FitError, JournalError
 from memlaw.journal import PROBE, Journal
-from memlaw.law import LawFit, calibrate, compare, fit_law, points_from_results, read_points
-from memlaw.plan import default_law
+from memlaw.law import Axis, LawFit, Origin, calibrate, compare, fit_law, points_from_results, read_points
+from memlaw.laws import Choose, KnownLaw, Use, nearest, suited
+from memlaw.plan import CellRecall
 from memlaw.records import Cell, CellResult, LawPoint
 from memlaw.report import FittedLaw, ReportContent
 
 PLAN, RECALL, LAW, COMMANDS = "plan.json", "recall.json", "law.json", "commands.json"
 
 
-@dataclass(frozen=True)
-class KnownLaw:
-    """A law, and what its cells say about the loss that recall needs: (final loss, share recalled) of each."""
+def law_chooser(source: Path | None, cells: Path | None = None, *, shelf: Iterable[KnownLaw] = ()) -> Choose:
+    """Which law a plan rests on: the one named by `source`, or the nearest of those on the `shelf`.
 
-    law: LawFit
-    observed: tuple[tuple[float, float], ...] = ()
-
-
-def known_law(source: Path | None, cells: Path | None = None) -> KnownLaw:
-    """The law to plan with: a file of `memlaw fit --out`, the better form fitted to a probe, or the borrowed one.
-
-    `cells` is a probe of a few cells of the kind of facts in question: the law is calibrated to them, and they say
-    which loss recall needs. Raises FitError, JournalError.
+    `source` is a file of `memlaw fit --save` or a probe. `cells` is a probe of a few cells of the kind of facts in
+    question: the law is calibrated to them, and they say which loss recall needs. Everything is read here, before the
+    model is. Raises FitError, JournalError, ConfigError; so does the chooser, for cells of another model or placement.
     """
-    if source is None:
-        known = KnownLaw(default_law())
-    elif source.is_dir():
-        results = _of_one_method(probe_results(source), source)
-        known = KnownLaw(compare(points_from_results(results), source=str(source)).best, observed(results))
-    else:
-        known = KnownLaw(LawFit.from_json(_text(source), name=str(source)))
-    if cells is None:
-        return known
-    results = _of_one_method(probe_results(cells), cells)
-    points = points_from_results(results)
-    if not points:
+    known = None if source is None else known_law(source)
+    few = None if cells is None else _of_one_method(probe_results(cells), cells)
+    if few is not None and not points_from_results(few):
         raise FitError(f"{cells} has no finished cell to calibrate a law with. Run its probe again, or leave it out.")
-    return KnownLaw(calibrate(known.law, points), observed(results))
+
+    def choose(use: Use) -> KnownLaw:
+        chosen = nearest(shelf, use) if known is None else suited(known, use)
+        if few is None or cells is None:
+            return chosen
+        _check_cells(_origin(few, cells), cells, use)
+        return replace(chosen, law=calibrate(chosen.law, points_from_results(few)), cells=recalled(few))
+
+    return choose
 
 
-def observed(results: Sequence[CellResult]) -> tuple[tuple[float, float], ...]:
-    """(final loss, share recalled) of finished cells: records recalled, or tokens where there is one long target."""
-    shares = []
-    for result in results:
-        share = result.acc_em if result.records > 1 else result.acc_token
-        if result.loss_final is not None and share is not None:
-            shares.append((result.loss_final, share))
-    return tuple(shares)
+def _check_cells(origin: Origin, cells: Path, use: Use) -> None:
+    """What another model or placement holds says nothing of this one's."""
+    if origin.placement != use.placement:
+        raise FitError(
+            f"The cells in {cells} were trained at {origin.placement}, and the plan is for {use.placement}, where a "
+            "rank holds another amount. Plan with their --placement, or probe a few cells at this one."
+        )
+    pairs = (
+        (origin.outline, use.outline),
+        (origin.model_fingerprint, use.model_fingerprint),
+        (origin.tokenizer_fingerprint, use.tokenizer_fingerprint),
+    )
+    if any(None not in pair and pair[0] != pair[1] for pair in pairs):
+        raise FitError(
+            f"The cells in {cells} were trained on another model or with another tokenizer (theirs was "
+            f"{origin.model}), so they say nothing of {use.model}. Probe a few cells on it, or leave them out."
+        )
 
 
-def law_points(source: Path, method: str | None = None) -> tuple[LawPoint, ...]:
+def known_law(source: Path) -> KnownLaw:
+    """The law in a file, or the better form fitted to a probe. Raises FitError, JournalError, ConfigError."""
+    if not source.is_dir():
+        return KnownLaw.from_json(_text(source), name=str(source))
+    return with_origin(compare(law_points(source), source=str(source)).best_to_plan, source)
+
+
+def with_origin(law: LawFit, source: Path, method: str | None = None) -> KnownLaw:
+    """A law fitted to `law_points` of the same source and method, with what else is known of that source."""
+    if not source.is_dir():
+        return KnownLaw(law)
+    return kept_with(law, _of_one_method(probe_results(source), source, method), source)
+
+
+def kept_with(law: LawFit, results: Sequence[CellResult], source: Path) -> KnownLaw:
+    """A law fitted to the cells of a probe, with where they come from and what they say of recall."""
+    return KnownLaw(replace(law, origin=_origin(results, source)), recalled(results))
+
+
+def _origin(results: Sequence[CellResult], source: Path) -> Origin:
+    finished = [result for result in results if result.status == "finished"]
+    cell, about = finished[0].cell, Journal(source).spec().about
+    per_rank = {result.parameters / result.cell.rank for result in finished}
+    placements = {result.cell.placement for result in finished}
+    return Origin(
+        model=about.get("model"),
+        model_fingerprint=cell.model,
+        outline=about.get("outline"),
+        tokenizer_fingerprint=cell.tokenizer,
+        placement=placements.pop() if len(placements) == 1 else None,
+        parameters_per_rank=per_rank.pop() if len(per_rank) == 1 else None,
+        data=about.get("data"),
+        data_fingerprint=cell.data,
+        method=cell.train.method,
+        steps=cell.train.steps,
+        dtype=cell.dtype,
+        date=datetime.date.today().isoformat(),
+        version=importlib.metadata.version("memlaw"),
+    )
+
+
+def recalled(results: Sequence[CellResult]) -> tuple[CellRecall, ...]:
+    """What finished cells say of the loss at which records come back verbatim."""
+    return tuple(
+        CellRecall(result.loss_final, round(result.acc_em * result.records), result.records, result.cell.length)
+        for result in results
+        if result.loss_final is not None and result.acc_em is not None
+    )
+
+
+def law_points(source: Path, method: str | None = None, axis: Axis = "rank") -> tuple[LawPoint, ...]:
     """Points of a CSV file, or of the finished cells of a probe. Raises FitError, ConfigError, JournalError."""
     if source.is_dir():
-        return points_from_results(_of_one_method(probe_results(source), source, method))
+        return points_from_results(_of_one_method(probe_results(source), source, method), axis=axis)
     if method is not None:
         raise ConfigError(
             f"{source} is no directory of a probe, and the cells of a table have no --method. Leave it out."
@@ -81,7 +134,7 @@ def _of_one_method(results: Sequence[CellResult], source: Path, method: str | No
     if method is None and len(methods) > 1:
         raise ConfigError(
             f"{source} holds cells of the methods {' and '.join(methods)}, and a law is of one method. Choose with "
-            f"--method: `memlaw fit {source} --method {methods[0]} --out law.json`, whose file `memlaw plan` takes too."
+            f"--method: `memlaw fit {source} --method {methods[0]} --save law.json`, whose file `memlaw plan` takes."
         )
     return tuple(result for result in results if method in (None, result.cell.train.method))
 
@@ -154,7 +207,7 @@ def _texts(stored: Any) -> Texts | None:
 
 
 def _fits(cells: Sequence[CellResult], sources: dict[str, str]) -> tuple[FittedLaw, ...]:
-    """Both forms for the largest family of cells that differ in rank, length and seed alone: a page has one law."""
+    """The law of the largest family of cells that differ in rank, length and seed alone: a page has one."""
     families: dict[Cell, list[CellResult]] = {}
     for result in cells:
         anyone = replace(result.cell, rank=0, length=0, train=replace(result.cell.train, seed=0))
@@ -169,16 +222,18 @@ def _fits(cells: Sequence[CellResult], sources: dict[str, str]) -> tuple[FittedL
     label = sources[family.data] if len(families) > 1 else ""
     return tuple(
         FittedLaw(summary=law.summary(), points=points, predictor=law, label=label)
-        for law in _both_forms(points, sources[family.data])
+        for law in _shown_forms(points, sources[family.data])
     )
 
 
-def _both_forms(points: Sequence[LawPoint], source: str) -> tuple[LawFit, ...]:
-    """The better form first; where neither can be fitted, each says why."""
+def _shown_forms(points: Sequence[LawPoint], source: str) -> tuple[LawFit, ...]:
+    """The best form, and the paper's beside it; where none can be fitted, that says why."""
+    paper = fit_law(points, "paper", source=source)
     try:
-        return compare(points, source=source).fits
+        best = compare(points, source=source).best
     except FitError:
-        return fit_law(points, "paper", source=source), fit_law(points, "bounded", source=source)
+        return (paper,)
+    return (paper,) if best.form == "paper" else (best, paper)
 
 
 def _probes(directory: Path) -> list[Path]:

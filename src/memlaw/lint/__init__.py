@@ -16,13 +16,13 @@ from memlaw.api import Facts, memory_set_of
 from memlaw.data import border_merges, target_tokens
 from memlaw.errors import ConfigError
 from memlaw.findings import SEVERITIES, CheckReport, Finding
+from memlaw.laws import KnownLaw
 from memlaw.lint.chat import chat_findings
 from memlaw.lint.keys import key_findings
 from memlaw.lint.model import adapter_findings, base_findings, rank_findings, reach_findings
 from memlaw.lint.tokens import encodable, set_findings, token_findings
 from memlaw.model import Base, wrap
 from memlaw.records import MemorySet
-from memlaw.workspace import KnownLaw
 
 __all__ = ["check", "check_on"]
 
