@@ -24,21 +24,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memlaw.adapter import parse_placement
+from memlaw.bits import memoryless_loss
 from memlaw.data import encode, take
+from memlaw.driver import ProbeProgress
 from memlaw.errors import AdapterError, ConfigError, DataError, JournalError
 from memlaw.journal import Journal
 from memlaw.measure import measure
 from memlaw.model import Base
+from memlaw.packs import train_pack
 from memlaw.records import Cell, CellResult, Execution, Fact, MemorySet, TrainConfig
 from memlaw.sweep import (
     ADAPTERS_PER_PACK,
     TOKENS_PER_PACK,
     ProbeConfig,
-    ProbeProgress,
+    ProbeStatus,
     ProbeSummary,
     plan_packs,
     probe,
-    run_pack,
+    status,
 )
 from memlaw.training import StackProgress, train_stack
 
@@ -254,6 +257,17 @@ def test_a_probe_measures_what_training_each_cell_alone_and_recalling_it_gives(b
         assert result.parameters == placement.parameters(cell.rank) == cell.rank * (48 + 32)
         assert result.steps == 6
         assert result.records == len(facts)
+        rows = base.model.get_output_embeddings().weight.shape[0]
+        assert result.loss_memoryless == memoryless_loss([fact.target for fact in facts], result.loss_init, rows)
+        assert result.certified_tokens == sum(item.length for item in after.items if item.certified)
+
+
+def test_the_certified_tokens_are_those_of_the_certified_records(base, tmp_path):
+    probe(base, FACTS, ProbeConfig(ranks=[1, 8], lengths=[20], steps=200, methods=["ot"]), tmp_path / "out")
+    few, all_ = sorted(Journal(tmp_path / "out").results(), key=lambda result: result.cell.rank)
+    assert few.certified < few.records
+    assert few.certified_tokens == 5 * few.certified
+    assert (all_.certified, all_.certified_tokens) == (all_.records, all_.cell.length)
 
 
 def test_the_cells_are_the_grid_and_say_what_they_are_cells_of(base, uninterrupted):
@@ -433,6 +447,22 @@ def test_two_probes_in_one_directory_share_it(uninterrupted, tmp_path):
     assert_same(tmp_path / "out", uninterrupted)
 
 
+def test_the_status_of_a_probe_is_read_from_its_directory(base, uninterrupted, tmp_path):
+    assert status(uninterrupted) == ProbeStatus(cells=8, finished=8, diverged=0, failed=0, packs=2, packs_done=2)
+    out = copy_of(uninterrupted, tmp_path / "out")
+    first, second = (key for pack in Journal(out).spec().packs for key in pack[:1])
+    unmeasured = dataclasses.replace(Journal(out).results()[0], status="failed", loss_final=None)
+    (out / "cells" / f"{first}.json").unlink()
+    (out / "cells" / f"{second}.json").unlink()
+    cell = {result.cell.key: result.cell for result in Journal(uninterrupted).results()}[first]
+    Journal(out).publish(dataclasses.replace(unmeasured, cell=cell))
+    found = status(out)
+    assert found == ProbeStatus(cells=8, finished=6, diverged=0, failed=1, packs=2, packs_done=0)
+    assert found.missing == 2
+    with pytest.raises(JournalError, match="is not the directory of a probe"):
+        status(tmp_path)
+
+
 # --- what goes wrong in a cell ---------------------------------------------------------------------------------------
 
 
@@ -443,7 +473,7 @@ def test_a_diverging_cell_is_recorded_with_its_step_and_the_others_go_on(base, t
     pack = [dataclasses.replace(a_cell(2, 20), train=TrainConfig(steps=8, learning_rate=rate)) for rate in rates]
     journal = Journal(tmp_path)
     told: list[Any] = []
-    run_pack(base, facts, placement, pack, journal, on_news=told.append)
+    train_pack(base, facts, placement, pack, journal, on_news=told.append)
 
     results = {result.cell.key: result for result in journal.results()}
     good, diverged, slow = (results[cell.key] for cell in pack)
@@ -541,17 +571,21 @@ def test_an_error_that_quotes_a_target_is_recorded_without_it(base, tmp_path):
     assert messages.pop().startswith("KeyError (test_sweep.py, line ")
 
 
-def test_an_error_in_measuring_one_cell_costs_that_cell_alone(base, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("unlucky", "failed"), [({2}, 0), ({2, 8}, 0), ({2, 8, 9}, 1)])
+def test_an_error_in_measuring_one_cell_costs_that_cell_alone_and_it_is_tried_again_twice(
+    base, uninterrupted, tmp_path, monkeypatch, unlucky, failed
+):
     calls = iter(range(100))
 
-    def third_time_unlucky(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) == 2:
+    def now_and_then(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) in unlucky:
             raise RuntimeError("the decoder is lost")
         return measure(*args, **kwargs)
 
-    monkeypatch.setattr("memlaw.measure.measure", third_time_unlucky)
+    monkeypatch.setattr("memlaw.measure.measure", now_and_then)
     summary = probe(base, FACTS, ProbeConfig(**GRID), tmp_path)
-    assert (summary.finished, summary.failed) == (7, 1)
+    assert (summary.finished, summary.failed) == (8 - failed, failed)
+    assert cells_of(tmp_path).items() <= cells_of(uninterrupted).items()
 
 
 @pytest.mark.parametrize("after", [3, 9, 14, 20])

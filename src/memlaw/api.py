@@ -103,6 +103,7 @@ def train_on(
             on_step=on_step,
             checkpoint=checkpoint,
             compiled=execution.compiled,
+            prefix_cache=execution.prefix_cache,
         )
     if out is not None and trained.status == "finished":
         details = {

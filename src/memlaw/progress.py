@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from memlaw.training import StackProgress
 
 if TYPE_CHECKING:
-    from memlaw.sweep import ProbeProgress
+    from memlaw.driver import ProbeProgress
 
 
 def _bar() -> Progress:

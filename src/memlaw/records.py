@@ -213,6 +213,11 @@ _TRAIN_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
 """Setting -> which values are allowed, and what to choose in a person's words."""
 
 
+UNTIL_RECALLED = TrainConfig(method="ot", until="recalled", margin=0.1, steps=2000, batch_size=16)
+"""How an adapter is trained that is to be used: the steps go to tokens not yet recalled, and it stops when all are.
+The step size has to fall for the last tokens to settle, so more steps take longer; docs/log.md has the figures."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """How a training is run: what it costs in time and memory, never what it computes. Raises ConfigError."""
@@ -221,6 +226,8 @@ class Execution:
     """Compile the layers above the last adapted one (`torch.compile`), for trainings of thousands of steps."""
     evict_prefix: bool = False
     """Keep the layers below the first adapted one in main memory, off the accelerator."""
+    prefix_cache: str | None = None
+    """A directory that keeps what those layers make of the facts, for the next training on them."""
     checkpoint_minutes: float = 10.0
     """Minutes between two checkpoints of a stack in training."""
 
@@ -281,6 +288,10 @@ class CellResult:
     records: int
     message: str = ""
     """Why the cell did not finish."""
+    loss_memoryless: float | None = None
+    """L_init' (nats): mean loss of the best predictor that remembers nothing of the text but which tokens occur."""
+    certified_tokens: int | None = None
+    """Target tokens of the certified records."""
 
 
 # --- recall ----------------------------------------------------------------------------------------------------------
@@ -397,6 +408,10 @@ class LawPoint:
     delta_loss: float
     final_loss: float | None = None
     parameters: float | None = None
+    seed: int | None = None
+    """Tells replicates apart: cells of one rank and length that differ in nothing but chance."""
+    loss_memoryless: float | None = None
+    """L_init': see CellResult."""
 
     @property
     def loss_init(self) -> float | None:

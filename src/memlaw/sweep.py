@@ -13,22 +13,24 @@ import itertools
 import math
 import os
 import re
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from memlaw.errors import ConfigError, JournalError, MemlawError
+from memlaw.driver import Choose, Driver, ProbeProgress
+from memlaw.engines import Engine, Inline, Resources
+from memlaw.engines.schedule import Shard
+from memlaw.errors import ConfigError, JournalError
 from memlaw.journal import Journal, ProbeSpec
+from memlaw.packs import one_line, reloadable
 from memlaw.records import (
     Cell,
-    CellResult,
     EncodedFact,
     Execution,
     Init,
@@ -39,14 +41,12 @@ from memlaw.records import (
     Schedule,
     TrainConfig,
     Until,
-    digest,
     to_dict,
 )
 
 if TYPE_CHECKING:
     from memlaw.adapter import Placement
     from memlaw.model import Base
-    from memlaw.training import StackProgress, Trained
 
 ADAPTERS_PER_PACK = 32
 """Most adapters trained as one stack: what a kill can cost."""
@@ -154,7 +154,7 @@ def _explained(error: ValidationError) -> str:
 
 def _yaml_fault(error: BaseException) -> str:
     """What is wrong and where, without a word of the file: it may have been a file of facts."""
-    text = _one_line(error)
+    text = one_line(error)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         text = f"{error.problem} at line {error.problem_mark.line + 1}"
     return re.sub("'.*'", "'...'", text)
@@ -162,10 +162,6 @@ def _yaml_fault(error: BaseException) -> str:
 
 def _uncapitalised(text: str) -> str:
     return text[:1].lower() + text[1:]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 # --- grid -> cells -> packs ------------------------------------------------------------------------------------------
@@ -217,6 +213,13 @@ def tokens_per_pack(base: Base, facts: Sequence[EncodedFact], placement: Placeme
     return min(int(room), TOKENS_PER_PACK) if torch.device(base.device).type == "cpu" else int(room)
 
 
+def _about(base: Base, memory_set: MemorySet) -> dict[str, str]:
+    """What people, and `memlaw plan`, like to know of a probe although it sets no cell apart."""
+    from memlaw.adapter import outline_of_model
+
+    return {"model": base.name, "outline": outline_of_model(base.model).digest, "data": memory_set.source}
+
+
 def _spec(grid: Sequence[Cell], tokens: int, about: dict[str, str]) -> ProbeSpec:
     packs = tuple(tuple(cell.key for cell in pack) for pack in plan_packs(grid, tokens))
     return ProbeSpec(_identity(grid), packs, about)
@@ -252,21 +255,6 @@ def _prefixes(base: Base, memory_set: MemorySet, lengths: Sequence[int]) -> dict
 
 
 @dataclass(frozen=True)
-class ProbeProgress:
-    """Where a probe stands: at the start of a pack, after each step of training, and after each cell recorded."""
-
-    cells: int
-    recorded: int
-    """Cells with a result that counts, those of earlier runs among them."""
-    failed: int
-    pack: int
-    """The pack in training, from 1."""
-    packs: int
-    news: CellResult | StackProgress | None
-    """The cell just recorded, the step of training just taken, or None at the start of a pack."""
-
-
-@dataclass(frozen=True)
 class ProbeSummary:
     """What a probe came to."""
 
@@ -280,6 +268,41 @@ class ProbeSummary:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class ProbeStatus:
+    """Where a probe stands, as its directory tells on any machine that sees it."""
+
+    cells: int
+    finished: int
+    diverged: int
+    failed: int
+    """Cells tried in vain so far; they are tried again, by this run or the next."""
+    packs: int
+    packs_done: int
+    """Packs without a missing cell."""
+
+    @property
+    def missing(self) -> int:
+        """Cells that are still to be trained, the failed ones among them."""
+        return self.cells - self.finished - self.diverged
+
+
+def status(out: str | os.PathLike[str]) -> ProbeStatus:
+    """Count the cells of the probe in the directory `out`, whoever is at work on it. Raises JournalError."""
+    journal = Journal(out)
+    packs = journal.spec().packs
+    states = {result.cell.key: result.status for result in journal.results()}
+    counts = Counter(states[key] for pack in packs for key in pack if key in states)
+    return ProbeStatus(
+        cells=sum(map(len, packs)),
+        finished=counts["finished"],
+        diverged=counts["diverged"],
+        failed=counts["failed"],
+        packs=len(packs),
+        packs_done=sum(all(states.get(key, "failed") != "failed" for key in pack) for pack in packs),
+    )
+
+
 def probe(
     base: Base,
     memory_set: MemorySet,
@@ -288,18 +311,30 @@ def probe(
     *,
     execution: Execution | None = None,
     on_progress: Callable[[ProbeProgress], None] | None = None,
+    engine: Engine | None = None,
+    resources: Resources | None = None,
+    shard: Shard | None = None,
+    choose: Choose | None = None,
 ) -> ProbeSummary:
     """Train and measure every cell of the grid that the directory `out` does not hold yet.
 
-    An interrupt leaves every finished cell recorded, the pack in training to be gone on with from its last checkpoint,
-    and the table rebuilt. Any other error costs the cells it struck:
-    they are recorded as failed, and the rest goes on. Raises ConfigError, DataError or AdapterError, before any
-    training, for a grid that cannot be run; JournalError if `out` belongs to another run or can no longer be written.
+    Packs are trained here one after the other, or where `engine` says, each with `resources`; with a `shard`, only
+    those that fall to it. `choose` decides before each pack which comes next, or that it is enough. A pack may be
+    trained more than once, whatever the engine, since workers die and so do drivers; the journal takes the first result
+    of a cell, so every result is there exactly once.
+
+    Ctrl-C or SIGTERM ends the workers and leaves every finished cell recorded, a pack in training to be gone on with
+    from its last checkpoint, and the table rebuilt. Any other error costs the cells it struck: they are tried again
+    twice and then stay recorded as failed, while the rest goes on. Raises ConfigError, DataError or AdapterError,
+    before any training, for what cannot be run; JournalError if `out` belongs to another run or can no longer be
+    written.
     """
     from memlaw.adapter import parse_placement
     from memlaw.data import target_tokens
     from memlaw.eviction import evicted
 
+    engine = engine or Inline()
+    _check_engine(engine, base, choose)
     placement = parse_placement(config.placement, base.model)
     for rank in config.ranks:
         placement.check_rank(rank)
@@ -307,27 +342,15 @@ def probe(
     prefixes = {target_tokens(facts): facts for facts in asked.values()}
     cells = {cell.key: cell for cell in _grid(config, list(prefixes), base, memory_set, placement)}
     journal = Journal(out)
-    execution = execution or Execution()
     longest = prefixes[max(prefixes)]
     room = TOKENS_PER_PACK if journal.claimed else tokens_per_pack(base, longest, placement, max(config.ranks))
-    spec = journal.claim(_spec(list(cells.values()), room, about={"model": base.name, "data": memory_set.source}))
-    states = {result.cell.key: result.status for result in journal.results() if result.cell.key in cells}
-
-    def tell(pack: int, news: CellResult | StackProgress | None) -> None:
-        if isinstance(news, CellResult):
-            states[news.cell.key] = news.status
-        if on_progress is not None:
-            failed = sum(state == "failed" for state in states.values())
-            on_progress(ProbeProgress(len(cells), len(states) - failed, failed, pack, len(spec.packs), news))
-
+    spec = journal.claim(_spec(list(cells.values()), room, about=_about(base, memory_set)))
+    packs = [tuple(cells[key] for key in keys) for keys in spec.packs]
+    execution = execution or Execution()
+    driver = Driver(base, placement, packs, prefixes, journal, execution, shard=shard, on_progress=on_progress)
     try:
-        with evicted(base, placement.first_layer, wanted=execution.evict_prefix):
-            for number, keys in enumerate(spec.packs, start=1):
-                if not all(map(journal.holds, keys)):
-                    pack = [cells[key] for key in keys]
-                    facts = prefixes[pack[0].length]
-                    tell(number, None)
-                    run_pack(base, facts, placement, pack, journal, execution=execution, on_news=partial(tell, number))
+        with evicted(base, placement.first_layer, wanted=execution.evict_prefix and engine.in_process):
+            driver.run(engine, resources or _resources(engine, base), choose)
     except BaseException:
         with suppress(JournalError):
             journal.write_table()
@@ -335,7 +358,27 @@ def probe(
     journal.write_table()
     shortened = _shortened({length: target_tokens(facts) for length, facts in asked.items()})
     said = [sentence for sentence in (placement.caution, *shortened) if sentence]
-    return _summary(journal, cells, warnings=said)
+    return _summary(journal, driver.keys, warnings=said)
+
+
+def _check_engine(engine: Engine, base: Base, choose: Choose | None) -> None:
+    if engine.in_process:
+        return
+    reloadable(base)
+    if choose is not None:
+        raise ConfigError(
+            "Which pack comes next can only be chosen where packs are trained one after the other in this process: "
+            "leave out the engine."
+        )
+
+
+def _resources(engine: Engine, base: Base) -> Resources:
+    """What a pack takes unless told: what it would here, or its share of a machine with others."""
+    import torch
+
+    if engine.parallel:
+        return Resources(gpus=float(torch.device(base.device).type == "cuda"))
+    return Resources(cpus=torch.get_num_threads())
 
 
 def _shortened(lengths: Mapping[int, int]) -> list[str]:
@@ -344,121 +387,14 @@ def _shortened(lengths: Mapping[int, int]) -> list[str]:
     return [f"Facts are kept whole, so of the lengths asked for {', '.join(pairs)}."] if pairs else []
 
 
-def _summary(journal: Journal, cells: Mapping[str, Cell], warnings: Sequence[str]) -> ProbeSummary:
-    states = [result.status for result in journal.results() if result.cell.key in cells]
+def _summary(journal: Journal, keys: Collection[str], warnings: Sequence[str]) -> ProbeSummary:
+    states = [result.status for result in journal.results() if result.cell.key in keys]
     finished, diverged = states.count("finished"), states.count("diverged")
     return ProbeSummary(
         out=str(journal.root),
-        cells=len(cells),
+        cells=len(keys),
         finished=finished,
-        failed=len(cells) - finished,
+        failed=len(states) - finished,
         diverged=diverged,
         warnings=(*warnings, *dict.fromkeys(journal.findings)),
-    )
-
-
-def run_pack(
-    base: Base,
-    facts: Sequence[EncodedFact],
-    placement: Placement,
-    cells: Sequence[Cell],
-    journal: Journal,
-    *,
-    execution: Execution | None = None,
-    on_news: Callable[[CellResult | StackProgress], None] | None = None,
-) -> None:
-    """Train `cells` as one stack on `facts`; measure those that the journal does not hold, and record each at once.
-
-    While the stack trains, its checkpoint lies beside the cells in the journal's directory. An error is recorded with
-    the cells it struck. Raises JournalError if nothing can be recorded any more.
-    """
-    from memlaw.training import Checkpoint, train_stack
-
-    execution = execution or Execution()
-    name = digest([cell.key for cell in cells])
-    checkpoint = Checkpoint(journal.root / "checkpoints" / f"{name}.safetensors", minutes=execution.checkpoint_minutes)
-
-    def record(result: CellResult) -> None:
-        journal.publish(result)
-        if on_news is not None:
-            on_news(result)
-
-    def fail(cell: Cell, reason: str) -> None:
-        if not journal.holds(cell.key):
-            record(_unmeasured(cell, placement, len(facts), reason))
-
-    with _failing(cells, fail):
-        runs = [(cell.rank, cell.train) for cell in cells]
-        stack = train_stack(
-            base, facts, placement, runs, on_step=on_news, checkpoint=checkpoint, compiled=execution.compiled
-        )
-        for cell, trained in zip(cells, stack, strict=True):
-            if not journal.holds(cell.key):
-                with _failing([cell], fail):
-                    record(_measured(base, facts, placement, cell, trained))
-        checkpoint.discard()
-
-
-@contextmanager
-def _failing(cells: Sequence[Cell], fail: Callable[[Cell, str], None]) -> Iterator[None]:
-    """Turn an error into the failure of `cells`; a journal that cannot be written is everybody's."""
-    try:
-        yield
-    except JournalError:
-        raise
-    except Exception as error:
-        for cell in cells:
-            fail(cell, _reason(error))
-
-
-def _reason(error: Exception) -> str:
-    """Why something failed, for the journal. Target text is not for logs: only errors that quote no data are quoted."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(place.filename).name}, line {place.lineno}, in {place.name}"
-    quotable = isinstance(error, MemlawError | RuntimeError | MemoryError | OSError)
-    text = f": {_one_line(error)}" if quotable else ""
-    return f"{type(error).__name__}{text} ({where})".encode(errors="replace").decode()
-
-
-def _measured(
-    base: Base, facts: Sequence[EncodedFact], placement: Placement, cell: Cell, trained: Trained
-) -> CellResult:
-    from memlaw.measure import measure
-
-    ended = replace(
-        _unmeasured(cell, placement, len(facts), trained.message),
-        status=trained.status,
-        steps=trained.steps,
-        loss_init=trained.loss_init if math.isfinite(trained.loss_init) else None,
-    )
-    if trained.loss_final is None:
-        return ended
-    with trained.attached(base.model):
-        report = measure(base, facts, decode=True)
-    return replace(
-        ended,
-        loss_final=trained.loss_final,
-        delta_loss=trained.loss_init - trained.loss_final,
-        acc_token=report.acc_token,
-        acc_em=report.acc_em,
-        ordered=report.ordered,
-        certified=report.certified,
-    )
-
-
-def _unmeasured(cell: Cell, placement: Placement, records: int, message: str) -> CellResult:
-    return CellResult(
-        cell=cell,
-        status="failed",
-        steps=0,
-        parameters=placement.parameters(cell.rank),
-        loss_init=None,
-        loss_final=None,
-        delta_loss=None,
-        acc_token=None,
-        acc_em=None,
-        ordered=None,
-        certified=None,
-        records=records,
-        message=message,
     )

@@ -16,6 +16,7 @@ from memlaw.head import HeadPass, Weigh, head_pass, token_scores
 from memlaw.losses import EPS, WindowPass, WindowState, pointwise_weights, record_factor
 from memlaw.memory import counting_saved, out_of_memory
 from memlaw.model import Base, frozen
+from memlaw.prefix import PrefixCache
 from memlaw.reach import frozen_head
 from memlaw.records import LN2, EncodedFact, TrainConfig
 from memlaw.training.optimizer import StackedAdamW
@@ -57,6 +58,7 @@ class Engine:
         runs: Sequence[tuple[int, TrainConfig]],
         *,
         compiled: bool,
+        prefix: PrefixCache | None = None,
     ) -> None:
         self.model, self.fingerprint, self.device = base.model, base.fingerprint, base.device
         self.facts, self.placements, self.runs = tuple(facts), tuple(placements), tuple(runs)
@@ -71,7 +73,8 @@ class Engine:
         self.forward: Forward = split(base.model, first, first_sites, self.rows.ids, last)
         if compiled:
             self.forward.compile_above()
-        self.cached = self.forward.cache(self.rows.ids)
+        ids = self.rows.ids
+        self.cached = self.forward.cache(ids) if prefix is None else prefix.states(base, first_sites, self.forward, ids)
         self.windows = WindowState(len(runs) * len(self.rows), device=base.device)
         self.evaluation_tokens = EVALUATION_TOKENS
         self._orders = [_Order(len(facts), config) for _, config in runs]

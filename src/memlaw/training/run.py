@@ -9,29 +9,31 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from memlaw.adapter import Placement
+from memlaw.adapter import AdapterStack, Placement
 from memlaw.errors import ConfigError, TrainError
 from memlaw.memory import out_of_memory
 from memlaw.model import Base, decoder_layers, frozen
+from memlaw.prefix import PrefixCache
 from memlaw.products import quick_linears
-from memlaw.records import EncodedFact, TrainConfig
+from memlaw.records import UNTIL_RECALLED, EncodedFact, TrainConfig
 from memlaw.training.checkpoint import Checkpoint, Snapshot
 from memlaw.training.engine import Engine, Step
 from memlaw.training.optimizer import cut
 from memlaw.training.rows import rows_per_step
 from memlaw.training.state import State
-from memlaw.training.trained import StackProgress, Trained
+from memlaw.training.trained import StackProgress, Status, Trained
 
 PAPER = TrainConfig(steps=2000, learning_rate=1e-2, scale=1.0, dropout=0.1, init="paper", rule="fallback")
 """The published long-context recipe (arXiv 2605.30260 and the configuration beside it); its placement is `mlp@L`."""
 
-UNTIL_RECALLED = TrainConfig(method="ot", until="recalled", margin=0.1, steps=2000, batch_size=16)
-"""How an adapter is trained that is to be used: the steps go to tokens not yet recalled, and it stops when all are.
-The step size has to fall for the last tokens to settle, so more steps take longer; docs/log.md has the figures."""
-
 PRESETS = {"default": UNTIL_RECALLED, "paper": PAPER}
 
 DIVERGED = "the loss was no longer a finite number at step {step}; a lower learning rate may help"
+
+UNMOVED = (
+    "its gradient was zero at every step, so it is what it was at the start: nothing that its place computes reaches "
+    "the loss; adapt other modules or layers"
+)
 
 
 def train_stack(
@@ -43,6 +45,7 @@ def train_stack(
     on_step: Callable[[StackProgress], None] | None = None,
     checkpoint: Checkpoint | None = None,
     compiled: bool = False,
+    prefix_cache: str | None = None,
 ) -> list[Trained]:
     """Train one adapter for each (rank, config) on all `facts`, together, and return them in that order.
 
@@ -51,7 +54,8 @@ def train_stack(
     stack as "diverged" and the others go on; a stack that runs out of memory goes on in smaller parts. The base is
     restored as it was. With a `checkpoint`, the stack is saved there from time to time, and goes on from what it finds
     there, to the same last bit. `compiled` compiles what lies above the last adapted layer (`torch.compile`): for runs
-    of thousands of steps. Raises AdapterError, ConfigError; TrainError if one row of one adapter exceeds the memory.
+    of thousands of steps. `prefix_cache` is a directory that keeps what the layers below make of the facts. Raises
+    AdapterError, ConfigError; TrainError if one row of one adapter exceeds the memory.
     """
     placements = [placement] * len(runs) if isinstance(placement, Placement) else list(placement)
     for where, (rank, _) in zip(placements, runs, strict=True):
@@ -60,7 +64,8 @@ def train_stack(
         raise ConfigError("Adapters of one stack share the number of rows in a step: give them one batch_size.")
     first = min(where.first_layer for where in placements)
     with frozen(base.model), quick_linears(decoder_layers(base.model)[first:]):
-        engine = Engine(base, facts, placements, runs, compiled=compiled)
+        prefix = None if prefix_cache is None else PrefixCache(prefix_cache)
+        engine = Engine(base, facts, placements, runs, compiled=compiled, prefix=prefix)
         return _Run(engine, checkpoint, on_step).to_the_end()
 
 
@@ -144,19 +149,22 @@ class _Run:
         means, ordered = self.engine.mean(nll), self.engine.all_ordered(nll, state.settings.limit[list(places)])
         for place, k in enumerate(places):
             placement = self.engine.placements[state.runs[k]]
-            finished = not diverged and bool(means[place].isfinite())
+            alone, recalled = leaving.select([place]).at(placement.sites), bool(ordered[place])
+            lost = diverged or not means[place].isfinite()
+            status, message = _verdict(alone, state.step, diverged=lost, recalled=recalled)
+            finished = status == "finished"
             self.results[state.runs[k]] = Trained(
                 rank=state.stack.ranks[k],
                 config=state.configs[k],
                 placement=placement,
-                status="finished" if finished else "diverged",
+                status=status,
                 steps=state.step,
                 seconds=self._seconds(),
                 loss_init=self.loss_init,
                 loss_final=float(means[place]) if finished else None,
-                recalled=finished and bool(ordered[place]),
-                stack=leaving.select([place]).at(placement.sites),
-                message="" if finished else DIVERGED.format(step=state.step),
+                recalled=finished and recalled,
+                stack=alone,
+                message=message,
             )
 
     def _smaller(self, state: State) -> list[State]:
@@ -214,6 +222,15 @@ class _Run:
         except OSError as error:
             _warn(f"{self.checkpoint.path} cannot be written ({error.strerror or error}): training goes on without.")
             self.checkpoint = None
+
+
+def _verdict(adapter: AdapterStack, step: int, *, diverged: bool, recalled: bool) -> tuple[Status, str]:
+    """How an adapter ended, and why if it did not finish."""
+    if diverged:
+        return "diverged", DIVERGED.format(step=step)
+    if not recalled and not any(bool(b.any()) for _, b in adapter.pairs):  # B is zero, as it was at the start
+        return "failed", UNMOVED
+    return "finished", ""
 
 
 def _without(state: State, left: Sequence[int]) -> list[State]:

@@ -12,6 +12,8 @@ from torch import nn
 from memlaw.adapter import AdapterStack, Placement
 from memlaw.records import TrainConfig
 
+Status = Literal["finished", "diverged", "failed"]
+
 
 @dataclass(frozen=True)
 class StackProgress:
@@ -39,7 +41,8 @@ class Trained:
     rank: int
     config: TrainConfig
     placement: Placement
-    status: Literal["finished", "diverged"]
+    status: Status
+    """finished; diverged: its loss stopped being a number; failed: its gradient was zero at every step."""
     steps: int
     """Steps taken, or the step whose loss was no longer a number."""
     seconds: float

@@ -1,0 +1,70 @@
+"""What an engine costs for each pack, and what sixteen workers of it are worth on packs that sleep.
+
+    python benchmarks/chaos/engine_scaling.py [--cells 1000] [--seconds 4] [--engines inline,ray]
+
+Overhead is the time between two outcomes of one worker whose packs do nothing but record a cell. The scaling is the
+time that one worker takes for a fiftieth of the packs, times fifty, over the time of sixteen for all: `ratio` from when
+the first worker of each is there, `ratio_with_start` from the call, the start of Ray and of sixteen Pythons in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from engine_simulated import run_all, specs
+
+from memlaw.engines import Engine, Inline
+from memlaw.engines.on_ray import OnRay
+
+WORKERS = 16
+
+
+def overhead(engine: Engine, packs: int = 200) -> dict[str, float]:
+    """Milliseconds from one outcome to the next, of a single worker, of packs that only record a cell."""
+    with tempfile.TemporaryDirectory() as folder:
+        times = list(run_all(engine, specs(packs, 1, 0.0), Path(folder, "out")))
+    gaps = [1e3 * (b - a) for a, b in itertools.pairwise(times)]
+    return {"median_ms": rounded(statistics.median(gaps)), "mean_ms": rounded(statistics.mean(gaps))}
+
+
+def seconds_of(engine: Engine, packs: int, seconds: float) -> tuple[float, float]:
+    """Of packs that sleep: from the start of the first, and from the call."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        times = list(run_all(engine, specs(packs, 1, seconds), Path(folder, "out")))
+    return times[-1] - times[0] + seconds, times[-1] - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--engines", default="inline,ray")
+    asked = parser.parse_args()
+    if "inline" in asked.engines:
+        report("engine_overhead", "inline", overhead(Inline()), target_ms=20)
+    if "ray" in asked.engines:
+        report("engine_overhead", "ray", overhead(OnRay(cpus=1)), target_ms=100)
+        alone = 50 * seconds_of(OnRay(cpus=1), asked.cells // 50, asked.seconds)[0]
+        taken, whole = seconds_of(OnRay(cpus=WORKERS), asked.cells, asked.seconds)
+        ratios = {"ratio": rounded(alone / taken), "ratio_with_start": rounded(alone / whole)}
+        times = {"seconds": rounded(taken), "with_start": rounded(whole), "one_worker": rounded(alone)}
+        report("engine_scaling", f"ray, {WORKERS} workers", ratios | times, cells=asked.cells, target=14)
+
+
+def report(benchmark: str, case: str, found: dict[str, float], **more: float) -> None:
+    print(json.dumps({"benchmark": benchmark, "case": case, **found, **more}), flush=True)
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Cells that take time and compute nothing, through the real engines into a real journal."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from memlaw.engines import Engine, Resources
+from memlaw.journal import Journal
+from memlaw.records import Cell, CellResult, TrainConfig
+
+
+def specs(packs: int, cells: int, seconds: float) -> list[str]:
+    """Packs of `cells` cells each, that take `seconds` in all."""
+    return [json.dumps({"pack": pack, "cells": cells, "seconds": seconds}) for pack in range(packs)]
+
+
+def result(pack: int, number: int) -> CellResult:
+    """Of a simulated cell: a function of its place alone."""
+    cell = Cell("model", "tokenizer", "data", "down_proj@4", pack + 1, number + 1, TrainConfig(), "float32")
+    loss = 1.0 / (1 + pack + number)
+    return CellResult(cell, "finished", 1, 100, 2.0, loss, 2.0 - loss, 1.0, 1.0, number + 1, 1, 1)
+
+
+def run_simulated(spec: str, root: str) -> None:
+    """What `memlaw.packs.run_pack` does, without the training; a recorded cell is acknowledged in the file `acks`."""
+    asked = json.loads(spec)
+    journal = Journal(root)
+    for number in range(asked["cells"]):
+        made = result(asked["pack"], number)
+        if not journal.holds(made.cell.key):
+            time.sleep(asked["seconds"] / asked["cells"])
+            journal.publish(made)
+            acknowledge(Path(root), made.cell.key)
+
+
+def acknowledge(root: Path, key: str) -> None:
+    """Note, in one write, that a cell was recorded."""
+    descriptor = os.open(root.with_suffix(".acks"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(descriptor, f"{key}\n".encode())
+    os.close(descriptor)
+
+
+def run_all(engine: Engine, wanted: list[str], root: Path) -> Iterator[float]:
+    """Give the packs to an engine until all are done; the time of each outcome. A lost pack is given again."""
+    waiting = deque(wanted)
+    for outcome in engine.run(partial(run_simulated, root=str(root)), waiting, Resources()):
+        if outcome.error is not None:
+            waiting.append(outcome.spec)
+        yield time.monotonic()
+
+
+def cells_of(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (root / "cells").glob("[!.]*.json")}
