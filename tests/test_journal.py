@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -15,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cuts
 import pyarrow.parquet
 import pytest
 from hypothesis import given
@@ -22,7 +25,7 @@ from hypothesis import strategies as st
 
 from memlaw.errors import JournalError
 from memlaw.journal import COLUMNS, Journal, ProbeSpec
-from memlaw.records import Cell, CellResult, TrainConfig, canonical_json, digest, to_dict
+from memlaw.records import LN2, Cell, CellResult, TrainConfig, canonical_json, digest, to_dict
 
 SPEC = ProbeSpec(identity={"model": "m", "ranks": [1, 2]}, packs=(("a", "b"), ("c",)), about={"model": "tiny"})
 SPAWN = multiprocessing.get_context("spawn")
@@ -31,6 +34,9 @@ CONTRACT = [
     "key", "model", "placement", "rank", "parameters", "length", "method", "seed", "steps", "loss_init", "loss_final",
     "delta_loss", "acc_token", "acc_em", "ordered", "certified", "status",
 ]  # fmt: skip
+
+BITS = ("loss_memoryless", "certified_tokens")
+"""Fields of a result that came later."""
 
 
 def a_result(rank: int = 1, *, loss_final: float | None = 0.5, **changes: Any) -> CellResult:
@@ -208,6 +214,73 @@ def test_a_damaged_file_is_moved_to_quarantine_told_and_not_counted(tmp_path, da
     assert not journal.holds(result.cell.key)
 
 
+def test_a_damaged_cell_is_not_held_and_an_intact_one_is_read_once(tmp_path, monkeypatch):
+    Journal(tmp_path).publish(a_result(1))
+    Journal(tmp_path).publish(a_result(2))
+    flipped = bytearray(cell_file(tmp_path, a_result(1)).read_bytes())
+    flipped[100] ^= 1
+    cell_file(tmp_path, a_result(1)).write_bytes(flipped)
+    journal = Journal(tmp_path)
+    assert not journal.holds(a_result(1).cell.key)
+    assert "it is in quarantine" in journal.findings[0]
+    assert journal.holds(a_result(2).cell.key)
+
+    def no_reading(path: Path) -> bytes:
+        raise AssertionError(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", no_reading)
+        assert journal.holds(a_result(2).cell.key)
+    cell_file(tmp_path, a_result(2)).unlink()
+    assert not journal.holds(a_result(2).cell.key)
+
+
+def test_a_file_is_judged_by_its_content_whatever_its_times(tmp_path):
+    journal = Journal(tmp_path)
+    for rank in (1, 2):
+        journal.publish(a_result(rank))
+    for rank, moment in ((1, 0), (2, 2**33)):
+        os.utime(cell_file(tmp_path, a_result(rank)), (moment, moment))
+    assert set(Journal(tmp_path).results()) == {a_result(1), a_result(2)}
+    journal.publish(a_result(1))
+    assert journal.findings == []
+
+
+def test_a_good_result_moved_by_mistake_is_put_back(tmp_path, monkeypatch):
+    """Another process replaces a damaged file just after this one has read it."""
+    Journal(tmp_path).publish(a_result())
+    cell_file(tmp_path, a_result()).write_text("{")
+    real = os.replace
+
+    def slowly(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "replace", real)
+        Journal(tmp_path).publish(a_result())
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", slowly)
+    assert Journal(tmp_path).results() == ()
+    assert Journal(tmp_path).results() == (a_result(),)
+    [aside] = (tmp_path / "quarantine").iterdir()
+    assert aside.read_text() == "{"
+
+
+def test_a_damaged_file_that_another_process_was_quicker_to_move_is_no_trouble(tmp_path, monkeypatch):
+    Journal(tmp_path).publish(a_result())
+    cell_file(tmp_path, a_result()).write_text("{")
+    real = os.replace
+
+    def slowly(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "replace", real)
+        Journal(tmp_path).results()
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", slowly)
+    journal = Journal(tmp_path)
+    journal.publish(a_result())
+    assert journal.findings == []
+    assert journal.results() == (a_result(),)
+
+
 def test_a_result_published_over_a_damaged_file_replaces_it(tmp_path):
     journal = Journal(tmp_path)
     journal.publish(a_result())
@@ -350,17 +423,19 @@ def test_a_write_the_system_cuts_short_leaves_no_part_of_a_result(tmp_path, limi
 # --- many writers ----------------------------------------------------------------------------------------------------
 
 
-def _publish_mine(root: str, writer: int, barrier: Any) -> None:
+def _publish_mine(root: str, links: bool, writer: int, barrier: Any) -> None:
     journal = Journal(root)
     barrier.wait()
-    for rank in range(1, 41):
-        journal.publish(a_result(rank, message=f"by writer {writer}"))
+    with cuts.intercepted(lambda _name: None, links=links):
+        for rank in range(1, 41):
+            journal.publish(a_result(rank, message=f"by writer {writer}"))
     raise SystemExit(len(journal.findings))
 
 
-def test_of_racing_writers_one_wins_each_cell_and_no_result_is_lost(tmp_path):
+@pytest.mark.parametrize("links", [True, False])
+def test_of_racing_writers_one_wins_each_cell_and_no_result_is_lost(tmp_path, links):
     barrier = SPAWN.Barrier(3)
-    writers = [SPAWN.Process(target=_publish_mine, args=(str(tmp_path), number, barrier)) for number in range(3)]
+    writers = [SPAWN.Process(target=_publish_mine, args=(str(tmp_path), links, number, barrier)) for number in range(3)]
     for process in writers:
         process.start()
     for process in writers:
@@ -417,20 +492,23 @@ def test_a_writer_whose_temporary_file_was_swept_up_comes_too_late_and_is_conten
 
 
 WRITER = """
-import sys, test_journal
+import sys, cuts, test_journal
 journal = test_journal.Journal(sys.argv[1])
-for rank in range(1, 100_000):
-    journal.publish(test_journal.a_result(rank))
-    print(rank, flush=True)
+with cuts.intercepted(lambda name: None, links=sys.argv[2] == "True"):
+    for rank in range(1, 100_000):
+        journal.publish(test_journal.a_result(rank))
+        print(rank, flush=True)
 """
 
 
+@pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.01, 0.05])
-def test_what_was_acknowledged_survives_a_kill(tmp_path, delay):
+def test_what_was_acknowledged_survives_a_kill(tmp_path, delay, links):
     search = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     with subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=os.environ | search
-    ) as process:
+        [sys.executable, "-c", WRITER, str(tmp_path), str(links)],
+        stdout=subprocess.PIPE, text=True, env=os.environ | search,
+    ) as process:  # fmt: skip
         first = process.stdout.readline()
         time.sleep(delay)
         process.kill()
@@ -440,6 +518,28 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path, delay):
     assert recorded >= acknowledged
     assert len(recorded - acknowledged) <= 1
     assert journal.findings == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_publication_that_fails_at_any_call_is_not_acknowledged_or_done_and_the_next_one_is(tmp_path, code, links):
+    for number in itertools.count():
+        journal = Journal(tmp_path / str(number))
+        cut = cuts.Cut(number, cuts.fails(code))
+        acknowledged = False
+        with contextlib.suppress(JournalError), cuts.intercepted(cut, links=links):
+            journal.publish(a_result())
+            acknowledged = True
+        assert Journal(journal.root).results() in ([(a_result(),)] if acknowledged else [(a_result(),), ()])
+        with cuts.intercepted(lambda _name: None, links=links):
+            journal.publish(a_result())
+        assert journal.results() == (a_result(),)
+        assert journal.findings == []
+        journal.write_table()
+        assert leftovers(journal.root) == []
+        if not cut.struck:
+            break
+    assert number > (15 if links else 25)
 
 
 # --- whose directory -------------------------------------------------------------------------------------------------
@@ -566,7 +666,33 @@ def test_the_table_has_the_promised_columns_first_and_one_row_a_cell_sorted_by_k
 
 def test_the_table_leaves_no_field_of_a_result_out():
     names = {field.name for record in (Cell, CellResult, TrainConfig) for field in dataclasses.fields(record)}
-    assert set(COLUMNS) == names - {"cell", "train"} | {"key", "max_steps"}
+    derived = {"key", "max_steps", "stored_bits", "certified_bits", "bits_per_parameter"}
+    assert set(COLUMNS) == names - {"cell", "train"} | derived
+
+
+def test_the_table_has_the_bits_of_cells_where_they_are_known(tmp_path):
+    journal = Journal(tmp_path)
+    journal.publish(a_result(1, loss_final=1.0, loss_memoryless=3.0, certified_tokens=5))
+    journal.publish(a_failure(2))
+    journal.write_table()
+    rows = sorted(pyarrow.parquet.read_table(tmp_path / "results.parquet").to_pylist(), key=lambda row: row["rank"])
+    bits = [[row[name] for name in ("stored_bits", "certified_bits", "bits_per_parameter")] for row in rows]
+    stored, certified = 10 * 2.0 / LN2, 5 * 3.0 / LN2
+    assert bits == [pytest.approx([stored, certified, stored / 64]), [None] * 3]
+
+
+def test_a_cell_written_before_bits_were_measured_is_read_and_counts(tmp_path):
+    result = a_result()
+    older = {name: value for name, value in to_dict(result).items() if name not in BITS}
+    (tmp_path / "cells").mkdir()
+    cell_file(tmp_path, result).write_text(sealed(older))
+    journal = Journal(tmp_path)
+    assert journal.holds(result.cell.key)
+    assert journal.results() == (result,)
+    journal.write_table()
+    [row] = pyarrow.parquet.read_table(tmp_path / "results.parquet").to_pylist()
+    assert (row["loss_final"], row["loss_memoryless"], row["stored_bits"]) == (0.5, None, None)
+    assert journal.findings == []
 
 
 def test_the_same_cells_give_the_same_bytes_and_types_even_without_a_row(tmp_path):

@@ -28,7 +28,7 @@ from memlaw.bits import memoryless_loss
 from memlaw.data import encode, take
 from memlaw.driver import ProbeProgress
 from memlaw.errors import AdapterError, ConfigError, DataError, JournalError
-from memlaw.journal import Journal
+from memlaw.journal import Journal, PackCounts, status
 from memlaw.measure import measure
 from memlaw.model import Base
 from memlaw.packs import train_pack
@@ -37,11 +37,9 @@ from memlaw.sweep import (
     ADAPTERS_PER_PACK,
     TOKENS_PER_PACK,
     ProbeConfig,
-    ProbeStatus,
     ProbeSummary,
     plan_packs,
     probe,
-    status,
 )
 from memlaw.training import StackProgress, train_stack
 
@@ -448,7 +446,9 @@ def test_two_probes_in_one_directory_share_it(uninterrupted, tmp_path):
 
 
 def test_the_status_of_a_probe_is_read_from_its_directory(base, uninterrupted, tmp_path):
-    assert status(uninterrupted) == ProbeStatus(cells=8, finished=8, diverged=0, failed=0, packs=2, packs_done=2)
+    done = status(uninterrupted)
+    assert (done.cells, done.finished, done.failed, done.waiting) == (8, 8, 0, 0)
+    assert done.packs == PackCounts(done=2, partly=0, waiting=0)
     out = copy_of(uninterrupted, tmp_path / "out")
     first, second = (key for pack in Journal(out).spec().packs for key in pack[:1])
     unmeasured = dataclasses.replace(Journal(out).results()[0], status="failed", loss_final=None)
@@ -457,8 +457,8 @@ def test_the_status_of_a_probe_is_read_from_its_directory(base, uninterrupted, t
     cell = {result.cell.key: result.cell for result in Journal(uninterrupted).results()}[first]
     Journal(out).publish(dataclasses.replace(unmeasured, cell=cell))
     found = status(out)
-    assert found == ProbeStatus(cells=8, finished=6, diverged=0, failed=1, packs=2, packs_done=0)
-    assert found.missing == 2
+    assert (found.cells, found.finished, found.diverged, found.failed, found.waiting) == (8, 6, 0, 1, 1)
+    assert found.packs == PackCounts(done=0, partly=2, waiting=0)
     with pytest.raises(JournalError, match="is not the directory of a probe"):
         status(tmp_path)
 

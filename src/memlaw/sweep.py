@@ -13,7 +13,6 @@ import itertools
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -266,41 +265,6 @@ class ProbeSummary:
     diverged: int
     """Those among `failed` that would diverge again; the others are tried again by the next run."""
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ProbeStatus:
-    """Where a probe stands, as its directory tells on any machine that sees it."""
-
-    cells: int
-    finished: int
-    diverged: int
-    failed: int
-    """Cells tried in vain so far; they are tried again, by this run or the next."""
-    packs: int
-    packs_done: int
-    """Packs without a missing cell."""
-
-    @property
-    def missing(self) -> int:
-        """Cells that are still to be trained, the failed ones among them."""
-        return self.cells - self.finished - self.diverged
-
-
-def status(out: str | os.PathLike[str]) -> ProbeStatus:
-    """Count the cells of the probe in the directory `out`, whoever is at work on it. Raises JournalError."""
-    journal = Journal(out)
-    packs = journal.spec().packs
-    states = {result.cell.key: result.status for result in journal.results()}
-    counts = Counter(states[key] for pack in packs for key in pack if key in states)
-    return ProbeStatus(
-        cells=sum(map(len, packs)),
-        finished=counts["finished"],
-        diverged=counts["diverged"],
-        failed=counts["failed"],
-        packs=len(packs),
-        packs_done=sum(all(states.get(key, "failed") != "failed" for key in pack) for pack in packs),
-    )
 
 
 def probe(

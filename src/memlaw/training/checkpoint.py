@@ -1,24 +1,25 @@
 """A stack in training on disk: interrupted anywhere, it goes on to the same last bit.
 
-One safetensors file, replaced whole. Its tensors are the adapters, both moments of their optimizer, the last loss of
-each token and the sliding windows; everything else of a step is a function of the settings and the step's number.
+A folder of two files and a manifest of their SHA-256, which gets its name when all is on disk. The tensors are the
+adapters, both moments of their optimizer, the last loss of each token and the sliding windows; everything else of a
+step is a function of the settings and the step's number.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memlaw import durable
@@ -29,6 +30,8 @@ from memlaw.training.engine import Engine
 from memlaw.training.optimizer import StackedAdamW
 from memlaw.training.state import State
 from memlaw.training.trained import Trained
+
+TENSORS, STATE = "tensors.safetensors", "state.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +44,11 @@ class Snapshot:
 
 
 class Checkpoint:
-    """Where a training saves itself, and how often: at most every `minutes`, and not before the first have passed."""
+    """Where a training saves itself, and how often: at most every `minutes`, and not before the first have passed.
+
+    `path` is a folder, `path/1`, `path/2`, ... are what was saved. The one before the newest is kept, and goes when
+    there is a newer one to be written.
+    """
 
     def __init__(self, path: Path, *, minutes: float = 10.0) -> None:
         self.path, self.minutes = Path(path), minutes
@@ -51,42 +58,50 @@ class Checkpoint:
         return time.monotonic() - self._last >= 60 * self.minutes
 
     def save(self, engine: Engine, snapshot: Snapshot) -> None:
-        """Raises OSError if it cannot be written; what was saved before is still there then."""
-        tensors = _tensors(engine, snapshot)
-        about = {
-            "identity": identity(engine),
-            "seconds": snapshot.seconds,
-            "states": [_about_state(state) for state in snapshot.states],
-            "results": {str(run): _about_result(result) for run, result in snapshot.results.items()},
-        }
-        metadata = {"about": canonical_json(about), "sha256": _checksum(about, tensors)}
-        durable.make_folders(self.path.parent)
-        durable.write(self.path, save(tensors, metadata))
+        """Raises OSError if it cannot be written; what was saved last is still there then."""
+        durable.make_folders(self.path)
+        durable.sweep(self.path)
+        saved = durable.numbered(self.path)
+        for surplus in saved[1:]:
+            durable.discard(surplus)
+        number = 1 + (int(saved[0].name) if saved else 0)
+        with durable.new_folder(self.path / str(number)) as folder:
+            _write(folder, _about(engine, snapshot), _tensors(engine, snapshot))
         self._last = time.monotonic()
 
     def load(self, engine: Engine) -> Snapshot | None:
-        """What was saved here; None if there is nothing, or nothing intact. Raises ConfigError if it is another's."""
-        if not self.path.exists():
-            return None
-        try:
-            about, tensors = _read(self.path)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            sentence = f"The checkpoint {self.path} is damaged ({error}): training starts again from its beginning."
-            warnings.warn(sentence, stacklevel=2)
-            return None
+        """The newest that was saved and is intact; None if there is none. Raises ConfigError if it is another's.
+
+        Warns of what is damaged, and removes it.
+        """
+        saved = durable.numbered(self.path)
+        for place, folder in enumerate(saved, start=1):
+            try:
+                about, tensors = _read(folder)
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                follows = "from its beginning" if place == len(saved) else "from the one before"
+                warnings.warn(
+                    f"The checkpoint {folder} is damaged ({error}): training starts again {follows}.", stacklevel=2
+                )
+                durable.discard(folder)
+                continue
+            self._check_ours(about, engine)
+            return _snapshot(engine, about, tensors)
+        return None
+
+    def _check_ours(self, about: Mapping[str, Any], engine: Engine) -> None:
         if about["identity"] != identity(engine):
             raise ConfigError(
                 f"{self.path} is the checkpoint of another training: model, facts, settings, or the versions of memlaw "
-                "or torch differ. Repeat the command it was begun with, or remove the file to begin anew."
+                "or torch differ. Repeat the command it was begun with, or remove the folder to begin anew."
             )
-        engine.windows.load_state_dict({"anchor": tensors["window.anchor"], "unmoved": tensors["window.unmoved"]})
-        results = {int(run): _result(engine, int(run), told, tensors) for run, told in about["results"].items()}
-        states = [_state(engine, number, told, tensors) for number, told in enumerate(about["states"])]
-        return Snapshot(states, results, about["seconds"])
 
     def discard(self) -> None:
-        """The training has ended and its results are kept elsewhere."""
-        self.path.unlink(missing_ok=True)
+        """The training has ended and its results are kept elsewhere. Removes nothing that was not saved here."""
+        for folder in (*durable.numbered(self.path), *durable.leftovers(self.path)):
+            durable.discard(folder)
+        with suppress(OSError):  # it was never written, or somebody keeps other files in it
+            self.path.rmdir()
 
 
 def identity(engine: Engine) -> str:
@@ -106,25 +121,39 @@ def identity(engine: Engine) -> str:
     )
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    about = json.loads(metadata["about"])
-    if metadata["sha256"] != _checksum(about, tensors):
-        raise ValueError("its SHA-256 does not match")
-    return about, tensors
+def _write(folder: Path, about: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file(tensors, folder / TENSORS)
+    except SafetensorError as error:  # what safetensors makes of an OSError
+        raise OSError(str(error)) from error
+    (folder / STATE).write_text(canonical_json(about))
+    durable.sign(folder)
 
 
-def _checksum(about: Any, tensors: Mapping[str, Tensor]) -> str:
-    hasher = hashlib.sha256(canonical_json(about).encode())
-    for name, tensor in sorted(tensors.items()):
-        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        hasher.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    durable.check_signed(folder)
+    return json.loads((folder / STATE).read_bytes()), load_file(folder / TENSORS)
 
 
 # --- what is in it ---
+
+
+def _about(engine: Engine, snapshot: Snapshot) -> dict[str, Any]:
+    steps = (*(state.step for state in snapshot.states), *(result.steps for result in snapshot.results.values()))
+    return {
+        "identity": identity(engine),
+        "step": max(steps, default=0),  # for people who ask how far it is
+        "seconds": snapshot.seconds,
+        "states": [_about_state(state) for state in snapshot.states],
+        "results": {str(run): _about_result(result) for run, result in snapshot.results.items()},
+    }
+
+
+def _snapshot(engine: Engine, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Snapshot:
+    engine.windows.load_state_dict({"anchor": tensors["window.anchor"], "unmoved": tensors["window.unmoved"]})
+    results = {int(run): _result(engine, int(run), told, tensors) for run, told in about["results"].items()}
+    states = [_state(engine, number, told, tensors) for number, told in enumerate(about["states"])]
+    return Snapshot(states, results, about["seconds"])
 
 
 def _tensors(engine: Engine, snapshot: Snapshot) -> dict[str, Tensor]:
