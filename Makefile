@@ -22,6 +22,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/bandit -q -r src -c pyproject.toml
+	$(BIN)/python scripts/audit.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -18,10 +18,11 @@ import memlaw
 PACKAGE = Path(memlaw.__file__).parent
 
 LEFT_TO_RIGHT = (
-    "errors", "records", "durable", "memory", "products", "data", "tasks", "model", "forward", "eviction", "reach",
-    "adapter", "kernels", "head", "losses", "training",
-    "diagnosis", "measure", "journal", "sweep", "api", "integrations", "law", "published", "plan", "findings", "advice",
-    "figures", "report", "workspace", "planning", "lint", "summary", "progress", "demo", "cli", "__main__",
+    "errors", "records", "bits", "hub", "durable", "memory", "products", "data", "tasks", "outline", "placement",
+    "model", "forward", "prefix", "eviction", "reach", "adapter", "kernels", "head", "losses", "training",
+    "diagnosis", "measure", "journal", "packs", "engines", "driver", "sweep", "api", "integrations",
+    "law", "published", "plan", "laws", "findings", "advice", "figures", "report", "workspace", "budget", "planning",
+    "lint", "summary", "progress", "demo", "cli", "__main__",
 )  # fmt: skip
 """A module imports only modules to its left, whether at its top, inside a function or for its types alone."""
 
@@ -56,13 +57,67 @@ for sys.argv in (["memlaw", "--help"], ["memlaw", "--version"], ["memlaw", "trai
         ("from memlaw import MemorySet, MemlawError, TrainConfig, read", set()),
         (HELP, set()),
         ("import memlaw.journal, memlaw.data, memlaw.diagnosis", set()),
-        ("from memlaw import fit_law, LawFit; import memlaw.plan, memlaw.published", set()),
+        ("from memlaw import fit_law, LawFit; import memlaw.plan, memlaw.published, memlaw.laws", set()),
         ("import memlaw.figures, memlaw.report, memlaw.workspace, memlaw.summary", {"matplotlib"}),
     ],
     ids=["memlaw", "names", "help", "files", "law", "report"],
 )
 def test_what_needs_no_model_loads_no_torch(statement: str, allowed: set[str]) -> None:
     assert loaded_by(statement) & set(HEAVY) <= allowed
+
+
+WITHOUT_THE_MODEL = """
+import pathlib, tempfile
+from memlaw.data import encode, load_tokenizer, read, tokenizer_fingerprint
+from memlaw.outline import outline_of_files
+from memlaw.placement import resolve
+outline, tokenizer = outline_of_files("memlaw/base"), load_tokenizer("memlaw/base")
+with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder, "facts.jsonl")
+    path.write_text('{"query": "The code is ", "target": "42"}')
+    assert encode(read(path), tokenizer, context=outline.context)
+assert resolve(None, outline).parameters(4) and tokenizer_fingerprint(tokenizer)
+"""
+
+
+def test_an_outline_a_placement_and_the_tokens_of_facts_load_no_torch() -> None:
+    assert loaded_by(WITHOUT_THE_MODEL) & set(HEAVY) <= {"transformers", "safetensors"}
+
+
+PLANNED = """
+import pathlib, tempfile, warnings
+from memlaw import cli, published
+from memlaw.law import fit_law
+from memlaw.laws import KnownLaw
+folder = tempfile.TemporaryDirectory()
+facts, law = (pathlib.Path(folder.name, name) for name in ("facts.jsonl", "laws/own.json"))
+facts.write_text('{{"query": "The code is ", "target": "42"}}')
+law.parent.mkdir()
+law.write_text(KnownLaw(fit_law(published.points(), "bounded")).to_json())
+data = "task:random:tokens=20" if {task} else str(facts)
+sys.argv = ["memlaw", *(part.format(data=data, law=law, laws=law.parent) for part in "{command}".split())]
+try:
+    cli.main()
+except SystemExit as ended:
+    assert ended.code == 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "task", "loads"),
+    [
+        ("plan {data} --law {law}", False, False),
+        ("plan {data} --laws {laws} --rank 4 --placement all-linear --target 99%", False, False),
+        ("laws {laws}", False, False),
+        ("plan {data} --law {law} --calibrate", False, True),
+        ("plan {data} --law {law}", True, True),
+    ],
+    ids=["law", "library", "laws", "calibrated", "task"],
+)
+def test_a_plan_of_a_file_of_facts_loads_torch_only_to_calibrate(command: str, task: bool, loads: bool) -> None:
+    loaded = loaded_by(PLANNED.format(command=command, task=task))
+    assert ("torch" in loaded) == loads
+    assert loads or not loaded & {"peft", "matplotlib", "pandas", "datasets", "accelerate"}
 
 
 def test_the_help_loads_no_numerics_either() -> None:

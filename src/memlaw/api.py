@@ -84,7 +84,7 @@ def train_on(
 ) -> Trained:
     """Train one adapter on facts already encoded, and save it to `out` unless it diverged.
 
-    Until it is saved its checkpoint is the file `out` with `.checkpoint` added to its name: an interrupted training
+    Until it is saved its checkpoint is the folder `out` with `.checkpoint` added to its name: an interrupted training
     goes on from there when it is repeated.
     Raises AdapterError, before any training, for a rank that is none here and an `out` that holds something else;
     OSError if `out` cannot be written.

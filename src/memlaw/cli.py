@@ -21,8 +21,15 @@ from memlaw.errors import ConfigError, MemlawError, TrainError
 from memlaw.records import Execution, Method, RecallReport, TrainConfig, Until, canonical_json, to_dict
 
 if TYPE_CHECKING:
+    from memlaw.budget import Budget
+    from memlaw.data import Tokenizer
+    from memlaw.engines import Engine, Resources
+    from memlaw.laws import KnownLaw
     from memlaw.model import Base
+    from memlaw.outline import Outline
+    from memlaw.planning import Names
     from memlaw.records import EncodedFact, MemorySet
+    from memlaw.sweep import ProbeConfig
 
 KEPT = {
     "probe": "Every finished cell is kept: the same command goes on from there.",
@@ -33,6 +40,12 @@ KEPT = {
 
 class Commands(TyperGroup):
     """A sentence and exit code 2 for bad input, 130 for Ctrl-C, a traceback for neither."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """`memlaw probe --status DIR` asks for nothing that a probe needs: it is a command of its own."""
+        if args[0] == "probe" and "--status" in args:
+            args = ["status", *(arg for arg in args[1:] if arg != "--status")]
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -139,6 +152,47 @@ class Inputs:
             _note(f"Warning: {warning}")
         return memory_set
 
+    @property
+    def asks_the_model(self) -> bool:
+        """Whether the facts cannot be known without the model: a task draws tokens that its head can produce."""
+        from memlaw.tasks import SPEC_PREFIX
+
+        return self.data.startswith(SPEC_PREFIX)
+
+    def outlined(self) -> tuple[Outline, tuple[EncodedFact, ...], Names]:
+        """The model's outline, the facts as its tokens and the names of both, by its files alone: without torch."""
+        from memlaw.data import encode, load_tokenizer, read
+        from memlaw.outline import outline_of_files
+
+        outline, tokenizer = outline_of_files(self.model), load_tokenizer(self.model)
+        memory_set = read(
+            self.data,
+            eos=self.eos,
+            on_conflict=self.on_conflict,
+            tokenizer=tokenizer,
+            prompt_field=self.prompt_field,
+            target_field=self.target_field,
+        )
+        for warning in memory_set.warnings:
+            _note(f"Warning: {warning}")
+        return outline, encode(memory_set, tokenizer, context=outline.context), self.names(memory_set, tokenizer)
+
+    def names(self, memory_set: MemorySet, tokenizer: Tokenizer) -> Names:
+        """What a plan calls the model and the facts, and what tells them apart."""
+        from memlaw.data import tokenizer_fingerprint
+        from memlaw.planning import Names
+
+        return Names(self.model, self.data, self.reading, tokenizer_fingerprint(tokenizer), memory_set.fingerprint)
+
+    @property
+    def reading(self) -> tuple[str, ...]:
+        """The options given that say how the facts are read, as they are typed."""
+        end = {None: (), True: ("--eos",), False: ("--no-eos",)}[self.eos]
+        conflict = () if self.on_conflict == "error" else ("--on-conflict", self.on_conflict)
+        prompt = () if self.prompt_field is None else ("--prompt-field", self.prompt_field)
+        target = () if self.target_field is None else ("--target-field", self.target_field)
+        return (*end, *conflict, *prompt, *target)
+
     def load(self) -> tuple[Base, MemorySet, tuple[EncodedFact, ...]]:
         """The model, the facts, and the facts as its tokens."""
         from memlaw.data import encode
@@ -182,6 +236,10 @@ EvictPrefix = Annotated[
     bool, typer.Option("--evict-prefix", help="Keep the layers below the adapter in main memory, off the GPU.")
 ]
 CheckpointMinutes = Annotated[float, typer.Option(help="Minutes between two checkpoints of a training.")]
+Laws = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="A library of laws, see `memlaw laws`.  [default: laws]", envvar="MEMLAW_LAWS"),
+]
 ShowText = Annotated[
     bool, typer.Option("--show-text", help="Include target texts, which are secrets; the file is its owner's alone.")
 ]
@@ -212,7 +270,7 @@ def check(
     adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="An adapter that is to recall them.")] = None,
     law: Annotated[
         Path | None,
-        typer.Option(help="To judge the rank by: of `memlaw fit --out`, or a probe.  [default: that of Qwen3-8B]"),
+        typer.Option(help="To judge the rank by: of `memlaw fit --save`, or a probe.  [default: that of Qwen3-8B]"),
     ] = None,
     rank: Annotated[
         int | None, typer.Option(help="LoRA rank to judge.  [default: the adapter's, where memlaw wrote it]")
@@ -244,26 +302,59 @@ def plan(
     *,
     law: Annotated[
         Path | None,
-        typer.Option(help="A file of `memlaw fit --out`, or a probe.  [default: the published law of Qwen3-8B]"),
+        typer.Option(help="A file of `memlaw fit --save`, or a probe.  [default: the nearest in --laws]"),
     ] = None,
-    calibrate: Annotated[
+    laws: Laws = None,
+    cells: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A probe of a few cells of facts like these, to fit the law to.")
     ] = None,
-    target: Annotated[float, typer.Option(help="Share of the facts to recall.")] = 1.0,
+    target: Annotated[str, typer.Option(help="all, a share such as 0.99 or 99%, or a mean loss: loss=0.1.")] = "all",
+    rank: Annotated[int | None, typer.Option(help="Say how much this rank holds.  [default: the planned one]")] = None,
     placement: Placement = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Load the model: measure its loss on the facts, time a few real steps.")
+    ] = False,
     inputs: Inputs,
     as_json: AsJson = False,
 ) -> None:
     """Will it fit? The rank DATA needs, how sure that is, what it costs, and a LoraConfig to paste."""
-    from memlaw.adapter import parse_placement
-    from memlaw.planning import plan_for
+    from memlaw.plan import Target
+    from memlaw.planning import plan_for, plan_from_files
     from memlaw.summary import plan_lines
-    from memlaw.workspace import known_law
+    from memlaw.workspace import law_chooser
 
-    known = known_law(law, calibrate)
-    base, _, facts = inputs.load()
-    answer = plan_for(base, facts, parse_placement(placement, base.model), known, target=target)
+    aim, shelf = Target.parse(target), {} if law is not None else _laws_in(laws)
+    choose = law_chooser(law, cells, shelf=shelf.values())
+    if calibrate or inputs.asks_the_model:
+        from memlaw.adapter import parse_placement
+
+        base, memory_set, facts = inputs.load()
+        names = inputs.names(memory_set, base.tokenizer)
+        where = parse_placement(placement, base.model)
+        answer = plan_for(base, facts, where, choose, names=names, target=aim, rank=rank, timed=calibrate)
+    else:
+        from memlaw.placement import resolve
+
+        outline, facts, names = inputs.outlined()
+        where = resolve(placement, outline)
+        answer = plan_from_files(outline, facts, where, choose, names=names, target=aim, rank=rank)
     _emit(as_json, answer.to_dict(), plan_lines(answer))
+
+
+@app.command(short_help="The laws there are to plan with")
+def laws(
+    *,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Where they are kept.  [default: laws]", envvar="MEMLAW_LAWS")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The laws that `memlaw fit --save` kept: of which model, placement and data, how good, how old."""
+    from memlaw.laws import listing
+    from memlaw.summary import laws_lines
+
+    rows = listing(_laws_in(folder))
+    _emit(as_json, {"laws": rows}, laws_lines(rows))
 
 
 @app.command(short_help="Make it stick: an adapter that recalls the facts verbatim")
@@ -411,15 +502,44 @@ def probe(
     config: Annotated[
         Path | None, typer.Option(metavar="YAML", help="A file of these settings, and more; options given win.")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="90s, 10m, 2h: train the cells that help a plan for DATA most, no longer."),
+    ] = None,
+    isolate: Annotated[bool, typer.Option("--isolate", help="A fresh process for each stack of adapters.")] = False,
+    minutes_per_pack: Annotated[
+        float | None, typer.Option(help="With --isolate: a stack that takes longer has failed.  [default: no limit]")
+    ] = None,
+    engine: Annotated[Literal["inline", "ray"], typer.Option(help="Train here, or on the workers of Ray.")] = "inline",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="A Ray cluster.  [default: one of this machine, while it lasts]"),
+    ] = None,
+    cpus_per_pack: Annotated[int, typer.Option(help="Threads of each stack on Ray.")] = 1,
+    gpus_per_pack: Annotated[
+        float | None,
+        typer.Option(help="GPUs of each stack on Ray; 0.5 puts two on one.  [default: 1 if the model is on one]"),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only this share of the work, as one of N runs with one --out.")
+    ] = None,
     compiled: Compile = False,
     evict_prefix: EvictPrefix = False,
+    prefix_cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep what the layers below the adapters make of the facts here.")
+    ] = None,
     checkpoint_minutes: CheckpointMinutes = Execution.checkpoint_minutes,
     inputs: Inputs,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what adapters of several ranks hold of DATA at several lengths: the points of the law."""
+    """Measure what adapters of several ranks hold of DATA at several lengths: the points of the law.
+
+    `memlaw probe --status DIR` says where a probe stands, from any machine that sees its directory.
+    """
+    from memlaw.budget import seconds_of
+    from memlaw.engines.schedule import Shard
     from memlaw.progress import probe_bar
-    from memlaw.summary import failure_lines
+    from memlaw.summary import bits_lines, failure_lines
     from memlaw.sweep import ProbeConfig
     from memlaw.sweep import probe as run
     from memlaw.workspace import probe_results
@@ -435,19 +555,145 @@ def probe(
         "batch_size": batch_size,
     }
     flags = {name: value for name, value in given.items() if value is not None}
-    settings = ProbeConfig(**flags) if config is None else ProbeConfig.from_yaml(config, flags)
-    execution = Execution(compiled=compiled, evict_prefix=evict_prefix, checkpoint_minutes=checkpoint_minutes)
+    seconds = None if budget is None else seconds_of(budget)
+    execution = Execution(
+        compiled=compiled,
+        evict_prefix=evict_prefix,
+        prefix_cache=None if prefix_cache is None else str(prefix_cache),
+        checkpoint_minutes=checkpoint_minutes,
+    )
+    where = _engine(isolate, minutes_per_pack, engine, ray_address)
+    resources = None if engine == "inline" else _resources(inputs.device, cpus_per_pack, gpus_per_pack)
+    part = None if shard is None else Shard.parse(shard)
+    if seconds is None:
+        settings = ProbeConfig(**flags) if config is None else ProbeConfig.from_yaml(config, flags)
     base = inputs.base()
     memory_set = inputs.memory_set(base)
+    chooser = None
+    if seconds is not None:
+        settings, chooser = _budgeted(base, memory_set, seconds, config, flags)
     with probe_bar() as on_progress:
-        summary = run(base, memory_set, settings, out, execution=execution, on_progress=on_progress)
+        summary = run(
+            base,
+            memory_set,
+            settings,
+            out,
+            execution=execution,
+            on_progress=on_progress,
+            engine=where,
+            resources=resources,
+            shard=part,
+            choose=chooser,
+        )
+    if chooser is not None and chooser.why:
+        _note(chooser.why)
     for warning in summary.warnings:
         _note(f"Warning: {warning}")
     if summary.failed:
         for line in failure_lines(probe_results(out)):
             _note(line)
-    document = to_dict(summary)
-    _emit(as_json, document, [f"{out}: {summary.finished} of {summary.cells} cells finished, {summary.failed} failed."])
+    finished = f"{out}: {summary.finished} of {summary.cells} cells finished, {summary.failed} failed."
+    _emit(as_json, to_dict(summary), [finished, *bits_lines(probe_results(out))])
+
+
+def _engine(isolate: bool, minutes: float | None, name: str, ray_address: str | None) -> Engine | None:
+    """What trains the packs; None for this process."""
+    from memlaw.engines.isolated import Isolated
+
+    if isolate and name != "inline":
+        raise ConfigError("--isolate is an engine of its own: Ray's workers are processes of their own already.")
+    if ray_address is not None and name != "ray":
+        raise ConfigError("--ray-address is that of a Ray cluster: add --engine ray.")
+    if name == "ray":
+        from memlaw.engines.on_ray import OnRay
+
+        return OnRay(ray_address)
+    if minutes is not None and not isolate:
+        raise ConfigError("--minutes-per-pack needs a process that can be stopped: add --isolate.")
+    return Isolated(minutes) if isolate else None
+
+
+def _resources(device: str, cpus: int, gpus: float | None) -> Resources:
+    """What a pack takes on Ray; a GPU unless told otherwise, where the model goes to one."""
+    import torch
+
+    from memlaw.engines import Resources
+
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    return Resources(cpus=cpus, gpus=float(on_gpu) if gpus is None else gpus)
+
+
+@app.command(hidden=True, short_help="Where a probe stands")
+def status(
+    *,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `memlaw probe` writes to.")],
+    as_json: AsJson = False,
+) -> None:
+    """Where the probe in DIR stands, from its journal alone."""
+    from memlaw.journal import status as standing
+    from memlaw.summary import status_lines
+
+    found = standing(directory)
+    _emit(as_json, to_dict(found), status_lines(found))
+
+
+journal = typer.Typer(help="The files of a probe: check, mend and export them.", no_args_is_help=True)
+app.add_typer(journal, name="journal")
+
+Probed = Annotated[Path, typer.Argument(metavar="DIR", help="What `memlaw probe` wrote.")]
+
+
+@journal.command(short_help="Read every file and check its SHA-256; change nothing")
+def verify(*, directory: Probed, as_json: AsJson = False) -> None:
+    """Read every file of a probe and check its SHA-256. Exits with 2 if one is damaged; nothing is changed."""
+    from memlaw.journal import verify as inspect_files
+    from memlaw.summary import verify_lines
+
+    found = inspect_files(directory)
+    _emit(as_json, to_dict(found), verify_lines(found))
+    if not found.intact:
+        raise typer.Exit(2)
+
+
+@journal.command(short_help="Put damaged files aside and write results.parquet again")
+def rebuild(*, directory: Probed, as_json: AsJson = False) -> None:
+    """Put damaged files of a probe into quarantine, and write results.parquet again from the intact ones."""
+    from memlaw.journal import rebuild as mend
+
+    found = mend(directory)
+    _emit(as_json, to_dict(found), [*found.findings, f"{found.out}: results.parquet has {found.rows:,} rows."])
+
+
+@journal.command(short_help="All results as one table: .csv, .jsonl or .parquet")
+def export(
+    *,
+    directory: Probed,
+    out: Annotated[Path, typer.Option(help="The file; its suffix says which format.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write all results of a probe as one table."""
+    from memlaw.journal import export as write_out
+
+    rows = write_out(directory, out)
+    _emit(as_json, {"out": str(out), "rows": rows}, [f"{out}: {rows:,} rows."])
+
+
+def _budgeted(
+    base: Base, memory_set: MemorySet, seconds: float, config: Path | None, flags: dict[str, Any]
+) -> tuple[ProbeConfig, Budget]:
+    """The grid to choose from, unless ranks and lengths are given, and what chooses."""
+    from memlaw.adapter import parse_placement
+    from memlaw.budget import Budget, Goal, grid
+    from memlaw.data import encode
+    from memlaw.sweep import ProbeConfig
+
+    facts = encode(memory_set, base.tokenizer, context=base.context)
+    where = parse_placement(flags.get("placement"), base.model)
+    settings = ProbeConfig(**(grid(facts, where) | flags)) if config is None else ProbeConfig.from_yaml(config, flags)
+    if len(settings.methods) > 1:
+        raise ConfigError("A budget is for one law, and a law is of one method: give one of --methods.")
+    where = parse_placement(settings.placement, base.model)
+    return settings, Budget(seconds, Goal.of(base, facts, where))
 
 
 @app.command(short_help="Fit the law to a probe, or to a table of points")
@@ -457,30 +703,45 @@ def fit(
         Path, typer.Argument(metavar="DIR|POINTS.csv", help="A probe, or columns rank,length,delta_loss[,final_loss].")
     ],
     form: Annotated[
-        Literal["paper", "bounded"] | None, typer.Option(help="Of the law.  [default: the better one]")
+        Literal["paper", "power", "log", "bounded", "memory"] | None,
+        typer.Option(help="Of the law.  [default: the one that predicts cells left out best]"),
     ] = None,
+    axis: Annotated[
+        Literal["rank", "parameters"],
+        typer.Option(help="What a law calls size: cells of several placements share one over parameters."),
+    ] = "rank",
+    residuals: Annotated[
+        Literal["absolute", "relative", "replicates"],
+        typer.Option(help="What is least: squares of nats, of logarithms, or of nats weighed by replicates."),
+    ] = "absolute",
+    intervals: Annotated[
+        Literal["standard", "profile", "bootstrap"], typer.Option(help="Where the 95% intervals come from.")
+    ] = "standard",
     method: Annotated[Method | None, typer.Option(help="Cells of this method only.")] = None,
     holdout: Annotated[
-        str | None, typer.Option(metavar="CELLS", help="Predict cells left out: length=MAX, rank>=12, length=2000.")
+        str | None, typer.Option(metavar="CELLS", help="Predict cells left out: length=MAX, rank>=12, corner=MAX.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the law here, for `memlaw plan --law`.")] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", "--out", help="Write the law here, for `memlaw plan`; see `memlaw laws`.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the Parametric Memory Law dL = C r^alpha l^-beta + b, with error bars and a status."""
     from memlaw.law import compare, fit_law
     from memlaw.law import holdout as hold_out
     from memlaw.summary import comparison_lines, fit_lines
-    from memlaw.workspace import keep, law_points
+    from memlaw.workspace import keep, law_points, with_origin
 
-    points = law_points(source, method)
+    points = law_points(source, method, axis)
+    beside: list[str] = []
     if form is None:
-        compared = compare(points, source=str(source))
-        law, beside = compared.best, ["", *comparison_lines(compared)]
-    else:
-        law, beside = fit_law(points, form, source=str(source)), []
-    judged = None if holdout is None else hold_out(points, law.form, holdout)
-    if out is not None:
-        keep(out, law.to_json())
+        compared = compare(points, axis=axis, residuals=residuals, source=str(source))
+        chosen = compared.best if save is None else compared.best_to_plan
+        form, beside = chosen.form, ["", *comparison_lines(compared, chosen.form)]
+    law = fit_law(points, form, axis=axis, residuals=residuals, intervals=intervals, source=str(source))
+    judged = None if holdout is None else hold_out(points, law.form, holdout, axis=axis, residuals=residuals)
+    if save is not None:
+        keep(save, with_origin(law, source, method).to_json())
     _emit(as_json, law.summary(judged), [*fit_lines(law, judged), *beside])
 
 
@@ -503,6 +764,16 @@ def report(
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _laws_in(folder: Path | None) -> dict[str, KnownLaw]:
+    """The laws of a library by name; its damaged files get a warning each."""
+    from memlaw.laws import FOLDER, library
+
+    found = library(folder or FOLDER)
+    for sentence in found.damaged:
+        _note(f"Warning: {sentence}")
+    return found.laws
 
 
 def _train_config(preset: str, **given: Any) -> TrainConfig:

@@ -25,7 +25,6 @@ from memlaw.records import (
     Execution,
     canonical_json,
     cell_from_dict,
-    digest,
     to_dict,
 )
 
@@ -149,8 +148,8 @@ def train_pack(
     from memlaw.training import Checkpoint, train_stack
 
     execution = execution or Execution()
-    name = digest([cell.key for cell in cells])
-    checkpoint = Checkpoint(journal.root / "checkpoints" / f"{name}.safetensors", minutes=execution.checkpoint_minutes)
+    place = journal.checkpoint([cell.key for cell in cells])
+    checkpoint = Checkpoint(place, minutes=execution.checkpoint_minutes)
 
     def record(result: CellResult) -> None:
         journal.publish(result)

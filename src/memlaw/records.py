@@ -257,6 +257,10 @@ class Cell:
     train: TrainConfig
     dtype: str
     algorithm: int = ALGORITHM_VERSION
+    libraries: str = ""
+    """Those that compute, with their versions."""
+    device: str = ""
+    """The kind of device that computes: cpu, cuda."""
 
     @property
     def key(self) -> str:

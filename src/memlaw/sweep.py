@@ -195,6 +195,8 @@ def _grid(
             length=length,
             train=config.train(method, seed),
             dtype=base.dtype,
+            libraries=_libraries(),
+            device=base.device.partition(":")[0],
         )
         for length, rank, method, seed in itertools.product(lengths, config.ranks, config.methods, config.seeds)
     ]
@@ -212,14 +214,26 @@ def tokens_per_pack(base: Base, facts: Sequence[EncodedFact], placement: Placeme
     return min(int(room), TOKENS_PER_PACK) if torch.device(base.device).type == "cpu" else int(room)
 
 
-def _about(base: Base, memory_set: MemorySet) -> dict[str, str]:
+def _libraries() -> str:
+    import torch
+    import transformers
+
+    return f"torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def _about(base: Base, memory_set: MemorySet) -> dict[str, Any]:
     """What people, and `memlaw plan`, like to know of a probe although it sets no cell apart."""
     from memlaw.adapter import outline_of_model
 
-    return {"model": base.name, "outline": outline_of_model(base.model).digest, "data": memory_set.source}
+    return {
+        "model": base.name,
+        "outline": outline_of_model(base.model).digest,
+        "data": memory_set.source,
+        "warnings": [*base.warnings, *memory_set.warnings],
+    }
 
 
-def _spec(grid: Sequence[Cell], tokens: int, about: dict[str, str]) -> ProbeSpec:
+def _spec(grid: Sequence[Cell], tokens: int, about: dict[str, Any]) -> ProbeSpec:
     packs = tuple(tuple(cell.key for cell in pack) for pack in plan_packs(grid, tokens))
     return ProbeSpec(_identity(grid), packs, about)
 

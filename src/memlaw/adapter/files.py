@@ -144,14 +144,26 @@ def _attached_by_peft(base: Base, directory: Path) -> Iterator[None]:
         try:
             wrapped = PeftModel.from_pretrained(base.model, str(directory))
         except (ValueError, RuntimeError, TypeError, KeyError) as error:
+            _unwrap(base.model)
             raise AdapterError(f"PEFT cannot load the adapter {directory} on {base.name}: {error}") from error
         wrapped.eval()
         try:
             yield
         finally:
             wrapped.unload()
-            if hasattr(base.model, "peft_config"):
-                del base.model.peft_config
+            _unwrap(base.model)
+
+
+def _unwrap(model: Any) -> None:
+    """Take out what PEFT put into the model, be it finished or not."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for path, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def _tensors(stack: AdapterStack) -> dict[str, Tensor]:

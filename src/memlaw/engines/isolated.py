@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from memlaw.engines import Outcome, Outcomes, Resources, Spec, WorkerDiedError
+from memlaw.errors import ConfigError
 
 _FRESH = multiprocessing.get_context("spawn")
 
@@ -25,19 +27,27 @@ class Isolated:
 
     in_process, parallel = False, False
 
+    def __init__(self, minutes: float | None = None) -> None:
+        """`minutes` that a pack may take; one that takes longer has failed. Raises ConfigError."""
+        if minutes is not None and not 0 < minutes < math.inf:
+            raise ConfigError(f"A pack cannot be given {minutes} minutes: choose a number above 0, or no limit.")
+        self.minutes = minutes
+
     def run(self, fn: Callable[[Spec], object], specs: deque[Spec], _resources: Resources, /) -> Outcomes[Spec]:
         while specs:
             spec = specs.popleft()
-            yield Outcome(spec, _in_fresh_process(fn, spec))
+            yield Outcome(spec, _in_fresh_process(fn, spec, self.minutes))
 
 
-def _in_fresh_process(fn: Callable[[Any], object], spec: Any) -> Exception | None:
+def _in_fresh_process(fn: Callable[[Any], object], spec: Any, minutes: float | None) -> Exception | None:
     """What `fn` raised there, or how the process died."""
     receiver, sender = _FRESH.Pipe(duplex=False)
     process = _FRESH.Process(target=_child, args=(fn, spec, sender), daemon=True)
     process.start()
     sender.close()  # so that the child holds the only other end
     try:
+        if not receiver.poll(None if minutes is None else 60 * minutes):
+            return WorkerDiedError(f"The process of the pack was stopped at its limit of {minutes:g} minutes.")
         error: Exception | None = receiver.recv()
     except EOFError:
         process.join()

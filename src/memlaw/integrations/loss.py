@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from memlaw.errors import ConfigError
+from memlaw.integrations.refusals import check_packing
 from memlaw.integrations.samples import sample_ids, share_windows
 from memlaw.integrations.step import StepMean
 from memlaw.losses import MemFT, MemFTSums, WindowState, memft_sums, memft_token_sums
@@ -41,6 +42,7 @@ class StepLoss:
         return self.mean.add(sums)
 
     def sums(self, outputs: Any, labels: Tensor, inputs: Mapping[str, Any], ids: Tensor | None = None) -> MemFTSums:
+        check_packing(inputs)
         settings: dict[str, Any] = {
             **asdict(self.memft),
             "position_ids": inputs.get("position_ids"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from memlaw.errors import ConfigError
 from memlaw.integrations.step import processes
@@ -37,6 +40,30 @@ def check_parallelism(config: Any) -> None:
         raise ConfigError(
             f"Under sequence or tensor parallelism ({found}) a custom loss sees a part of each sequence, or is not "
             "called at all. MemFT works under data parallelism: set these sizes to 1."
+        )
+
+
+def check_packing(inputs: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a packed batch in which samples see one another, or positions do not count a sample.
+
+    transformers keeps samples apart by `position_ids` [batch, time], and only where it is given no mask; a mask
+    [batch, time] that numbers them does the same elsewhere. What the mask leaves out may have any position.
+    """
+    positions, mask = inputs.get("position_ids"), inputs.get("attention_mask")
+    if not isinstance(positions, Tensor) or positions.dim() != 2:
+        return
+    begins = positions[:, 1:] - positions[:, :-1] != 1
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        begins = begins & (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
+        if bool((begins & (mask[:, 1:] == mask[:, :-1])).any()):
+            raise ConfigError(
+                "position_ids begin anew within rows whose attention_mask makes them one text, so every packed sample "
+                "would see those before it. Leave attention_mask out of packed batches."
+            )
+    if bool((begins & (positions[:, 1:] != 0)).any()):
+        raise ConfigError(
+            "position_ids jump within a row without beginning anew at 0, so samples would be cut where none begins. "
+            "Count every packed sample from 0, each token one more."
         )
 
 

@@ -84,6 +84,11 @@ def _check_sft(trainer: Any) -> None:
             f"loss_type is {loss_type!r}, and two losses cannot both be the trainer's: leave it at 'nll', which MemFT "
             "replaces."
         )
+    if trainer.args.packing and getattr(trainer.args, "packing_strategy", None) == "wrapped":
+        raise ConfigError(
+            "packing_strategy='wrapped' cuts samples anywhere and keeps no border between them, so each would be "
+            "learnt as what follows another: use 'bfd'."
+        )
     if getattr(trainer, "aux_loss_enabled", False):
         raise ConfigError(
             "The load-balancing loss of this mixture of experts would be weighed with MemFT's tokens, not by its own "

@@ -50,6 +50,8 @@ COLUMNS: dict[str, type] = {
     "data": str,
     "dtype": str,
     "algorithm": int,
+    "libraries": str,
+    "device": str,
     "max_steps": int,
 } | {name: kind for name, kind in _TRAIN_KINDS.items() if name not in ("method", "seed", "steps")}
 """Columns of results.parquet and their types; any of them may be null where a cell has no such number."""

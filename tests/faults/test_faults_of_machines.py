@@ -1,0 +1,204 @@
+"""Rows 30 to 36 and 42 of the fault matrix: disks, signals, clocks and versions lose and mix up no recorded row."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from faulty import CELLS, probed, rows
+from torch.torch_version import TorchVersion
+
+from memlaw import records
+from memlaw.errors import JournalError
+from memlaw.journal import Journal
+from memlaw.records import CellResult
+from memlaw.sweep import ProbeProgress
+from memlaw.training import StackProgress
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert probed(out).finished == CELLS
+    return out
+
+
+def assert_same(out: Path, undisturbed: Path) -> None:
+    """Finished by the same command, it is what it would have been: no row lost, doubled or changed, nothing broken."""
+    assert probed(out).finished == CELLS
+    assert rows(out) == rows(undisturbed)
+    assert (out / "results.parquet").read_bytes() == (undisturbed / "results.parquet").read_bytes()
+    assert not list(out.glob("quarantine/*"))
+
+
+# --- disks -----------------------------------------------------------------------------------------------------------
+
+
+def failing_disk(monkeypatch: pytest.MonkeyPatch, call: str, code: int, *, after: int) -> None:
+    """From its `after`-th use on, os.`call` fails as the system does."""
+    real, uses = getattr(os, call), iter(range(10**6))
+
+    def use(*arguments: Any, **named: Any) -> Any:
+        if next(uses) >= after:
+            raise OSError(code, os.strerror(code))
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(os, call, use)
+
+
+def assert_row_absent_then_retried(out: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, **fault: Any) -> None:
+    acknowledged: list[str] = []
+
+    def note(event: ProbeProgress) -> None:
+        if isinstance(event.news, CellResult):
+            acknowledged.append(f"{event.news.cell.key}.json")
+
+    with monkeypatch.context() as patch:
+        failing_disk(patch, **fault)
+        with pytest.raises(JournalError, match=os.strerror(fault["code"])):
+            probed(out, on_progress=note)
+    assert 0 < len(acknowledged) < CELLS
+    assert set(acknowledged) <= rows(out).keys()
+    assert rows(out).items() <= rows(undisturbed).items()
+    assert_same(out, undisturbed)
+
+
+@pytest.mark.parametrize(("call", "after"), [("fsync", 11), ("link", 3)])
+def test_30_disk_full(
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, call: str, after: int
+) -> None:
+    fault = {"call": call, "code": errno.ENOSPC, "after": after}
+    assert_row_absent_then_retried(tmp_path / "out", undisturbed, monkeypatch, **fault)
+
+
+@pytest.mark.parametrize(("call", "after"), [("fsync", 11), ("link", 3)])
+def test_31_io_error(tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, call: str, after: int) -> None:
+    fault = {"call": call, "code": errno.EIO, "after": after}
+    assert_row_absent_then_retried(tmp_path / "out", undisturbed, monkeypatch, **fault)
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+PHASES: dict[str, Callable[[ProbeProgress], bool]] = {
+    "before the first step": lambda event: event.news is None,
+    "in the first pack": lambda event: isinstance(event.news, StackProgress) and event.news.step == 3,
+    "behind the first cell": lambda event: isinstance(event.news, CellResult),
+    "between two packs": lambda event: event.pack == 2 and event.news is None,
+    "in the last pack": lambda event: event.pack == 2 and isinstance(event.news, StackProgress),
+    "behind the last cell": lambda event: event.recorded == CELLS,
+}
+
+
+def probe_with_signal(out: Path, number: int, phase: str) -> None:
+    """The probe on one thread; the signal arrives at the first event of the phase."""
+    torch.set_num_threads(1)
+
+    def send(event: ProbeProgress) -> None:
+        if PHASES[phase](event):
+            signal.raise_signal(number)
+
+    probed(out, on_progress=send)
+
+
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["memlaw.training", "memlaw.measure", "memlaw.sweep", "faulty"])
+
+
+def ended_by(number: int, out: Path, phase: str) -> int | None:
+    """The exit code of a process that the signal has met in this phase."""
+    process = FORKSERVER.Process(target=probe_with_signal, args=(out, number, phase))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_32_ctrl_c(tmp_path: Path, undisturbed: Path, phase: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        probe_with_signal(tmp_path / "out", signal.SIGINT, phase)
+    assert_same(tmp_path / "out", undisturbed)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_33_sigterm(tmp_path: Path, undisturbed: Path, phase: str) -> None:
+    """As Ctrl-C: it ends by an exception, once the table of what is finished has been written."""
+    assert ended_by(signal.SIGTERM, tmp_path / "out", phase) == 1
+    assert (tmp_path / "out" / "results.parquet").exists()
+    assert_same(tmp_path / "out", undisturbed)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_34_sigkill(tmp_path: Path, undisturbed: Path, phase: str) -> None:
+    assert ended_by(signal.SIGKILL, tmp_path / "out", phase) == -signal.SIGKILL
+    assert_same(tmp_path / "out", undisturbed)
+
+
+# --- two runs, clocks ------------------------------------------------------------------------------------------------
+
+
+def test_35_two_runs_in_one_directory(tmp_path: Path, undisturbed: Path) -> None:
+    """The same probe shares it, whoever is first; another one is refused and leaves no trace."""
+    out, others = tmp_path / "out", iter([lambda: probed(out)])
+
+    def join(event: ProbeProgress) -> None:
+        if event.pack == 1 and isinstance(event.news, StackProgress):
+            next(others, lambda: None)()
+
+    probed(out, on_progress=join)
+    assert_same(out, undisturbed)
+    with pytest.raises(JournalError, match="belongs to another run; they differ in seeds"):
+        probed(out, seeds=[7])
+    assert_same(out, undisturbed)
+
+
+def falling(start: float) -> Iterator[float]:
+    while True:
+        start -= 3600.0
+        yield start
+
+
+def test_36_clock_running_backwards(tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hours = falling(time.time())
+    monkeypatch.setattr(time, "time", lambda: next(hours))
+    monkeypatch.setattr(time, "time_ns", lambda: int(1e9 * next(hours)))
+    with pytest.raises(KeyboardInterrupt):
+        probe_with_signal(tmp_path / "out", signal.SIGINT, "in the last pack")
+    assert_same(tmp_path / "out", undisturbed)
+
+
+# --- versions --------------------------------------------------------------------------------------------------------
+
+
+def as_if_updated(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    if what == "code":
+        algorithm = records.ALGORITHM_VERSION + 1
+        monkeypatch.setattr(records.Cell.__init__, "__defaults__", (algorithm, "", ""))
+    else:
+        monkeypatch.setattr(torch, "__version__", TorchVersion("99.0.0"))
+
+
+@pytest.mark.parametrize(("what", "told"), [("code", "algorithm"), ("library", "libraries")])
+def test_42_code_or_library_changed_in_mid_sweep(
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, what: str, told: str
+) -> None:
+    """The rest of a sweep is not trained by other code into the same directory; a directory of its own takes it."""
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        probe_with_signal(out, signal.SIGINT, "between two packs")
+    old = rows(out)
+    with monkeypatch.context() as update:
+        as_if_updated(update, what)
+        with pytest.raises(JournalError, match=f"belongs to another run; they differ in {told}"):
+            probed(out)
+        assert probed(tmp_path / "new").finished == CELLS
+    assert rows(out) == old
+    assert Journal(tmp_path / "new").spec().identity != Journal(out).spec().identity
+    assert_same(out, undisturbed)
