@@ -1,4 +1,4 @@
-"""The command line of large sweeps: where they run, how they are divided, what their files are, when there is enough."""
+"""The command line of large sweeps: where they run, how they are divided, their files, and when there is enough."""
 
 from __future__ import annotations
 
