@@ -145,6 +145,8 @@ def journal(here: Path) -> Reader:
             if name != "probe.json" and isinstance(body, dict) and "cell" in body:
                 place = f"{Path(name).parent}/{digest(body['cell'])}.json"
             content = sealed(body)
+        for former in here.glob("*/*.json"):
+            former.unlink()
         for known, intact in whole.items():
             (here / known).parent.mkdir(exist_ok=True)
             (here / known).write_bytes(intact)
@@ -154,8 +156,6 @@ def journal(here: Path) -> Reader:
             read.spec()
         finally:
             read.results()
-            for leftover in here.glob("*/*.json"):
-                leftover.unlink()
 
     return one
 
