@@ -32,8 +32,7 @@ def line(script: str, *arguments: object) -> dict[str, Any]:
 def test_damaged_input_is_read_or_refused_and_nothing_else_happens(reader: str, inputs: int) -> None:
     found = line("fuzz_inputs.py", "--only", reader, "--inputs", inputs, "--seed", 20)
     assert (found["failures"], found["kinds"]) == (0, {})
-    assert found["accepted"] > 0
-    assert found["refused"] > 0.5 * inputs
+    assert min(found["accepted"], found["refused"]) > 0.02 * inputs
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from memlaw.diagnosis.verdicts import position_counts, stubborn_positions
 from memlaw.records import LN2, RecallReport, RecordRecall
@@ -106,6 +105,8 @@ def spearman(pairs: NDArray[np.float64], *, seed: int = 0) -> Correlation | None
 
     None for fewer than three pairs, and where a column never changes.
     """
+    from scipy import stats
+
     if len(pairs) < 3 or (pairs == pairs[0]).all(axis=0).any():
         return None
     drawn = np.random.default_rng(seed).integers(len(pairs), size=(RESAMPLES, len(pairs)))

@@ -13,7 +13,7 @@ from torch import Tensor
 from memlaw.adapter import attach, load_info, parse_placement
 from memlaw.errors import ModelError
 from memlaw.findings import Finding, Severity
-from memlaw.laws import KnownLaw, nearest
+from memlaw.laws import KnownLaw, nearest, suited
 from memlaw.model import Base, frozen
 from memlaw.planning import plan_for
 from memlaw.reach import frozen_head, reach_bounds
@@ -156,7 +156,7 @@ def rank_findings(
         return
     where = parse_placement(info.get("placement") if placement is None else placement, base.model)
     where.check_rank(rank)
-    plan = plan_for(base, facts, where, lambda use: nearest([] if law is None else [law], use))
+    plan = plan_for(base, facts, where, lambda use: nearest((), use) if law is None else suited(law, use))
     borrowed = " The law is borrowed from another model; `memlaw probe` gives this one its own."
     doubt = borrowed if plan.law.borrowed else ""
     certain: Severity = "warning" if plan.rank.low is None or rank < plan.rank.low else "info"
