@@ -410,7 +410,7 @@ def train(
     with training_bar(f"rank {rank}") as on_step:
         trained = train_on(base, memory_set, facts, rank, where, config, out=out, execution=execution, on_step=on_step)
     if trained.status != "finished":
-        raise TrainError(f"Training diverged: {trained.message}. Nothing was saved.")
+        raise TrainError(f"Training {trained.status}: {trained.message}. Nothing was saved.")
     document = {
         "adapter": str(out),
         "steps": trained.steps,

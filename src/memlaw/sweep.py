@@ -137,16 +137,16 @@ def _explained(error: ValidationError) -> str:
     """What is wrong with the settings, one sentence for each."""
     problems = error.errors()
     unknown = sorted(str(problem["loc"][0]) for problem in problems if problem["type"] == "extra_forbidden")
-    entries = {problem["loc"][0] for problem in problems if len(problem["loc"]) > 1}
+    entries = {problem["loc"][:1] for problem in problems if len(problem["loc"]) > 1}
     sentences = []
     if unknown:
         known = ", ".join(ProbeConfig.model_fields)
         sentences.append(f"Unknown setting {', '.join(unknown)}: it would change nothing. Known: {known}.")
     for problem in problems:
-        name = " ".join(f"entry {part}" if isinstance(part, int) else part for part in problem["loc"])
+        name = " ".join(f"entry {part}" if isinstance(part, int) else part for part in problem["loc"]) or "name"
         if problem["type"] == "missing":
             sentences.append(f"A probe needs {name}, such as {name}: [16, 32].")
-        elif problem["type"] != "extra_forbidden" and (len(problem["loc"]) > 1 or problem["loc"][0] not in entries):
+        elif problem["type"] != "extra_forbidden" and (len(problem["loc"]) > 1 or problem["loc"][:1] not in entries):
             sentences.append(f"Setting {name} is {problem['input']!r}: {_uncapitalised(problem['msg'])}.")
     return " ".join(sentences)
 

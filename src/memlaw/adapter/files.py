@@ -23,6 +23,7 @@ from memlaw import durable
 from memlaw.adapter.placement import parse_placement
 from memlaw.adapter.stack import AdapterStack
 from memlaw.errors import AdapterError
+from memlaw.hub import first_line
 from memlaw.model import Base, frozen
 from memlaw.placement import Placement
 
@@ -30,6 +31,11 @@ INFO = "memlaw_adapter.json"
 WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 CARD = "README.md"
+_FIELDS: dict[str, Any] = {
+    "base": str, "base_fingerprint": str, "placement": str, "rank": int, "scale": int | float, "weights_sha256": str,
+}  # fmt: skip
+"""What `memlaw_adapter.json` has at least."""
+_LARGEST_SCALE = 1e9
 _PREFIX = "base_model.model."
 """What PEFT puts before the path of a module inside the causal LM."""
 
@@ -103,10 +109,16 @@ def load_info(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         info: dict[str, Any] = json.loads((directory / INFO).read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterError(
-            f"{directory / INFO} is not JSON ({error}); the adapter was damaged or cut short."
+            f"{directory / INFO} is not JSON ({type(error).__name__}); the adapter was damaged or cut short."
         ) from error
+    whole = isinstance(info, dict) and all(isinstance(info.get(name), kind) for name, kind in _FIELDS.items())
+    if not (whole and 0 < info["scale"] < _LARGEST_SCALE):
+        raise AdapterError(
+            f"{directory / INFO} is not what memlaw writes beside an adapter: it was damaged, or made by something "
+            "else. Train the adapter again; one that PEFT wrote is loaded without that file."
+        )
     return info
 
 
@@ -140,30 +152,56 @@ def attach(base: Base, directory: Path) -> Iterator[None]:
 def _attached_by_peft(base: Base, directory: Path) -> Iterator[None]:
     from peft import PeftModel
 
+    _check_peft_config(directory / PEFT_CONFIG)
     with frozen(base.model):  # PEFT freezes what it wraps; this gives it back as it was
         try:
-            wrapped = PeftModel.from_pretrained(base.model, str(directory))
-        except (ValueError, RuntimeError, TypeError, KeyError) as error:
-            _unwrap(base.model)
-            raise AdapterError(f"PEFT cannot load the adapter {directory} on {base.name}: {error}") from error
-        wrapped.eval()
-        try:
+            try:
+                PeftModel.from_pretrained(base.model, str(directory)).eval()
+            except Exception as error:  # a configuration that makes no sense fails wherever PEFT trips over it
+                raise AdapterError(
+                    f"PEFT cannot load the adapter {directory} on {base.name} ({type(error).__name__}: "
+                    f"{first_line(error)}). Save it again with the version of PEFT that trained it."
+                ) from error
             yield
         finally:
-            wrapped.unload()
-            _unwrap(base.model)
+            _strip(base.model)
 
 
-def _unwrap(model: Any) -> None:
-    """Take out what PEFT put into the model, be it finished or not."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+def _check_peft_config(path: Path) -> None:
+    """Refuse a configuration that has PEFT import a module which it names itself (`megatron_core`)."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(
+            f"{path} is not JSON ({type(error).__name__}); the adapter was damaged or cut short."
+        ) from error
+    if not isinstance(config, dict) or config.get("megatron_config"):
+        raise AdapterError(
+            f"{path} is no configuration of an adapter, or asks for Megatron, whose code PEFT would import by a name "
+            "that stands in the file. memlaw runs no code that an adapter names."
+        )
 
-    for path, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, module.get_base_layer())
+
+def _strip(model: Any) -> None:
+    """Take out what PEFT has put into the model, whether it had got through with it or not."""
     if hasattr(model, "peft_config"):
         del model.peft_config
+    for name, child in list(model.named_children()):
+        found = _original(child)
+        if found is child:
+            _strip(child)
+        else:
+            setattr(model, name, found)
+
+
+def _original(module: Any) -> Any:
+    """What PEFT has wrapped, or the module itself."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    while isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+        module = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
+    return module
 
 
 def _tensors(stack: AdapterStack) -> dict[str, Tensor]:
@@ -187,6 +225,11 @@ def _stack(base: Base, info: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
             raise AdapterError(
                 f"The adapter's weights lack {error.args[0]}, which its placement {placement} needs."
             ) from error
+        if a.shape != (info["rank"], site.d_in) or b.shape != (site.d_out, info["rank"]):
+            raise AdapterError(
+                f"The adapter's weights at {site.path} have the shapes {list(a.shape)} and {list(b.shape)}, which are "
+                f"not those of rank {info['rank']} there: it was damaged or put together from two."
+            )
         pairs.append((a.T[None].to(first.device), b.T[None].to(first.device)))
     scale = torch.full((1, 1, 1), info["scale"], dtype=pairs[0][0].dtype, device=first.device)
     return AdapterStack(placement.sites, [info["rank"]], scale, pairs)
