@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -181,7 +182,7 @@ class _Belief:
         beyond = DRIFT * math.log(max(self.tokens / longest, 1.0))
         return float(slope @ np.linalg.pinv(information) @ slope) + beyond**2
 
-    @property
+    @cached_property
     def _slope(self) -> Array:
         """Of ln size at the goal, in theta."""
         steps = _STEP * np.eye(len(self.theta))

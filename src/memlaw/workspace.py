@@ -69,7 +69,8 @@ def known_law(source: Path) -> KnownLaw:
     """The law in a file, or the better form fitted to a probe. Raises FitError, JournalError, ConfigError."""
     if not source.is_dir():
         return KnownLaw.from_json(_text(source), name=str(source))
-    return with_origin(compare(law_points(source), source=str(source)).best_to_plan, source)
+    results = _of_one_method(probe_results(source), source)
+    return kept_with(compare(points_from_results(results), source=str(source)).best_to_plan, results, source)
 
 
 def with_origin(law: LawFit, source: Path, method: str | None = None) -> KnownLaw:
@@ -228,12 +229,11 @@ def _fits(cells: Sequence[CellResult], sources: dict[str, str]) -> tuple[FittedL
 
 def _shown_forms(points: Sequence[LawPoint], source: str) -> tuple[LawFit, ...]:
     """The best form, and the paper's beside it; where none can be fitted, that says why."""
-    paper = fit_law(points, "paper", source=source)
     try:
-        best = compare(points, source=source).best
+        best, *others = compare(points, source=source).fits
     except FitError:
-        return (paper,)
-    return (paper,) if best.form == "paper" else (best, paper)
+        return (fit_law(points, "paper", source=source),)
+    return (best, *(fit for fit in others if fit.form == "paper"))
 
 
 def _probes(directory: Path) -> list[Path]:

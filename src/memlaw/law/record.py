@@ -173,11 +173,17 @@ class LawFit:
             )
         return _interpolated(self.loss_init, length)
 
+    def loss_memoryless_at(self, length: float | Array) -> Array:
+        """L_init' in nats, likewise. Raises FitError if none is known."""
+        if not self.loss_memoryless:
+            raise FitError("No cell of this law has an L_init'. Probes measure it; fit one of their laws.")
+        return _interpolated(self.loss_memoryless, length)
+
     def start_at(self, length: float | Array, loss_init: float | Array) -> Array:
         """Where the form begins to count (nats): L_init, or in the memory form its cells' L_init', if that is less."""
         if not self.curve.memoryless:
             return np.asarray(loss_init, dtype=float)
-        return np.minimum(_interpolated(self.loss_memoryless, length), loss_init)
+        return np.minimum(self.loss_memoryless_at(length), loss_init)
 
     def _at(
         self, rank: float | Array, length: float | Array, loss_init: float | Array | None

@@ -253,14 +253,18 @@ def _why(curve: RecallCurve, target: Target) -> str:
 
 def _other_kind(law: LawFit, tokens: int, loss_init: float, memoryless: float) -> str:
     """By what these targets are seen to be of another kind than the law's cells; empty where they are not."""
-    for began, nats, table in (
-        ("start at", loss_init, law.loss_init),
-        ("would cost, with nothing remembered but which tokens occur,", memoryless, law.loss_memoryless),
+    for began, nats, table, at in (
+        ("start at", loss_init, law.loss_init, law.loss_init_at),
+        (
+            "would cost, with nothing remembered but which tokens occur,",
+            memoryless,
+            law.loss_memoryless,
+            law.loss_memoryless_at,
+        ),
     ):
         if not table:
             continue
-        lengths, losses = np.array(table).T
-        usual = float(np.interp(math.log(tokens), np.log(lengths), losses))
+        usual = float(at(tokens))
         if abs(usual - nats) > _OTHER_KIND * usual:
             return f"These targets {began} {nats:.2f} nats a token, the law's cells {usual:.2f}"
     return ""
