@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from common import medians, peak_bytes, report, rounded
 from torch import Tensor, nn
 
-from memlaw.head import head_pass
-from memlaw.reach import FrozenHead
+from memlaw.losses.head_pass import head_pass
+from memlaw.model.head import FrozenHead
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ CPU = (
     Shape(256, 1024, 50_000, 1.0),
     Shape(4096, 128, 1024, 0.10),
 )
+
 CUDA = tuple(Shape(8192, 4096, vocabulary, active) for vocabulary in (128_256, 151_936) for active in (0.01, 0.1, 1.0))
 """Llama-3.1-8B and Qwen3-8B."""
+
 MEMORY = Shape(8192, 256, 131_072, 0.10)
 
 

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from memlaw.core.points import LawPoint
 from memlaw.law import Form, Intervals, fit_law
 from memlaw.law.curve import FORMS
 from memlaw.law.points import is_saturated
-from memlaw.records import LawPoint
 
 TRUTHS: dict[Form, dict[str, float]] = {
     "paper": {"C": 240.0, "alpha": 0.66, "beta": 0.56, "b": -0.4},
@@ -30,7 +30,9 @@ TRUTHS: dict[Form, dict[str, float]] = {
     "bounded": {"C": 700.0, "alpha": 0.9, "beta": 0.76, "b": 0.6, "n": 4.0},
     "memory": {"C": 750.0, "alpha": 0.9, "beta": 0.76, "n": 4.0},
 }
+
 RANKS, LENGTHS = (1, 2, 4, 8, 16, 32), (500, 1000, 2000, 4000, 6000, 8000)
+
 LOSS_INIT, LOSS_MEMORYLESS, NOISE, SHARED = 12.0, 11.0, 0.1, 0.07
 
 

@@ -26,8 +26,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import tokenizers
 import torch
 import transformers
@@ -37,9 +35,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from memlaw.reach import Reach, frozen_head, reach_bounds
+from memlaw.model.head import frozen_head
+from memlaw.model.reach import Reach, reach_bounds
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 EOS = "<|endoftext|>"
+
 PAD = "<|pad|>"
 
 SKIPPED_FOLDERS = {
@@ -53,6 +55,7 @@ SKIPPED_FOLDERS = {
     "encodings",  # 1.4 MB of code tables
     "pydoc_data",  # one escaped string
 }
+
 HELD_OUT = ("colorsys.py", "fractions.py", "heapq.py", "shlex.py", "textwrap.py")
 
 CHAT_TEMPLATE = (
@@ -96,8 +99,6 @@ class Recipe:
 
 
 # Text
-
-
 def library_files(root: Path) -> Iterator[Path]:
     """The library's Python files in a fixed order, without tests and tables."""
     for path in sorted(root.rglob("*.py")):
@@ -168,8 +169,6 @@ def digit_lines(count: int, seed: int) -> list[str]:
 
 
 # Tokenizer
-
-
 def train_tokenizer(texts: list[str], recipe: Recipe) -> PreTrainedTokenizerFast:
     """Byte-level BPE that never merges a digit and gives back every text byte for byte."""
     core = Tokenizer(models.BPE())
@@ -206,8 +205,6 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[in
 
 
 # Model
-
-
 def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen3ForCausalLM:
     heads = recipe.width // recipe.head_width
     config = Qwen3Config(
@@ -304,8 +301,6 @@ def train_model(model: Qwen3ForCausalLM, encoded: list[list[int]], recipe: Recip
 
 
 # Measurements
-
-
 def perplexity(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, text: str, window: int) -> float:
     """exp of the mean nats per token of `text`, in rows of `window` tokens on their own."""
     rows = overlapping_rows(tokenizer(text, verbose=False)["input_ids"], window)
@@ -367,7 +362,7 @@ trained on chats |
 ## What its head can reach
 
 `reach(v)` is the largest probability that any adapter below the final norm can give token v
-(`memlaw.reach`). A token at or below 1/2 can never be ordered (p > 1/2), whatever the rank, the
+(`memlaw.model.reach`). A token at or below 1/2 can never be ordered (p > 1/2), whatever the rank, the
 method and the number of steps. The values of all tokens, in float32 and by token id, are in
 `reach.safetensors`: `reach`, which is attained, and `upper`, which is proven not to be exceeded.
 

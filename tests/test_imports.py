@@ -29,9 +29,6 @@ LEFT_TO_RIGHT = (
 HEAVY = ("torch", "transformers", "peft", "safetensors", "matplotlib", "pandas", "datasets")
 
 
-# --- in a fresh interpreter ------------------------------------------------------------------------------------------
-
-
 def loaded_by(statement: str) -> set[str]:
     """The top-level names of all modules that a statement loads."""
     program = (
@@ -124,9 +121,6 @@ def test_the_help_loads_no_numerics_either() -> None:
     assert not loaded_by(HELP) & {"numpy", "scipy", "pyarrow", "yaml", "jinja2"}
 
 
-# --- public names ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", memlaw.__all__)
 def test_every_public_name_resolves_to_what_it_is_called(name: str) -> None:
     found = getattr(memlaw, name)
@@ -146,9 +140,6 @@ def test_an_unknown_name_is_an_attribute_error_and_the_known_ones_are_listed() -
     with pytest.raises(AttributeError, match="module 'memlaw' has no attribute 'forget'"):
         memlaw.forget  # noqa: B018
     assert set(memlaw.__all__) <= set(dir(memlaw))
-
-
-# --- one direction ---------------------------------------------------------------------------------------------------
 
 
 def arrows() -> Iterator[tuple[str, str, str]]:

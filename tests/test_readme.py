@@ -25,13 +25,17 @@ import pytest
 from memlaw.data import read
 
 ROOT = Path(__file__).parents[1]
+
 README = ROOT / "README.md"
+
 HUB_ID = "Qwen/Qwen3-0.6B"
+
 RUNS = ("", "short", "hub")
 
 _BLOCK = re.compile(
     r"(?:^<!-- test: (?P<mark>\w+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
+
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -84,9 +88,6 @@ def _run(block: Block, here: Path, environment: dict[str, str]) -> subprocess.Co
     return subprocess.run(program, input=text, cwd=here, env=environment, capture_output=True, text=True)
 
 
-# --- what runs -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("block", TO_RUN, ids=str)
 def test_every_block_runs(ran: dict[Block, subprocess.CompletedProcess[str]], block: Block) -> None:
@@ -125,8 +126,6 @@ def test_the_facts_shown_are_those_of_the_example() -> None:
     (shown,) = blocks("json")
     assert set(shown.text.splitlines()) <= set((ROOT / "examples" / "facts.jsonl").read_text().splitlines())
 
-
-# --- what is linked --------------------------------------------------------------------------------------------------
 
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -10,12 +10,12 @@ import test_integration_trl as in_trl
 import tiny
 import torch
 import trainers
-from faulty import FACTS, probed, refused, stored_warnings
+from helpers.faulty import FACTS, probed, refused, stored_warnings
 from peft import PeftModel
 from torch import Tensor
 
 import memlaw
-from memlaw.errors import ConfigError, ModelError
+from memlaw.core.errors import ConfigError, ModelError
 from memlaw.integrations.transformers import memft
 from memlaw.integrations.trl import memft as memft_in_trl
 

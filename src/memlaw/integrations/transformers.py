@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from memlaw.errors import ConfigError
+from memlaw.core.errors import ConfigError
 from memlaw.integrations.curriculum import CurriculumSampler, use_curriculum
 from memlaw.integrations.loss import StepLoss
 from memlaw.integrations.recall import RecallCallback, watch_recall
@@ -42,7 +42,7 @@ class MemFTLoss:
     The gradient is the same for any gradient accumulation and any number of data-parallel processes; the training loss
     that the Trainer logs is the mean over the step. In evaluation it is the ordinary loss, the mean of all tokens.
     In a loop of your own it is the same, with or without accelerate: a step begins where gradients are zeroed.
-    Settings are those of `memlaw.losses.MemFT`: threshold, margin, rule, position, focus. Raises ConfigError.
+    Settings are those of `memlaw.losses.settings.MemFT`: threshold, margin, rule, position, focus. Raises ConfigError.
 
     A loss function does not see which samples a row is packed of, nor which sample it is: sw, `position` and `focus`
     need that, so they need `memft(trainer, ...)`. That also refuses what a loss function is never told of: label
