@@ -24,7 +24,7 @@ from common import report, rounded
 from sides import Batch, batch_of, peft_arm, train
 
 from memlaw.adapter.on_model import placement_on
-from memlaw.cli.demo import PHONEBOOK, RANDOM, published_phonebook
+from memlaw.cli.demo_chain import PHONEBOOK, RANDOM, published_phonebook
 from memlaw.core.config import TrainConfig
 from memlaw.core.facts import EncodedFact, MemorySet
 from memlaw.data import encode, take

@@ -27,7 +27,7 @@ import torch
 from common import rounded
 
 from memlaw.adapter.on_model import placement_on
-from memlaw.cli.demo import published_phonebook
+from memlaw.cli.demo_chain import published_phonebook
 from memlaw.core.config import TrainConfig
 from memlaw.core.facts import MemorySet
 from memlaw.data import encode

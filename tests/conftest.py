@@ -22,6 +22,9 @@ _inherited = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
 
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *_inherited])
 
+# Asserts in helpers are rewritten like those of the tests, so that a failure shows its values.
+pytest.register_assert_rewrite("helpers")
+
 # A shell's background jobs start with Ctrl-C ignored, and hand that on; some tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

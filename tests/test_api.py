@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from helpers.door_codes import FACTS
 from peft import PeftModel
 
 import memlaw
+from helpers import tiny
+from helpers.door_codes import FACTS
 from memlaw.adapter.peft import load_info
 from memlaw.core.config import UNTIL_RECALLED, TrainConfig
 from memlaw.core.errors import AdapterError, ConfigError, DataError

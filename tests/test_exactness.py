@@ -29,13 +29,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import packed
 import pytest
-import reference
-import tiny
 import torch
 from torch import Tensor
 
+from helpers import packed, tiny
+from helpers import slow_training as reference
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.placement import Placement
 from memlaw.adapter.stack import AdapterStack

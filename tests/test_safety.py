@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import transformers
 
 import memlaw
+from helpers import tiny
 from memlaw.adapter.peft import attach
 from memlaw.cli import app
 from memlaw.core.errors import AdapterError, ConfigError, ModelError

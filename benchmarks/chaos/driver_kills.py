@@ -184,7 +184,7 @@ def kill_nodes(checked: Checked, wanted: int) -> None:
 def saved_model(folder: str) -> str:
     """A model of four small layers on disk."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-    import tiny
+    from helpers import tiny
 
     tiny.model().save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
@@ -197,7 +197,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=count, metavar="KILLS")
     asked = vars(parser.parse_args())
     os.environ["OMP_NUM_THREADS"] = os.environ["HF_HUB_OFFLINE"] = "1"
-    FORKED.set_forkserver_preload(["memlaw.training", "memlaw.diagnosis.measure", "memlaw.sweep.probe", MODELING])
+    FORKED.set_forkserver_preload(["memlaw.training.stack", "memlaw.diagnosis.measure", "memlaw.sweep.probe", MODELING])
     with tempfile.TemporaryDirectory() as folder:
         model = saved_model(f"{folder}/model")
         drive_probe(model, f"{folder}/quiet", False)

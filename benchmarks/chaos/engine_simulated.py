@@ -29,7 +29,7 @@ def result(pack: int, number: int) -> CellResult:
 
 
 def run_simulated(spec: str, root: str) -> None:
-    """What `memlaw.sweep.pack.run_pack` does, without the training; a recorded cell is acknowledged in the file `acks`."""
+    """What `memlaw.sweep.pack.run_pack` does, without the training; a recorded cell is acknowledged in `acks`."""
     asked = json.loads(spec)
     journal = Journal(root)
     for number in range(asked["cells"]):

@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Estimate": "memlaw.core.cells",
-    "Execution": "memlaw.core.cells",
-    "Fact": "memlaw.core.cells",
+    "Estimate": "memlaw.core.points",
+    "Execution": "memlaw.core.config",
+    "Fact": "memlaw.core.facts",
     "LawFit": "memlaw.law",
-    "LawPoint": "memlaw.core.cells",
+    "LawPoint": "memlaw.core.points",
     "MemlawError": "memlaw.core.errors",
-    "MemorySet": "memlaw.core.cells",
-    "RecallReport": "memlaw.core.cells",
-    "TrainConfig": "memlaw.core.cells",
+    "MemorySet": "memlaw.core.facts",
+    "RecallReport": "memlaw.core.recall",
+    "TrainConfig": "memlaw.core.config",
     "check": "memlaw.api",
     "fit_law": "memlaw.law",
     "load": "memlaw.model.base",

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import packed
 import pytest
-import tiny
 import torch
 
+from helpers import packed, tiny
 from memlaw.adapter.on_model import placement_on
 from memlaw.core.errors import AdapterError
 

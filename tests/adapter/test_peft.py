@@ -3,13 +3,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import packed
 import pytest
-import tiny
 import torch
-from helpers.adapters import trained
 from safetensors.torch import load_file, save_file
 
+from helpers import packed, tiny
+from helpers.adapters import trained
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.peft import INFO, PEFT_CONFIG, WEIGHTS, attach, load_info, save
 from memlaw.core.errors import AdapterError

@@ -4,10 +4,10 @@ import contextlib
 from dataclasses import replace
 
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import tiny
 from memlaw.adapter.placement import resolve
 from memlaw.core.errors import AdapterError
 from memlaw.model.outline_from_module import outline_of_model

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import tiny
+from helpers import tiny
 from helpers.adapters import trained
-
 from memlaw.adapter.on_model import placement_on
 
 

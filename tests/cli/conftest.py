@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from helpers.commands import GRID, RECORDS, Ran, Run, exit_code, jsonl, saved_model, write
 
 

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.commands import GRID, POINTS, SECRETS, Ran, Run, assert_refused, process
 
+from helpers.commands import GRID, POINTS, SECRETS, Ran, Run, assert_refused, process
 from memlaw import __version__
 from memlaw.adapter import peft
 

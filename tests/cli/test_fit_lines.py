@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 
-import sample
+from helpers import sample
 from helpers.words import words
-
 from memlaw.cli.fit import comparison_lines, fit_lines
 from memlaw.core.points import Estimate
 from memlaw.law import compare, fit_law, holdout, published

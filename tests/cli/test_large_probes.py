@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.commands import Run, assert_refused
 
+from helpers.commands import Run, assert_refused
 from memlaw.sweep.journal import Journal
 
 GRID = ("--ranks", "1,2", "--lengths", "12,24", "--steps", 5)

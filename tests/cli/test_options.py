@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from helpers.commands import RECORDS, Run, assert_refused, jsonl, saved_model, write
 
 GOOD = RECORDS[0]

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-import sample
 
+from helpers import sample
 from memlaw.cli.recall import recall_lines
 
 

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from helpers.commands import OFFICIAL, RECORDS, Run, assert_refused, jsonl, write
 
 

@@ -9,9 +9,9 @@ import shlex
 from typing import Any
 
 import pytest
-import tiny
-from helpers.words import words
 
+from helpers import tiny
+from helpers.words import words
 from memlaw.adapter.on_model import placement_on
 from memlaw.cli.output import WIDTH
 from memlaw.cli.plan import laws_lines, plan_lines

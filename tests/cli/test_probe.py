@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from helpers.commands import RECORDS, Run, assert_refused, jsonl, write
 
+from helpers.commands import RECORDS, Run, assert_refused, jsonl, write
 from memlaw.sweep.journal import Journal
 
 

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import sample
+from helpers import sample
 from helpers.words import words
-
 from memlaw.cli.fit import bits_lines
 from memlaw.cli.output import SHOWN
 from memlaw.cli.probe import failure_lines

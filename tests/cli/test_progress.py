@@ -4,9 +4,9 @@ import io
 from pathlib import Path
 
 import pytest
-from helpers.commands import Run
 from rich.console import Console
 
+from helpers.commands import Run
 from memlaw.cli import progress
 
 

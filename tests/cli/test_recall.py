@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from helpers.commands import LENGTH, SECRETS, Run, assert_refused, saved_model
 from pydantic import TypeAdapter
 
+from helpers.commands import LENGTH, SECRETS, Run, assert_refused, saved_model
 from memlaw.adapter import peft
 from memlaw.core.recall import Reason
 from memlaw.diagnosis.documents import RecallDocument

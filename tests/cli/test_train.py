@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from helpers.commands import LENGTH, OFFICIAL, Ran, Run, assert_refused, process, saved_model
 
+from helpers import tiny
+from helpers.commands import LENGTH, OFFICIAL, Ran, Run, assert_refused, process, saved_model
 from memlaw.cli import progress
 
 

@@ -3,9 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import tiny
+from helpers import tiny
 from helpers.words import words
-
 from memlaw.adapter.on_model import placement_on
 from memlaw.cli.train import train_lines
 from memlaw.core.config import TrainConfig

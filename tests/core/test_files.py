@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-import cuts
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import cuts
 from memlaw.core import files
 
 

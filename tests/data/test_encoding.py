@@ -4,11 +4,11 @@ import itertools
 from typing import Any
 
 import pytest
-from helpers.memory_sets import TOKENIZER, TURNS, WITH_BOS, chat
-from helpers.slow_data import byte_level, contradict, letters
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.memory_sets import TOKENIZER, TURNS, WITH_BOS, chat
+from helpers.slow_data import byte_level, contradict, letters
 from memlaw.core.errors import DataError
 from memlaw.core.facts import EncodedFact, Fact, MemorySet
 from memlaw.data import border_merges, check_context, encode, read, take, target_tokens

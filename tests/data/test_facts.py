@@ -7,10 +7,12 @@ import io
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from helpers.memory_sets import (
     PAIRS,
     SECRET,
@@ -25,15 +27,13 @@ from helpers.memory_sets import (
     table,
     write,
 )
+from helpers.paths import FIXTURES
 from helpers.slow_data import byte_level
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from memlaw.core.errors import ConfigError
 from memlaw.core.facts import Fact
 from memlaw.data import STRESS_PROMPT, read
 
-OFFICIAL = Path(__file__).parent / "data" / "official"
+OFFICIAL = FIXTURES / "official"
 
 
 @pytest.mark.parametrize(("tokenizer", "count"), [("qwen", 100), ("llama", 250)])

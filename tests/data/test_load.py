@@ -3,10 +3,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import tiny
-from helpers.door_codes import FACTS
-
 import memlaw
+from helpers import tiny
+from helpers.door_codes import FACTS
 from memlaw.data.load import load_memory_set
 from memlaw.model.reach import reachable_ids
 

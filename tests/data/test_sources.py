@@ -7,10 +7,10 @@ from typing import Any
 
 import datasets
 import pytest
-from helpers.memory_sets import GOOD, PAIRS, SECRET, WITH_BOS, pairs, records, refused, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.memory_sets import GOOD, PAIRS, SECRET, WITH_BOS, pairs, records, refused, write
 from memlaw.core.errors import DataError
 from memlaw.data import read, read_text, sources
 

@@ -5,8 +5,8 @@ import gzip
 import json
 
 import pytest
-from helpers.memory_sets import GOOD, PAIRS, SECRET, jsonl, pairs, records, refused, table, write
 
+from helpers.memory_sets import GOOD, PAIRS, SECRET, jsonl, pairs, records, refused, table, write
 from memlaw.core.facts import Fact
 from memlaw.data import STRESS_PROMPT, read
 

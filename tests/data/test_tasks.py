@@ -7,18 +7,18 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from helpers.slow_data import TEXT, byte_level
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.paths import FIXTURES, TESTS
+from helpers.slow_data import TEXT, byte_level
 from memlaw.core.errors import ConfigError, DataError
 from memlaw.data import STRESS_PROMPT, encode, read, take, target_tokens
 from memlaw.data.tasks import from_spec, linear_rule, phonebook, random_tokens, scenarios, stress
 
-OFFICIAL = Path(__file__).parent / "data" / "official"
+OFFICIAL = FIXTURES / "official"
 
 TOKENIZER = byte_level()
 
@@ -232,8 +232,8 @@ def test_a_task_is_the_same_in_every_process_whatever_its_hash_seed(tmp_path):
     path.write_text(LONG_TEXT, "utf-8")
     specs = [spec.format(file=path) for spec in SPECS]
     program = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from reference_data import byte_level\nfrom memlaw.tasks import from_spec\nimport json\n"
+        f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
+        "from helpers.slow_data import byte_level\nfrom memlaw.data.tasks import from_spec\nimport json\n"
         f"print(json.dumps([from_spec(spec, byte_level(), range(20, 120)).fingerprint for spec in {specs!r}]))"
     )
     here = [from_spec(spec, TOKENIZER, REACHABLE).fingerprint for spec in specs]

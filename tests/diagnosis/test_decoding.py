@@ -3,12 +3,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-import reference
-import reference_diagnosis
-import tiny
-from helpers.recalls import FACTS, followed
 from transformers import GenerationConfig
 
+from helpers import slow_diagnosis as reference_diagnosis
+from helpers import slow_training as reference
+from helpers import tiny
+from helpers.recalls import FACTS, followed
 from memlaw.core.facts import EncodedFact
 from memlaw.diagnosis.measure import measure
 

@@ -2,21 +2,21 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
-from helpers.sample import recall
-from helpers.verdicts import judge, measurements
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from helpers.paths import ROOT
+from helpers.sample import recall
+from helpers.verdicts import judge, measurements
 from memlaw.core.errors import ConfigError, DataError
 from memlaw.diagnosis.documents import RecallDocument, report_from_dict, report_schema, report_to_dict
 
 
 def test_the_schema_in_the_documentation_is_that_of_the_code():
-    path = Path(__file__).parent.parent / "docs" / "schema" / "recall.json"
+    path = ROOT / "docs" / "schema" / "recall.json"
     assert path.read_text(encoding="utf-8") == json.dumps(report_schema(), indent=2) + "\n", (
         "memlaw.diagnosis.report_schema() changed: write its JSON there, and raise SCHEMA if a key went or changed"
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from helpers.paths import ROOT
 from memlaw.cli.check import check_lines
 from memlaw.diagnosis.findings import CheckReport, Finding, check_schema
 
@@ -30,7 +30,7 @@ def about(record: str | None, *, code: str = "border-merge", fix: str = "Move th
 
 
 def test_the_schema_in_the_documentation_is_that_of_the_code():
-    path = Path(__file__).parent.parent / "docs" / "schema" / "check.json"
+    path = ROOT / "docs" / "schema" / "check.json"
     assert path.read_text(encoding="utf-8") == json.dumps(check_schema(), indent=2) + "\n", (
         "memlaw.findings.check_schema() changed: write its JSON there, and raise SCHEMA if a key went or changed"
     )

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
-import reference
-import tiny
 import torch
-from helpers.recalls import FACTS, followed
 
+from helpers import slow_training as reference
+from helpers import tiny
+from helpers.paths import FIXTURES
+from helpers.recalls import FACTS, followed
 from memlaw.adapter.on_model import placement_on
 from memlaw.core.config import TrainConfig
 from memlaw.core.errors import DataError, ModelError
@@ -160,7 +160,7 @@ def stretches(base: Base, window: int = 160, prompt: int = 32) -> list[EncodedFa
 
     They end before an end-of-sequence token: what follows one is never decoded, however likely.
     """
-    text = (Path(__file__).parent / "data" / "heldout.txt").read_text(encoding="utf-8")
+    text = (FIXTURES / "heldout.txt").read_text(encoding="utf-8")
     ids = base.tokenizer(text, verbose=False).input_ids
     rows = torch.tensor(ids[: len(ids) // window * window]).view(-1, window)
     with torch.no_grad():

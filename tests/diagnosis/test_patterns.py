@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from helpers.sample import many, recall
-from helpers.verdicts import REASONS, judge, measurements
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from helpers.sample import many, recall
+from helpers.verdicts import REASONS, judge, measurements
 from memlaw.core.recall import LN2, TokenRecall
 from memlaw.diagnosis.patterns import patterns, spearman
 

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from helpers.verdicts import REASONS, judge, measurements
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.verdicts import REASONS, judge, measurements
 from memlaw.core.recall import TokenRecall
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import math
 
 import pytest
-import tiny
 import torch
-from helpers.recalls import FACTS
 
+from helpers import tiny
+from helpers.recalls import FACTS
 from memlaw.core.errors import DataError
 from memlaw.core.facts import EncodedFact
 from memlaw.diagnosis.measure import measure

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
-import reference_diagnosis
-from helpers.sample import fact, recall
-from helpers.verdicts import LOSSES, judge, measurements
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from helpers import slow_diagnosis as reference_diagnosis
+from helpers.sample import fact, recall
+from helpers.verdicts import LOSSES, judge, measurements
 from memlaw.core.errors import ConfigError, DataError
 from memlaw.core.recall import LN2, TokenRecall, is_ordered
 from memlaw.diagnosis.verdicts import diagnose, position_counts, stubborn_counts, stubborn_positions, worst

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
-from helpers.faulty import SECRET, probed, record, refused, stored_warnings, written
 
 import memlaw
+from helpers import tiny
+from helpers.faulty import SECRET, probed, record, refused, stored_warnings, written
 from memlaw.data.load import load_memory_set
 
 

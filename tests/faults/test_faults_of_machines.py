@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.faulty import CELLS, probed, rows
-from helpers.signals import PHASES, probe_with_signal
 from torch.torch_version import TorchVersion
 
+from helpers.faulty import CELLS, probed, rows
+from helpers.signals import PHASES, probe_with_signal
 from memlaw.core import cells
 from memlaw.core.cells import CellResult
 from memlaw.core.errors import JournalError
@@ -85,7 +85,9 @@ def test_31_io_error(tmp_path: Path, undisturbed: Path, monkeypatch: pytest.Monk
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 
-FORKSERVER.set_forkserver_preload(["memlaw.training", "memlaw.diagnosis.measure", "memlaw.sweep.probe", "faulty"])
+FORKSERVER.set_forkserver_preload(
+    ["memlaw.training.stack", "memlaw.diagnosis.measure", "memlaw.sweep.probe", "helpers.faulty"]
+)
 
 
 def ended_by(number: int, out: Path, phase: str) -> int | None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from helpers.faulty import FACTS
 from torch import Tensor
 
 import memlaw
+from helpers import tiny
+from helpers.faulty import FACTS
 from memlaw.core.errors import AdapterError
 from memlaw.core.facts import Fact, MemorySet
 from memlaw.core.recall import LN2, RecallReport

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import tiny
-from helpers.faulty import SECRET, probed, record, refused, stored_warnings, written
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 import memlaw
+from helpers import tiny
+from helpers.faulty import SECRET, probed, record, refused, stored_warnings, written
 from memlaw.data.load import load_memory_set
 from memlaw.model.base import Base, wrap
 

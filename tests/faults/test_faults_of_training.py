@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from helpers.faulty import CELLS, FACTS, probed
 
 import memlaw
+from helpers import tiny
+from helpers.faulty import CELLS, FACTS, probed
 from memlaw.core.cells import CellResult
 from memlaw.core.errors import TrainError
 from memlaw.sweep.engines.base import Resources

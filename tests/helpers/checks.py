@@ -3,8 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import tiny
-
+from helpers import tiny
 from memlaw.core.facts import Fact, MemorySet
 from memlaw.diagnosis.findings import CheckReport, Finding
 from memlaw.model.base import Base, wrap

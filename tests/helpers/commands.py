@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+from helpers import tiny
+from helpers.paths import FIXTURES
 from memlaw.cli import app
 from memlaw.law import published
 
@@ -19,7 +20,7 @@ SECRETS = [f"hunter-{7919 * number % 10_000:04d}" for number in range(1, 5)]
 
 LENGTH = 12
 
-OFFICIAL = Path(__file__).parent / "data" / "official" / "phonebook" / "qwen" / "PB1000.jsonl"
+OFFICIAL = FIXTURES / "official" / "phonebook" / "qwen" / "PB1000.jsonl"
 
 POINTS = Path(published.__file__).parent / "points.csv"
 

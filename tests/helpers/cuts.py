@@ -73,8 +73,8 @@ def killed_at(number: int, program: str, *arguments: Any, links: bool = True) ->
     """Run Python code, in a process of its own, that is killed at a call of its last line; False if it came through."""
     before, _, last = program.strip().rpartition("\n")
     struck = f"with cuts.intercepted(cuts.Cut({number}, cuts.die), links={links}):"
-    code = f"import cuts, sys, pathlib\n{before}\n{struck}\n    {last}"
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    code = f"from helpers import cuts; import sys, pathlib\n{before}\n{struck}\n    {last}"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     ended = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=env)
     assert ended.returncode in (0, -signal.SIGKILL)
     return ended.returncode != 0

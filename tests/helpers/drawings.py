@@ -4,7 +4,6 @@ import math
 from xml.etree import ElementTree
 
 from helpers.sample import PowerLaw, cell, many, points, recall
-
 from memlaw.core.points import LawPoint
 from memlaw.law import published
 from memlaw.report import figures

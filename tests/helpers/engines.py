@@ -6,8 +6,7 @@ import signal
 from collections import deque
 from pathlib import Path
 
-import workers
-
+from helpers import workers
 from memlaw.sweep.engines.base import Engine, Resources
 
 SPAWN = multiprocessing.get_context("spawn")

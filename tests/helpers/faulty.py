@@ -11,9 +11,9 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-import tiny
 
 import memlaw
+from helpers import tiny
 from memlaw.core.errors import MemlawError
 from memlaw.core.facts import Fact, MemorySet
 from memlaw.model.base import Base

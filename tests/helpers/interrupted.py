@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import tiny
-
+from helpers import tiny
 from memlaw.adapter.on_model import placement_on
 from memlaw.core.config import TrainConfig
 from memlaw.training.checkpoint import Checkpoint

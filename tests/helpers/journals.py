@@ -8,8 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import cuts
-
+from helpers import cuts
 from memlaw.core.canonical import canonical_json, digest
 from memlaw.core.cells import Cell, CellResult
 from memlaw.core.config import TrainConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.slow_data import CHAT_TEMPLATE, byte_level
 
+from helpers.slow_data import CHAT_TEMPLATE, byte_level
 from memlaw.core.errors import DataError
 from memlaw.core.facts import MemorySet
 from memlaw.data import read

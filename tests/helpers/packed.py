@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from helpers import tiny
 
 METHOD = "memlaw-test-bytes"
 

@@ -5,7 +5,6 @@ import functools
 from html.parser import HTMLParser
 
 from helpers.sample import cell, diverged, many, points, recall
-
 from memlaw.core.recall import LN2
 from memlaw.law import fit_law
 from memlaw.report import FittedLaw, ReportContent

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tiny
 import torch
 
+from helpers import tiny
 from memlaw.core.cells import Cell
 from memlaw.core.config import TrainConfig
 from memlaw.core.facts import Fact, MemorySet

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import reference
-import tiny
-
+from helpers import slow_training as reference
+from helpers import tiny
 from memlaw.core.facts import EncodedFact
 from memlaw.model.base import Base
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import sample
-
+from helpers import sample
 from memlaw.core.cells import CellResult
 from memlaw.sweep.journal import Journal, ProbeSpec
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from helpers.faulty import CELLS, probed
 
+from helpers.faulty import CELLS, probed
 from memlaw.core.cells import CellResult
 from memlaw.sweep.scheduler import ProbeProgress
 from memlaw.training.result import StackProgress

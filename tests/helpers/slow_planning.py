@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import reference_law
 
+from helpers import slow_law as reference_law
 from memlaw.core.points import LawPoint
 from memlaw.planning import CellRecall, recall_loss
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import peft
-import tiny
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from helpers import tiny
 from memlaw.losses import IGNORED, memft_loss
 
 LENGTHS = [(5, 1), (3, 9), (7, 4), (2, 12), (6, 2), (4, 7), (8, 3), (3, 5)]

@@ -4,10 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-import tiny
-import trainers
+from helpers import tiny, trainers
 from helpers.trainers import Gradients, trainer
-
 from memlaw.core.facts import Fact, MemorySet
 from memlaw.integrations.transformers import MemFTLoss, memft
 from memlaw.losses import IGNORED

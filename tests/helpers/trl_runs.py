@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import tiny
-import trainers
 import trl
+
+from helpers import tiny, trainers
 from helpers.trainers import Gradients
 
 ROWS = trainers.rows()

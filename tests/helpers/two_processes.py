@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import test_integration_transformers as single
-import test_integration_trl as in_trl
 import torch
 import torch.distributed as dist
-from helpers.trainers import Gradients, trainer
 
+from helpers import transformers_runs as single
+from helpers import trl_runs as in_trl
+from helpers.trainers import Gradients, trainer
 from memlaw.core.errors import ConfigError
 from memlaw.integrations.recall import RecallCallback
 from memlaw.integrations.transformers import MemFTLoss, memft

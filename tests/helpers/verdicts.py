@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import math
 
-from helpers.sample import fact
 from hypothesis import strategies as st
 
+from helpers.sample import fact
 from memlaw.core.recall import LN2, TokenRecall
 from memlaw.diagnosis.verdicts import diagnose
 

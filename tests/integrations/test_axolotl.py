@@ -10,9 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import trainers
-from helpers.trainers import Gradients, assert_same, whole_batch
 
+from helpers import trainers
+from helpers.trainers import Gradients, assert_same, whole_batch
 from memlaw.core.errors import ConfigError
 
 NAME = "memlaw.integrations.axolotl.MemlawPlugin"

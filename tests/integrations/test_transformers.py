@@ -16,14 +16,15 @@ from typing import Any
 
 import pytest
 import torch
-import trainers
-from helpers.trainers import Gradients, assert_same, trainer, whole_batch
-from helpers.transformers_runs import FACTS, HALF, LONG, LOSSES, ROWS, SETTINGS, TOP, learning, run_sw
 from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 from transformers.modeling_outputs import CausalLMOutput
 
+from helpers import trainers
+from helpers.paths import TESTS
+from helpers.trainers import Gradients, assert_same, trainer, whole_batch
+from helpers.transformers_runs import FACTS, HALF, LONG, LOSSES, ROWS, SETTINGS, TOP, learning, run_sw
 from memlaw.core.errors import ConfigError
 from memlaw.integrations.curriculum import CurriculumSampler, use_curriculum
 from memlaw.integrations.recall import RecallCallback, watch_recall
@@ -160,7 +161,7 @@ def test_two_processes_take_the_step_that_one_takes(tmp_path: Path) -> None:
         port = str(free.getsockname()[1])
     workers = [
         subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("two_processes.py")), str(tmp_path)],
+            [sys.executable, str(TESTS / "helpers" / "two_processes.py"), str(tmp_path)],
             env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
                  "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

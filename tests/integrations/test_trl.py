@@ -11,13 +11,12 @@ from typing import Any
 import datasets
 import peft
 import pytest
-import tiny
-import trainers
 import transformers
 import trl
+
+from helpers import tiny, trainers
 from helpers.trainers import Gradients, assert_same, whole_batch
 from helpers.trl_runs import ROWS, SETTINGS, sft
-
 from memlaw.core.errors import ConfigError
 from memlaw.core.facts import Fact, MemorySet
 from memlaw.integrations.curriculum import use_curriculum

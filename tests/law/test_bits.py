@@ -7,11 +7,11 @@ import math
 import random
 
 import pytest
-import reference_bits
-from helpers.sample import cell, diverged
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import slow_bits as reference_bits
+from helpers.sample import cell, diverged
 from memlaw.core.errors import DataError
 from memlaw.core.recall import LN2
 from memlaw.law import published

@@ -1,19 +1,19 @@
 """Is the law right where it was not fitted? Hold-outs, and the choice among the forms."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.slow_law import BOUNDED, LENGTHS, LOG, PAPER, POWER, RANKS, aicc, simulate, simulate_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.paths import FIXTURES
+from helpers.slow_law import BOUNDED, LENGTHS, LOG, PAPER, POWER, RANKS, aicc, simulate, simulate_for
 from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.points import LawPoint
 from memlaw.law import compare, fit_law, holdout, published, read_points
 
-DATA = Path(__file__).parent / "data"
+DATA = FIXTURES
 
 
 @pytest.mark.parametrize(

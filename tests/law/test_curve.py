@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from helpers.slow_law import BOUNDED, GIVEN, TRUTHS, law
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.slow_law import BOUNDED, GIVEN, TRUTHS, law
 from memlaw.law.curve import FORMS, soft_bound, unbound
 
 sizes = st.floats(1, 512)

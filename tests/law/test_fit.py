@@ -3,10 +3,13 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.paths import FIXTURES
 from helpers.slow_law import (
     BOUNDED,
     GIVEN,
@@ -22,14 +25,11 @@ from helpers.slow_law import (
     simulate_for,
     weighted_line,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.points import LawPoint
 from memlaw.law import LawFit, fit_law, published, read_points
 
-DATA = Path(__file__).parent / "data"
+DATA = FIXTURES
 
 forms = pytest.mark.parametrize("form", TRUTHS)
 

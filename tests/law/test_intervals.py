@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from helpers.slow_law import PAPER, TRUTHS, law, simulate, simulate_for
 
+from helpers.slow_law import PAPER, TRUTHS, law, simulate, simulate_for
 from memlaw.core.errors import FitError
 from memlaw.core.points import LawPoint
 from memlaw.law import LawFit, fit_law, published

@@ -5,20 +5,20 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.slow_law import PAPER, TRUTHS, simulate, simulate_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.paths import FIXTURES
+from helpers.slow_law import PAPER, TRUTHS, simulate, simulate_for
 from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.points import LawPoint
 from memlaw.core.recall import LN2
 from memlaw.law import LawFit, Origin, fit_law, holdout, published, read_points
 
-DATA = Path(__file__).parent / "data"
+DATA = FIXTURES
 
 FITS: dict[str, LawFit] = {form: fit_law(published.points(), form) for form in ("paper", "power", "bounded")}
 

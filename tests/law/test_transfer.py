@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from helpers.slow_law import BOUNDED, GIVEN, LOG, MEMORY, PAPER, POWER, TRUTHS, law, simulate, simulate_for
 
+from helpers.slow_law import BOUNDED, GIVEN, LOG, MEMORY, PAPER, POWER, TRUTHS, law, simulate, simulate_for
 from memlaw.core.errors import FitError
 from memlaw.core.points import LawPoint
 from memlaw.law import LawFit, borrow, calibrate, fit_law, over_parameters

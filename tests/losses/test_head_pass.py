@@ -3,8 +3,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import reference_head as reference
-import tiny
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -12,6 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers import slow_head as reference
+from helpers import tiny
 from memlaw.losses.head_pass import Chunk, HeadPass, head_pass, token_scores
 from memlaw.model.head import FrozenHead, frozen_head
 

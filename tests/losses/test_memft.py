@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import reference_losses as reference
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers import slow_losses as reference
 from memlaw.core.errors import ConfigError
 from memlaw.core.recall import LN2
 from memlaw.losses import IGNORED, MemFTSums, WindowState, memft_loss, memft_sums, memft_token_sums

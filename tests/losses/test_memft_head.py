@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import reference_head
-import tiny
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers import slow_head as reference_head
+from helpers import tiny
 from memlaw.core.errors import ConfigError
 from memlaw.losses import IGNORED, WindowState, memft_head_loss, memft_loss
 from memlaw.model.head import FrozenHead

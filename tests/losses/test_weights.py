@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-import reference_losses as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers import slow_losses as reference
 from memlaw.core.errors import ConfigError
 from memlaw.core.recall import LN2
 from memlaw.losses import (

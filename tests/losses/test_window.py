@@ -7,12 +7,12 @@ import math
 from typing import Any
 
 import pytest
-import reference_losses as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers import slow_losses as reference
 from memlaw.core.errors import ConfigError
 from memlaw.losses import WindowPass, WindowState, pointwise_weights
 from memlaw.losses.head_pass import Chunk, head_pass

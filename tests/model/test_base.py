@@ -4,11 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-import packed
 import pytest
-import tiny
 import torch
 
+from helpers import packed, tiny
 from memlaw.core.errors import ModelError
 from memlaw.model import base as models
 

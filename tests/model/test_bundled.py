@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.paths import FIXTURES
 from memlaw.model.head import FrozenHead, frozen_head
 from memlaw.model.reach import Reach, reach_bounds
 
 BASE = Path(str(files("memlaw") / "base"))
 
-HELD_OUT = Path(__file__).parent / "data" / "heldout.txt"
+HELD_OUT = FIXTURES / "heldout.txt"
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import tiny
 
+from helpers import tiny
 from memlaw.core.errors import ModelError
 from memlaw.model.base import load
 from memlaw.model.files import BUNDLED, cached, file_of, source_of

@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from helpers.heads import probabilities
 from torch import Tensor, nn
 
+from helpers.heads import probabilities
 from memlaw.core.errors import ModelError
 from memlaw.model.head import frozen_head
 from memlaw.model.reach import reach

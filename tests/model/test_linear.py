@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from helpers import tiny
 from memlaw.model import linear
 from memlaw.model.linear import product, product_into, use_onednn
 

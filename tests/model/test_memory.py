@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
+from helpers import tiny
 from memlaw.adapter.on_model import placement_on
 from memlaw.model.memory import counting_saved, free_bytes, out_of_memory, storage_device
 from memlaw.training.engine import bytes_per_token

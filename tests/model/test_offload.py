@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
+from helpers import tiny
 from memlaw.adapter.on_model import placement_on
 from memlaw.core.config import TrainConfig
 from memlaw.diagnosis.measure import measure

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import tiny
-
+from helpers import tiny
 from memlaw.model.outline_from_module import outline_of_model
 
 

@@ -6,14 +6,13 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import packed
 import pytest
-import tiny
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from helpers import packed, tiny
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.placement import resolve
 from memlaw.core.errors import ModelError

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import packed
-import tiny
 import torch
 
+from helpers import packed, tiny
 from memlaw.model.outline_from_module import outline_of_model
 
 

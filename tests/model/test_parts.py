@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import tiny
-
+from helpers import tiny
 from memlaw.model import base as models
 
 

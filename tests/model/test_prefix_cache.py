@@ -6,11 +6,11 @@ import stat
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import tiny
 from memlaw.adapter.on_model import placement_on
 from memlaw.model.base import Base
 from memlaw.model.parts import frozen

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.heads import probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers.heads import probabilities
 from memlaw.core.errors import MemlawError
 from memlaw.model.head import FrozenHead
 from memlaw.model.reach import reach, reach_bounds, reachable_tokens

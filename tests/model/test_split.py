@@ -4,9 +4,9 @@ import shutil
 import warnings
 
 import pytest
-import tiny
 import torch
 
+from helpers import tiny
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.placement import Placement
 from memlaw.adapter.stack import AdapterStack

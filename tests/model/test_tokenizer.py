@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Tokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from helpers import tiny
 from memlaw.core.errors import ModelError
 from memlaw.model.tokenizer import auto_tokenizer, load_tokenizer, tokenizer_fingerprint
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memlaw
+from helpers import sample
+from helpers.paths import FIXTURES, ROOT
 from memlaw.adapter.on_model import placement_on
 from memlaw.api import check
 from memlaw.core.config import TrainConfig
@@ -28,9 +28,9 @@ from memlaw.planning.for_facts import plan_for
 from memlaw.planning.library import KnownLaw, adapt_law
 from memlaw.sweep.laws import known_law
 
-DATA = Path(__file__).parent / "data"
+DATA = FIXTURES
 
-FACTS = memlaw.read(Path(__file__).parent.parent / "examples" / "facts.jsonl")
+FACTS = memlaw.read(ROOT / "examples" / "facts.jsonl")
 
 BORROWED = KnownLaw(default_law())
 

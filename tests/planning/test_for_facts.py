@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+from helpers import tiny
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.placement import resolve
 from memlaw.core.config import UNTIL_RECALLED

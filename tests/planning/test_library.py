@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.slow_law import BOUNDED, MEMORY, simulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.slow_law import BOUNDED, MEMORY, simulate
 from memlaw.core.errors import FitError
 from memlaw.law import LawFit, Origin, fit_law, published
 from memlaw.planning import BORROWED_FACTOR, CellRecall, default_law

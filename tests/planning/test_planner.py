@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.slow_law import BOUNDED, MEMORY, PAPER, simulate, smallest_rank
-from helpers.slow_planning import rank_that_recalls, recalled_cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.paths import FIXTURES
+from helpers.slow_law import BOUNDED, MEMORY, PAPER, simulate, smallest_rank
+from helpers.slow_planning import rank_that_recalls, recalled_cells
 from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.recall import LN2
 from memlaw.law import LawFit, calibrate, fit_law, published, read_points
@@ -30,7 +30,7 @@ from memlaw.planning import (
     recall_loss,
 )
 
-DATA = Path(__file__).parent / "data"
+DATA = FIXTURES
 
 
 @dataclass(frozen=True)

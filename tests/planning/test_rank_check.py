@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.checks import GOOD, codes, facts, found, the_one
 
 import memlaw
+from helpers.checks import GOOD, codes, facts, found, the_one
 from memlaw.adapter.on_model import placement_on
 from memlaw.api import check_on
 from memlaw.core.errors import AdapterError, ConfigError

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from helpers.slow_planning import first_errors, mean_curve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.slow_planning import first_errors, mean_curve
 from memlaw.planning import CellRecall, recall_curve, recall_loss
 
 LOSSES = st.floats(0.01, 3)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.slow_law import BOUNDED, PAPER, POWER, simulate, simulate_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtri
 
+from helpers.slow_law import BOUNDED, PAPER, POWER, simulate, simulate_for
 from memlaw.core.errors import FitError
 from memlaw.law import LawFit, fit_law
 from memlaw.planning import DRIFT, CellRecall, Target, recall_curve

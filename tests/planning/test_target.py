@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 import pytest
-from helpers.slow_planning import missed
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from helpers.slow_planning import missed
 from memlaw.core.errors import ConfigError
 from memlaw.planning import Target
 

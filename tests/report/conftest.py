@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from helpers.pages import content
 
+from helpers.pages import content
 from memlaw.report import render
 
 

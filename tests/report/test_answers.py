@@ -4,9 +4,9 @@ import html
 import re
 
 import pytest
+
 from helpers.pages import PLAN, laws
 from helpers.sample import fact, recall
-
 from memlaw.core.errors import DataError
 from memlaw.core.recall import TokenRecall
 from memlaw.diagnosis.verdicts import diagnose

@@ -4,7 +4,6 @@ import re
 
 from helpers.pages import Page, remembered
 from helpers.sample import cell, diverged
-
 from memlaw.core.recall import LN2
 from memlaw.report import ReportContent, render
 

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.pages import HOSTILE, content, hostile_content, laws
-from helpers.sample import recall
 from PIL import Image
 
+from helpers.pages import HOSTILE, content, hostile_content, laws
+from helpers.sample import recall
 from memlaw.core.recall import LN2
 from memlaw.report import write
 

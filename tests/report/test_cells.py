@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from helpers.pages import Page
 from helpers.sample import cell, diverged
-
 from memlaw.report import ReportContent, render
 
 

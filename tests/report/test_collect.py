@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-import sample
-from helpers.result_directories import LENGTHS, RANKS, a_probe, grid
 
+from helpers import sample
+from helpers.result_directories import LENGTHS, RANKS, a_probe, grid
 from memlaw import __version__
 from memlaw.core.canonical import canonical_json
 from memlaw.core.cells import CellResult

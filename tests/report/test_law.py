@@ -5,9 +5,9 @@ import json
 import re
 
 import pytest
+
 from helpers.pages import Page, laws
 from helpers.sample import points
-
 from memlaw.core.points import LawPoint
 from memlaw.law import fit_law
 from memlaw.report import FittedLaw, ReportContent, render

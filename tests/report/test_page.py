@@ -11,18 +11,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.pages import HOSTILE, PLAN, Page, content, hostile_content
-from helpers.sample import cell, many, recall
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memlaw
+from helpers.pages import HOSTILE, PLAN, Page, content, hostile_content
+from helpers.sample import cell, many, recall
 from memlaw.core.errors import ConfigError, DataError, JournalError
 from memlaw.report import ReportContent, render, write
 
 POLICY = "default-src 'none'; script-src 'sha256-"
 
-SCRIPT = (Path(memlaw.__file__).parent / "templates" / "report.js").read_text(encoding="utf-8")
+SCRIPT = (Path(memlaw.__file__).parent / "report" / "templates" / "report.js").read_text(encoding="utf-8")
 
 ABSENT = {
     "cells": "No cell was measured.",

@@ -7,10 +7,10 @@ import re
 from typing import Any
 
 import pytest
-from helpers.slow_law import BOUNDED, simulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.slow_law import BOUNDED, simulate
 from memlaw.law import fit_law, published
 from memlaw.planning import CellRecall, Plan, Target, TrainingWork, plan
 from memlaw.report import ReportContent, render

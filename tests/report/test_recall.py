@@ -6,7 +6,6 @@ import re
 
 from helpers.pages import Page
 from helpers.sample import fact, many, recall
-
 from memlaw.core.recall import LN2, TokenRecall
 from memlaw.diagnosis.verdicts import diagnose, worst
 from memlaw.report import SHOWN_TOKENS, WORST_RECORDS, ReportContent, render

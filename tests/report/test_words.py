@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from helpers.sample import recall
-
 from memlaw.report import ReportContent, render
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.probes import FACTS, GRID, on_one_thread
 
+from helpers.probes import FACTS, GRID, on_one_thread
 from memlaw.model.base import Base, load
 from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.probe import probe

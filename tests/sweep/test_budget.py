@@ -7,11 +7,10 @@ import itertools
 from dataclasses import dataclass, field
 
 import pytest
-import sample
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import sample, tiny
 from memlaw.adapter.on_model import placement_on
 from memlaw.core.cells import CellResult
 from memlaw.core.errors import ConfigError

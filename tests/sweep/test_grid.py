@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from helpers.probes import a_cell
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.probes import a_cell
 from memlaw.sweep.grid import ADAPTERS_PER_PACK, TOKENS_PER_PACK, plan_packs
 
 cells = st.builds(

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import sample
-from helpers.result_directories import LENGTHS, RANKS, a_probe, grid
 
+from helpers import sample
+from helpers.result_directories import LENGTHS, RANKS, a_probe, grid
 from memlaw import __version__
 from memlaw.core.cells import CellResult
 from memlaw.core.errors import ConfigError, FitError, JournalError

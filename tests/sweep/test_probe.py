@@ -17,10 +17,10 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-import tiny
 import torch
-from helpers.probes import FACTS, GRID, SECRETS, _die_at, a_cell, assert_same, cells_of, on_one_thread
 
+from helpers import tiny
+from helpers.probes import FACTS, GRID, SECRETS, _die_at, a_cell, assert_same, cells_of, on_one_thread
 from memlaw.adapter.on_model import placement_on
 from memlaw.core.cells import CellResult
 from memlaw.core.config import Execution, TrainConfig
@@ -204,7 +204,7 @@ FORKSERVER = multiprocessing.get_context("forkserver")
 
 FORKSERVER.set_forkserver_preload(
     [
-        "memlaw.training",
+        "memlaw.training.stack",
         "memlaw.diagnosis.measure",
         "memlaw.sweep.probe",
         "transformers.models.qwen3.modeling_qwen3",

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import tiny
-from helpers.probes import FACTS, GRID, SECRETS, assert_same, cells_of
 
+from helpers import tiny
+from helpers.probes import FACTS, GRID, SECRETS, assert_same, cells_of
 from memlaw.core.cells import CellResult
 from memlaw.core.config import Execution
 from memlaw.core.errors import ConfigError, JournalError

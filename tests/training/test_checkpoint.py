@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import cuts
 import pytest
-import tiny
 import torch
-from helpers.interrupted import FACTS, RUNS, InterruptedTrainingError, train
 
+from helpers import cuts, tiny
+from helpers.interrupted import FACTS, RUNS, InterruptedTrainingError, train
 from memlaw.adapter.on_model import placement_on
 from memlaw.core.errors import ConfigError
 from memlaw.sweep.journal import CheckpointStatus, Journal, ProbeSpec, status
@@ -213,7 +212,8 @@ def test_the_status_of_a_probe_tells_the_step_of_a_pack_in_training(tmp_path: Pa
 
 
 PROGRAM = """
-import sys, test_checkpoint as t
+import sys
+from helpers import interrupted as t
 from pathlib import Path
 t.train(sys.argv[1], Path(sys.argv[2]))
 """

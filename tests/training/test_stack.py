@@ -10,12 +10,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import pytest
-import reference
-import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from helpers import slow_training as reference
+from helpers import tiny
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.stack import AdapterStack
 from memlaw.core.config import TrainConfig

@@ -14,7 +14,7 @@ from memlaw.model.outline_from_module import outline_of_model
 
 
 def placement_on(text: str | None, model: Any) -> Placement:
-    """`memlaw.adapter.placement.resolve` on a loaded model; raises AdapterError also for a module that it has in two places."""
+    """`resolve` on a loaded model; also raises AdapterError for a module that the model has in two places."""
     placement = resolve(text, outline_of_model(model))
     _check_own(placement.sites, model)
     return placement

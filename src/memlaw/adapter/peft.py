@@ -7,7 +7,6 @@ parallel adapter (`mlp@L`) has none, since PEFT would load it as something else.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -79,7 +78,7 @@ def save(
             "placement": str(placement),
             "rank": rank,
             "scale": scale,
-            "weights_sha256": _sha256(built / WEIGHTS),
+            "weights_sha256": files.file_sha256(built / WEIGHTS),
             **(details or {}),
         }
         (built / INFO).write_text(json.dumps(info, indent=2, sort_keys=True, allow_nan=False) + "\n")
@@ -243,7 +242,7 @@ def _stack(base: Base, info: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
 
 def _checked_tensors(directory: Path, info: Mapping[str, Any] | None) -> dict[str, Tensor]:
     path = directory / WEIGHTS
-    if info is not None and _sha256(path) != info["weights_sha256"]:
+    if info is not None and files.file_sha256(path) != info["weights_sha256"]:
         raise AdapterError(
             f"{path} is not the file that was saved (its SHA-256 differs): damaged, cut short or replaced."
         )
@@ -274,7 +273,3 @@ def _card(base: Base, placement: Placement, rank: int) -> str:
         "**This adapter contains its training data.** Whoever has it and the base model can read the facts back word "
         "for word. Treat it as you would treat the file of facts.\n"
     )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

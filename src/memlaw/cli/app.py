@@ -9,7 +9,17 @@ import typer
 from typer.core import TyperGroup
 
 from memlaw import __version__
+from memlaw.cli.check import check
+from memlaw.cli.demo import demo
+from memlaw.cli.fit import fit
+from memlaw.cli.journal import export, rebuild, status, verify
+from memlaw.cli.options import on_inputs
 from memlaw.cli.output import note
+from memlaw.cli.plan import laws, plan
+from memlaw.cli.probe import probe
+from memlaw.cli.recall import recall
+from memlaw.cli.report import report
+from memlaw.cli.train import train
 from memlaw.core.errors import MemlawError
 
 KEPT = {
@@ -23,7 +33,7 @@ class Commands(TyperGroup):
     """A sentence and exit code 2 for bad input, 130 for Ctrl-C, a traceback for neither."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """`memlaw probe --status DIR` asks for nothing that a probe needs: it is a command of its own."""
+        """`memlaw probe --status DIR` asks for nothing that a probe needs: it is `memlaw journal status DIR`."""
         if args[0] == "probe" and "--status" in args:
             args = ["status", *(arg for arg in args[1:] if arg != "--status")]
         return super().resolve_command(ctx, args)
@@ -55,6 +65,9 @@ app = typer.Typer(
 )
 
 
+journal = typer.Typer(help="The files of a probe: inspect, verify, rebuild and export them.", no_args_is_help=True)
+
+
 def main() -> None:
     """Run the command line and exit."""
     with warnings.catch_warnings():
@@ -76,3 +89,20 @@ def memlaw(
     ] = False,
 ) -> None:
     """The options of no command."""
+
+
+app.command(short_help="All of it once, on the bundled base")(demo)
+app.command(short_help="What would keep the facts from being recalled")(on_inputs(check))
+app.command(short_help="Will it fit? The rank the facts need")(on_inputs(plan))
+app.command(short_help="The laws there are to plan with")(laws)
+app.command(short_help="Make it stick: an adapter that recalls the facts verbatim")(on_inputs(train))
+app.command(short_help="Did it stick? Every token, and a certificate for each fact")(on_inputs(recall))
+app.command(short_help="Measure what ranks hold at several lengths: the points of a law")(on_inputs(probe))
+app.command(short_help="Fit the law to a probe, or to a table of points")(fit)
+app.command(short_help="One HTML page of everything measured")(report)
+app.command(hidden=True, short_help="Where a probe stands")(status)
+app.add_typer(journal, name="journal")
+journal.command(short_help="Where a probe stands")(status)
+journal.command(short_help="Read every file and check its SHA-256; change nothing")(verify)
+journal.command(short_help="Put damaged files aside and write results.parquet again")(rebuild)
+journal.command(short_help="All results as one table: .csv, .jsonl or .parquet")(export)

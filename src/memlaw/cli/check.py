@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memlaw.cli.app import app
-from memlaw.cli.options import AsJson, Inputs, Placement, on_inputs
+from memlaw.cli.options import AsJson, Inputs, Placement
 from memlaw.cli.output import SHOWN, emit, paragraph, printable, quiet_transformers
 
 if TYPE_CHECKING:
     from memlaw.diagnosis.findings import CheckReport, Finding, Severity
 
 
-@app.command(short_help="What would keep the facts from being recalled")
-@on_inputs
 def check(
     *,
     adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="An adapter that is to recall them.")] = None,
@@ -36,8 +33,6 @@ def check(
     from memlaw.api import check_on
     from memlaw.data.load import load_memory_set
     from memlaw.model.base import load
-
-    pass
     from memlaw.sweep.laws import known_law
 
     known = None if law is None else known_law(law)

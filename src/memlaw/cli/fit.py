@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from memlaw.cli.app import app
 from memlaw.cli.options import AsJson
 from memlaw.cli.output import counted, emit, paragraph
 from memlaw.core.config import Method
-from memlaw.law.bits import ANCHORS, memory_bits
 
 if TYPE_CHECKING:
     from memlaw.core.cells import CellResult
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from memlaw.law import Comparison, Form, Holdout, LawFit
 
 
-@app.command(short_help="Fit the law to a probe, or to a table of points")
 def fit(
     *,
     source: Annotated[
@@ -51,11 +48,9 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit the Parametric Memory Law dL = C r^alpha l^-beta + b, with error bars and a status."""
+    from memlaw.core.files import write_text
     from memlaw.law import compare, fit_law
     from memlaw.law import holdout as hold_out
-
-    pass
-    from memlaw.core.files import write_text
     from memlaw.sweep.laws import law_points, with_origin
 
     points = law_points(source, method, axis)
@@ -113,6 +108,8 @@ def _doubtful(estimate: Estimate) -> str:
 
 def bits_lines(results: Iterable[CellResult]) -> Iterator[str]:
     """The densest memory of a probe; nothing where bits were not measured."""
+    from memlaw.law.bits import ANCHORS, memory_bits
+
     known = [(bits, result) for result in results if (bits := memory_bits(result)).bits_per_parameter is not None]
     if known:
         bits, result = max(known, key=lambda pair: pair[0].bits_per_parameter or 0.0)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memlaw.cli.app import app
 from memlaw.cli.options import AsJson
 from memlaw.cli.output import aligned_rows, counted, emit, paragraph
 from memlaw.core.canonical import to_dict
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from memlaw.sweep.journal import ProbeStatus, VerifyReport
 
 
-@app.command(hidden=True, short_help="Where a probe stands")
 def status(
     *,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `memlaw probe` writes to.")],
@@ -26,25 +24,16 @@ def status(
     """Where the probe in DIR stands, from its journal alone."""
     from memlaw.sweep.journal import status as standing
 
-    pass
-
     found = standing(directory)
     emit(as_json, to_dict(found), status_lines(found))
 
 
-journal = typer.Typer(help="The files of a probe: check, mend and export them.", no_args_is_help=True)
-
-app.add_typer(journal, name="journal")
-
 Probed = Annotated[Path, typer.Argument(metavar="DIR", help="What `memlaw probe` wrote.")]
 
 
-@journal.command(short_help="Read every file and check its SHA-256; change nothing")
 def verify(*, directory: Probed, as_json: AsJson = False) -> None:
     """Read every file of a probe and check its SHA-256. Exits with 2 if one is damaged; nothing is changed."""
     from memlaw.sweep.journal import verify as inspect_files
-
-    pass
 
     found = inspect_files(directory)
     emit(as_json, to_dict(found), verify_lines(found))
@@ -52,7 +41,6 @@ def verify(*, directory: Probed, as_json: AsJson = False) -> None:
         raise typer.Exit(2)
 
 
-@journal.command(short_help="Put damaged files aside and write results.parquet again")
 def rebuild(*, directory: Probed, as_json: AsJson = False) -> None:
     """Put damaged files of a probe into quarantine, and write results.parquet again from the intact ones."""
     from memlaw.sweep.journal import rebuild as mend
@@ -61,7 +49,6 @@ def rebuild(*, directory: Probed, as_json: AsJson = False) -> None:
     emit(as_json, to_dict(found), [*found.findings, f"{found.out}: results.parquet has {found.rows:,} rows."])
 
 
-@journal.command(short_help="All results as one table: .csv, .jsonl or .parquet")
 def export(
     *,
     directory: Probed,

@@ -31,7 +31,7 @@ SHOWN = 5
 WIDTH = 96
 """Columns a paragraph may take."""
 
-_RISE = 0.08
+RISE = 0.08
 """Probability that a rank must add to be listed."""
 
 

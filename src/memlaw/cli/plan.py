@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memlaw.cli.app import app
-from memlaw.cli.options import AsJson, Inputs, Laws, Placement, on_inputs
+from memlaw.cli.options import AsJson, Inputs, Laws, Placement
 from memlaw.cli.output import (
-    _RISE,
+    RISE,
     aligned_rows,
     counted,
     emit,
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from memlaw.planning.library import KnownLaw
 
 
-@app.command(short_help="Will it fit? The rank the facts need")
-@on_inputs
 def plan(
     *,
     law: Annotated[
@@ -51,8 +48,6 @@ def plan(
     """Will it fit? The rank DATA needs, how sure that is, what it costs, and a LoraConfig to paste."""
     from memlaw.planning import Target
     from memlaw.planning.for_facts import plan_for, plan_from_files
-
-    pass
     from memlaw.sweep.laws import law_chooser
 
     aim, shelf = Target.parse(target), {} if law is not None else laws_in(laws)
@@ -73,7 +68,6 @@ def plan(
     emit(as_json, answer.to_dict(), plan_lines(answer))
 
 
-@app.command(short_help="The laws there are to plan with")
 def laws(
     *,
     folder: Annotated[
@@ -83,8 +77,6 @@ def laws(
 ) -> None:
     """The laws that `memlaw fit --save` kept: of which model, placement and data, how good, how old."""
     from memlaw.planning.library import listing
-
-    pass
 
     rows = listing(laws_in(folder))
     emit(as_json, {"laws": rows}, laws_lines(rows))
@@ -161,7 +153,7 @@ def _chances(plan: Plan) -> str:
     shown: list[RankChance] = []
     for chance in plan.probabilities:
         before = shown[-1].probability if shown else 0.0
-        if chance.probability - before >= _RISE or before < _ALL_BUT_SURE <= chance.probability:
+        if chance.probability - before >= RISE or before < _ALL_BUT_SURE <= chance.probability:
             shown.append(chance)
     return ", ".join(f"{chance.rank}: {chance.probability:.0%}" for chance in shown or plan.probabilities[-1:])
 

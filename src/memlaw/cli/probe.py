@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from memlaw.cli.app import app
 from memlaw.cli.options import (
     AsJson,
     BatchSize,
@@ -20,21 +19,17 @@ from memlaw.cli.options import (
     Placement,
     Steps,
     integers,
-    on_inputs,
 )
 from memlaw.cli.output import SHOWN, emit, note, paragraph
 from memlaw.core.canonical import to_dict
 from memlaw.core.config import Execution
 from memlaw.core.errors import ConfigError
-from memlaw.sweep.budget import within_budget
 
 if TYPE_CHECKING:
     from memlaw.core.cells import CellResult
     from memlaw.sweep.engines.base import Engine, Resources
 
 
-@app.command(short_help="Measure what ranks hold at several lengths: the points of a law")
-@on_inputs
 def probe(
     *,
     out: Annotated[Path, typer.Option(help="Directory of the probe; run the command again to go on.")],
@@ -87,7 +82,7 @@ def probe(
     """
     from memlaw.cli.fit import bits_lines
     from memlaw.cli.progress import probe_bar
-    from memlaw.sweep.budget import seconds_of
+    from memlaw.sweep.budget import seconds_of, within_budget
     from memlaw.sweep.config import ProbeConfig
     from memlaw.sweep.engines.shards import Shard
     from memlaw.sweep.laws import probe_results

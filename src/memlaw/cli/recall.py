@@ -8,21 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memlaw.cli.app import app
-from memlaw.cli.options import AsJson, Inputs, ShowText, on_inputs
+from memlaw.cli.options import AsJson, Inputs, ShowText
 from memlaw.cli.output import SHOWN, aligned_rows, counted, emit, note, paragraph, printable
 from memlaw.core.canonical import canonical_json
 from memlaw.core.config import TrainConfig
 from memlaw.core.recall import RecallReport
-from memlaw.diagnosis.patterns import Patterns, patterns
-from memlaw.diagnosis.verdicts import stubborn_counts, worst
 
 if TYPE_CHECKING:
     from memlaw.core.recall import RecordRecall
+    from memlaw.diagnosis.patterns import Patterns
 
 
-@app.command(short_help="Did it stick? Every token, and a certificate for each fact")
-@on_inputs
 def recall(
     *,
     adapter: Annotated[
@@ -41,11 +37,9 @@ def recall(
     from contextlib import nullcontext
 
     from memlaw.adapter.peft import attach
+    from memlaw.core.files import write_text
     from memlaw.diagnosis.documents import report_to_dict
     from memlaw.diagnosis.measure import measure, token_texts, unfaithful
-
-    pass
-    from memlaw.core.files import write_text
 
     base, memory_set, facts = inputs.load()
     if lossy := unfaithful(base, memory_set, facts):
@@ -78,6 +72,9 @@ def _advice(report: RecallReport, adapter: Path | None) -> list[str]:
 
 def recall_lines(report: RecallReport, advice: Sequence[str] = ()) -> Iterator[str]:
     """Did it stick? And, in sentences of `advice`, what to do next."""
+    from memlaw.diagnosis.patterns import patterns
+    from memlaw.diagnosis.verdicts import stubborn_counts, worst
+
     records = counted(report.records, "record")
     yield f"{records}, {counted(report.tokens, 'target token')}, judged in {report.dtype}."
     yield ""

@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from memlaw.cli.app import app
 from memlaw.cli.options import AsJson, ShowText
 from memlaw.cli.output import emit
 
 
-@app.command(short_help="One HTML page of everything measured")
 def report(
     *,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `memlaw probe` or `memlaw demo` wrote.")],

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memlaw.cli.app import app
 from memlaw.cli.options import (
     AsJson,
     BatchSize,
@@ -20,7 +19,6 @@ from memlaw.cli.options import (
     LearningRate,
     Placement,
     Steps,
-    on_inputs,
 )
 from memlaw.cli.output import counted, emit, note
 from memlaw.core.config import Execution, Method, TrainConfig, Until
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     from memlaw.training.result import Trained
 
 
-@app.command(short_help="Make it stick: an adapter that recalls the facts verbatim")
-@on_inputs
 def train(
     *,
     rank: Annotated[int, typer.Option(help="LoRA rank; `memlaw plan` says which.")],
@@ -63,8 +59,6 @@ def train(
     from memlaw.adapter.on_model import placement_on
     from memlaw.cli.progress import training_bar
     from memlaw.training.adapter import train_adapter
-
-    pass
 
     config = _train_config(
         preset,

@@ -29,7 +29,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from memlaw.core import files
 from memlaw.core.canonical import canonical_json
 from memlaw.core.errors import JournalError
 
@@ -168,7 +167,7 @@ def sign(folder: Path) -> None:
     files = sorted(folder.iterdir())
     for file in files:
         sync(file)
-    hashes = {file.name: _sha256(file) for file in files}
+    hashes = {file.name: file_sha256(file) for file in files}
     write(folder / MANIFEST, canonical_json(hashes).encode())
 
 
@@ -176,7 +175,7 @@ def check_signed(folder: Path) -> None:
     """Raises ValueError, which says what is wrong, unless the files are those that `sign` found, to the last bit."""
     try:
         signed = dict(json.loads((folder / MANIFEST).read_bytes()))
-        found = {file.name: _sha256(file) for file in folder.iterdir() if file.name != MANIFEST}
+        found = {file.name: file_sha256(file) for file in folder.iterdir() if file.name != MANIFEST}
     except OSError as error:
         raise ValueError(f"it cannot be read: {error.strerror or error}") from error
     except (ValueError, TypeError) as error:
@@ -186,7 +185,7 @@ def check_signed(folder: Path) -> None:
             raise ValueError(f"{name} is not the file that was saved")
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -242,8 +241,8 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
     Raises JournalError.
     """
     try:
-        files.make_folders(path.parent)
-        files.write(path, text.encode(), mode=0o600 if private else 0o666)
+        make_folders(path.parent)
+        write(path, text.encode(), mode=0o600 if private else 0o666)
     except OSError as error:
         raise JournalError(
             f"{path} cannot be written: {error.strerror or error}. What was there is as it was; make room or choose "

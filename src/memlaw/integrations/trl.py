@@ -27,9 +27,9 @@ from memlaw.losses import MemFT
 def memft(trainer: Any, method: str = "ot", **settings: Any) -> Any:
     """Make MemFT the training loss of an SFTTrainer, and return the trainer.
 
-    Settings are those of `memlaw.losses.settings.MemFT`. The gradient is the same for any gradient accumulation, any number of
-    data-parallel processes, packed or not; evaluation stays as it is. Raises ConfigError for a trainer in which MemFT
-    would not be right, and warns where `max_length` may have cut a target.
+    Settings are those of `memlaw.losses.settings.MemFT`. The gradient is the same for any gradient accumulation, any
+    number of data-parallel processes, packed or not; evaluation stays as it is. Raises ConfigError for a trainer in
+    which MemFT would not be right, and warns where `max_length` may have cut a target.
     """
     step = StepLoss(MemFT.of({"method": method, **settings}))
     if not isinstance(trainer, SFTTrainer):

@@ -16,7 +16,7 @@ def source_of(name: str) -> str:
 
     A path that does not exist would be taken for a Hub id, with a puzzling message.
     """
-    source = str(importlib.resources.files("memlaw") / "base") if name == BUNDLED else name
+    source = str(importlib.resources.files("memlaw.model") / "bundled") if name == BUNDLED else name
     path = Path(source)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not path.is_dir():

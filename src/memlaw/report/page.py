@@ -94,13 +94,17 @@ def _recall(content: ReportContent, show_text: bool) -> dict[str, Any] | None:
 
 @functools.cache
 def _script() -> str:
-    return (importlib.resources.files("memlaw") / "templates" / "report.js").read_text(encoding="utf-8")
+    return (importlib.resources.files("memlaw.report") / "templates" / "report.js").read_text(encoding="utf-8")
 
 
 @functools.cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("memlaw"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("memlaw.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(number=number, nats=nats, share=share)
     return environment.get_template("report.html.j2")

@@ -223,8 +223,6 @@ def within_budget(
 ) -> tuple[ProbeConfig, Budget]:
     """The grid to choose from, unless ranks and lengths are given, and what chooses."""
     from memlaw.adapter.on_model import placement_on
-
-    pass
     from memlaw.data import encode
     from memlaw.sweep.config import ProbeConfig
 

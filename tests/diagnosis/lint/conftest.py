@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 
+from helpers import tiny
 from memlaw.model.base import Base
 
 

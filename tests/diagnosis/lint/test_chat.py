@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+
 from helpers.checks import GOOD, facts, found, other_base, the_one
 from helpers.slow_data import CHAT_TEMPLATE, byte_level
-
 from memlaw.api import check, check_on
 from memlaw.model.base import Base
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.checks import GOOD, facts
 
 import memlaw
+from helpers.checks import GOOD, facts
 from memlaw.api import check, check_on
 from memlaw.core.errors import DataError
 from memlaw.diagnosis.findings import CheckReport

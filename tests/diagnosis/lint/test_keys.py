@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from helpers.checks import facts, found, other_base, the_one
-from helpers.slow_data import contradict, letters
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.checks import facts, found, other_base, the_one
+from helpers.slow_data import contradict, letters
 from memlaw.api import check_on
 from memlaw.core.errors import DataError
 from memlaw.data import encode

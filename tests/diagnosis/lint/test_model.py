@@ -3,12 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from helpers.checks import GOOD, codes, facts, found, the_one
 from safetensors.torch import load_file, save_file
 
 import memlaw
+from helpers import tiny
+from helpers.checks import GOOD, codes, facts, found, the_one
 from memlaw.adapter import peft
 from memlaw.api import check_on
 from memlaw.core.errors import AdapterError

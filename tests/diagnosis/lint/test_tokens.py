@@ -5,7 +5,6 @@ from pathlib import Path
 
 from helpers.checks import GOOD, facts, found, other_base, the_one
 from helpers.slow_data import byte_level, letters
-
 from memlaw.api import check, check_on
 from memlaw.model.base import Base
 

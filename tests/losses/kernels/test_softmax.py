@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import reference_head as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers import slow_head as reference
 from memlaw.losses import head_pass as head_module
 from memlaw.losses import kernels
 from memlaw.losses.head_pass import Chunk, head_pass, token_scores

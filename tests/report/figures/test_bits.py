@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
+
 from helpers.drawings import drawn, held, texts
 from helpers.sample import cell, diverged
-
 from memlaw.core.points import LawPoint
 from memlaw.core.recall import LN2
 from memlaw.law import published

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from helpers.drawings import SHAPES, drawn, texts
 from helpers.sample import PowerLaw, points
-
 from memlaw.core.errors import FitError
 from memlaw.core.points import LawPoint
 from memlaw.law import fit_law

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
+
 from helpers.drawings import drawn, texts
 from helpers.sample import cell, diverged
-
 from memlaw.report import figures
 
 

@@ -7,9 +7,9 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
+
 from helpers.drawings import SHAPES, SVG, drawn, texts
 from helpers.sample import PowerLaw, cell, many, points
-
 from memlaw.diagnosis.verdicts import worst
 from memlaw.report import figures
 

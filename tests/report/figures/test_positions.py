@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from helpers.drawings import SVG, drawn, ladder, texts
-from helpers.sample import many, recall
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.drawings import SVG, drawn, ladder, texts
+from helpers.sample import many, recall
 from memlaw.core.errors import DataError
 from memlaw.core.recall import LN2
 from memlaw.report import figures

@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections import deque
 
 import pytest
-from helpers.engines import outcomes
 
+from helpers.engines import outcomes
 from memlaw.core.errors import ConfigError
 from memlaw.sweep.engines.base import Inline, Resources
 

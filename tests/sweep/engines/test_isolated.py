@@ -5,11 +5,10 @@ import signal
 import threading
 
 import pytest
-import tiny
-import workers
+
+from helpers import tiny, workers
 from helpers.engines import killed_driver_leaves_nobody, outcomes
 from helpers.probes import FACTS, GRID, assert_same
-
 from memlaw.core.errors import ConfigError, JournalError
 from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.engines.base import WorkerDiedError

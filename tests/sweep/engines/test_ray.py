@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import workers
+
+from helpers import workers
 from helpers.engines import killed_driver_leaves_nobody, outcomes
 from helpers.probes import FACTS, GRID, cells_of
-
 from memlaw.core.errors import ConfigError, JournalError
 from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.engines.base import Resources

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cuts
 import pytest
+
+from helpers import cuts
 from helpers.journals import (
     SPAWN,
     _publish_mine,
@@ -26,7 +27,7 @@ from helpers.journals import (
     leftovers,
     sealed,
 )
-
+from helpers.paths import TESTS
 from memlaw.core.canonical import to_dict
 from memlaw.core.errors import JournalError
 from memlaw.sweep.journal import Journal
@@ -309,11 +310,13 @@ def test_a_writer_whose_temporary_file_was_swept_up_comes_too_late_and_is_conten
 
 
 WRITER = """
-import sys, cuts, test_journal
-journal = test_journal.Journal(sys.argv[1])
+import sys
+from helpers import cuts, journals
+from memlaw.sweep.journal import Journal
+journal = Journal(sys.argv[1])
 with cuts.intercepted(lambda name: None, links=sys.argv[2] == "True"):
     for rank in range(1, 100_000):
-        journal.publish(test_journal.a_result(rank))
+        journal.publish(journals.a_result(rank))
         print(rank, flush=True)
 """
 
@@ -321,7 +324,7 @@ with cuts.intercepted(lambda name: None, links=sys.argv[2] == "True"):
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.01, 0.05])
 def test_what_was_acknowledged_survives_a_kill(tmp_path, delay, links):
-    search = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    search = {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, str(tmp_path), str(links)],
         stdout=subprocess.PIPE, text=True, env=os.environ | search,

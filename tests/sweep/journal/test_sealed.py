@@ -4,10 +4,10 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-from helpers.journals import a_result, cell_file, sealed
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.journals import a_result, cell_file, sealed
 from memlaw.core.canonical import canonical_json, digest, to_dict
 from memlaw.core.errors import JournalError
 from memlaw.sweep.journal import Journal

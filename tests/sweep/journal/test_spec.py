@@ -3,8 +3,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from helpers.journals import SPAWN, SPEC, _claim_mine, a_result, leftovers
 
+from helpers.journals import SPAWN, SPEC, _claim_mine, a_result, leftovers
 from memlaw.core.errors import JournalError
 from memlaw.sweep.journal import Journal, ProbeSpec
 

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from helpers.journals import a_failure, a_result, cell_file
 
+from helpers.journals import a_failure, a_result, cell_file
 from memlaw.core.canonical import to_dict
 from memlaw.core.errors import JournalError
 from memlaw.sweep.journal import CheckpointStatus, Journal, PackCounts, ProbeSpec, Reason, status

@@ -4,8 +4,8 @@ import dataclasses
 
 import pyarrow.parquet
 import pytest
-from helpers.journals import a_failure, a_result, cell_file, sealed
 
+from helpers.journals import a_failure, a_result, cell_file, sealed
 from memlaw.core.canonical import to_dict
 from memlaw.core.cells import Cell, CellResult
 from memlaw.core.config import TrainConfig

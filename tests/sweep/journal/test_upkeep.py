@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-from helpers.journals import SPEC, a_failure, a_result, cell_file
 
+from helpers.journals import SPEC, a_failure, a_result, cell_file
 from memlaw.core import files
 from memlaw.core.canonical import to_dict
 from memlaw.core.errors import ConfigError, JournalError

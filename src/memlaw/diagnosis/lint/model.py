@@ -30,7 +30,7 @@ def base_findings(base: Base) -> Iterator[Finding]:
 
 
 def reach_findings(base: Base, encoded: Sequence[EncodedFact]) -> Iterator[Finding]:
-    """Targets with tokens that no adapter below the frozen head can bring to p > 1/2, or only just (`memlaw.model.reach`)."""
+    """Targets with tokens that no adapter below the frozen head can bring to p > 1/2, or only just."""
     try:
         bounds = reach_of_tokens(base, sorted({token for fact in encoded for token in fact.target}))
     except ModelError as error:

@@ -44,7 +44,7 @@ class BitsCurve:
 def bits_curve(results: Iterable[CellResult], published: Iterable[LawPoint] = ()) -> BitsCurve:
     """Of cells that differ in rank, length and seed only; those whose bits are not known are left out.
 
-    `published` are points of Qwen3-8B (`memlaw.law.published`) with their parameters, L_init' = min(L_init, ln 151,936).
+    `published` are points of Qwen3-8B, with their parameters, L_init' = min(L_init, ln 151,936).
     """
     found: defaultdict[int, defaultdict[int, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
