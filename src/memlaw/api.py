@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +55,6 @@ def train(
     `memlaw train` uses. With `out`, an interrupted training goes on where its last checkpoint was when it is repeated.
     `model` is left as it was. Raises AdapterError, ConfigError, DataError.
     """
-    known = [field.name for field in fields(TrainConfig)]
-    if unknown := sorted(settings.keys() - set(known)):
-        raise ConfigError(f"Unknown setting {', '.join(unknown)}: it would change nothing. Known: {', '.join(known)}.")
     chosen = replace(config or UNTIL_RECALLED, **settings)
     base = wrap(model, tokenizer)
     memory_set = load_memory_set(base, facts)

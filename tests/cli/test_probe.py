@@ -49,7 +49,7 @@ def test_a_config_file_gives_the_same_as_the_options(
         ("--ranks 1 --lengths 49", "A length of 49 target tokens was asked for, but the data have 1 to 48"),
         ("--ranks 1 --lengths 11", "the first fact ('1') alone has 12, and facts are never cut"),
         ("--ranks 1 --lengths 12 --methods sft,dft", "Setting methods entry 1 is 'dft'"),
-        ("--ranks 1 --lengths 12 --seeds -1", "Setting seed is -1"),
+        ("--ranks 1 --lengths 12 --seeds -1", "Setting seeds entry 0 is -1"),
         ("--ranks 1 --lengths 12 --steps 0", "Setting steps is 0"),
         ("--ranks 1 --lengths 12 --lr nan", "Setting learning_rate is nan"),
         ("--ranks 1 --lengths 12 --batch-size -2", "Setting batch_size is -2"),
@@ -68,7 +68,7 @@ def test_impossible_grids_are_refused(
     ("text", "sentence"),
     [
         ("ranks: [1]\nlengths: [12]\nlora_alpha: 32\n", "Unknown setting lora_alpha: it would change nothing. Known:"),
-        ("ranks: [1]\nlengths: [12]\nmargin: 5\n", "Setting margin is 5.0: choose nats from 0"),
+        ("ranks: [1]\nlengths: [12]\nmargin: 5\n", "Setting margin is 5: choose nats from 0"),
         ("ranks: [1]\nlengths: [12]\nsteps: -1\n", "Setting steps is -1: choose a whole number from 1 up"),
         (jsonl(*RECORDS), "is not YAML"),
         ("", "holds no settings"),

@@ -77,8 +77,8 @@ def test_axolotl_learns_which_keys_the_plugin_reads() -> None:
 
 @pytest.mark.parametrize(("cfg", "sentence"), [
     (Configuration(), r"does not say what it should do: add `memft: \{method: ot\}`"),
-    (Configuration(memft={"method": "ott"}), "Unknown method 'ott'. Did you mean ot"),
-    (Configuration(memft={"method": "ot", "tau": 20}), "Unknown setting 'tau'"),
+    (Configuration(memft={"method": "ott"}), "Setting method is 'ott': choose sft, ot, sw or curriculum. Did you mean ot"),
+    (Configuration(memft={"method": "ot", "tau": 20}), "Unknown setting tau"),
     (Configuration(memft={"method": "ot"}, rl="dpo"), "rl is 'dpo': leave rl unset"),
 ])  # fmt: skip
 def test_a_configuration_that_would_do_something_else_is_refused(cfg: Any, sentence: str, tmp_path: Path) -> None:

@@ -248,8 +248,8 @@ def test_padding_on_the_left_leaves_a_sample_what_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("settings", "sentence"), [
-    ({"method": "otx"}, "Unknown method 'otx'. Did you mean ot?"),
-    ({"method": "ot", "treshold": 0.5}, "Unknown setting 'treshold'. Did you mean threshold?"),
+    ({"method": "otx"}, "Setting method is 'otx': choose sft, ot, sw or curriculum. Did you mean ot?"),
+    ({"method": "ot", "treshold": 0.5}, "Unknown setting treshold: it would change nothing. Did you mean threshold?"),
     ({"method": "ot", "threshold": 1.0}, "threshold is 1.0: choose a probability between 0 and 1"),
     ({"method": "curriculum"}, "use method ot, and use_curriculum"),
 ])  # fmt: skip

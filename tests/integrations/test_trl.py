@@ -183,7 +183,7 @@ def test_other_losses_and_trainers_are_refused(tmp_path: Path) -> None:
         memft(memft(sft(tmp_path)))
     with pytest.raises(ConfigError, match=r"a Trainer does not have: give an SFTTrainer, or use memlaw\.integrations"):
         memft(trainers.trainer(tmp_path))
-    with pytest.raises(ConfigError, match="Unknown method 'sww'. Did you mean sw"):
+    with pytest.raises(ConfigError, match="Setting method is 'sww': choose sft, ot, sw or curriculum. Did you mean sw"):
         memft(sft(tmp_path), "sww")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TRL's own, that label smoothing will go

@@ -170,5 +170,5 @@ def test_what_cannot_be_is_refused_in_one_sentence() -> None:
         memft_head_loss(hidden, weight, labels, reduction="none")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"hidden states of \[2, 12\] tokens for labels of \[2, 11\]"):
         memft_head_loss(hidden, weight, labels[:, 1:])
-    with pytest.raises(ConfigError, match="Unknown method 'OT'. Known: sft, ot, sw, curriculum."):
+    with pytest.raises(ConfigError, match="Setting method is 'OT': choose sft, ot, sw or curriculum."):
         memft_head_loss(hidden, weight, labels, method="OT")  # type: ignore[arg-type]

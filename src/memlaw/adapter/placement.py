@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from memlaw.core.errors import AdapterError
+from memlaw.core.errors import AdapterError, suggest
 from memlaw.model.outline import MLP, Outline, Site, by_layer_and_path
 
 PARALLEL = MLP
@@ -161,8 +160,7 @@ def _parse_layers(text: str, count: int) -> tuple[int, ...]:
 def _check_module(name: str, candidates: dict[str, list[Site]]) -> None:
     if name in candidates:
         return
-    near = difflib.get_close_matches(name, candidates, n=3, cutoff=0.4)
-    hint = f"Did you mean {', '.join(near)}? " if near else ""
+    hint = suggest(name, candidates, cutoff=0.4)
     raise AdapterError(
         f"The model has no module {name!r} to adapt. {hint}Its modules: {', '.join(sorted(candidates))}, {ALL_LINEAR}."
     )

@@ -6,6 +6,9 @@ heard of memlaw. The command line prints the sentence and exits with 2.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class MemlawError(Exception):
     """Base of every error memlaw raises on purpose."""
@@ -47,3 +50,9 @@ def first_line(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """The message of an error without its line breaks."""
     return " ".join(str(error).split())
+
+
+def suggest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """`Did you mean ...?` with the known names nearest to a misspelt one; empty if none is near."""
+    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=cutoff)
+    return f"Did you mean {' or '.join(near)}? " if near else ""

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from memlaw.core.config import Method
 from memlaw.core.errors import ConfigError
 from memlaw.integrations.curriculum import CurriculumSampler, use_curriculum
 from memlaw.integrations.loss import StepLoss
@@ -49,8 +50,8 @@ class MemFTLoss:
     smoothing, which the Trainer leaves out beside one, and DeepSpeed's sequence parallelism, which leaves it out.
     """
 
-    def __init__(self, method: str = "ot", **settings: Any) -> None:
-        self.step = StepLoss(MemFT.of({"method": method, **settings}))
+    def __init__(self, method: Method = "ot", **settings: Any) -> None:
+        self.step = StepLoss(MemFT(method=method, **settings))
         self._inputs: Mapping[str, Any] | None = None
         self._called = False
         self._averaged = False
@@ -105,7 +106,7 @@ class MemFTLoss:
         self._averaged = GradientState().sync_gradients  # a whole step was counted
 
 
-def memft(trainer: Any, method: str = "ot", **settings: Any) -> Any:
+def memft(trainer: Any, method: Method = "ot", **settings: Any) -> Any:
     """Make MemFT the loss of a Trainer, and return the trainer.
 
     As `compute_loss_func=MemFTLoss(...)`, but it also sees the batches: so packed samples are told apart by their

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from memlaw.core.errors import ConfigError
+from memlaw.core.errors import ConfigError, suggest
 
 
 def require_known(kind: str, name: str, known: Sequence[str]) -> None:
     """Raises ConfigError, with the nearest names, for a name that would change nothing."""
     if name in known:
         return
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
-    hint = f"Did you mean {' or '.join(near)}? " if near else ""
-    raise ConfigError(f"Unknown {kind} {name!r}. {hint}Known: {', '.join(known)}.")
+    raise ConfigError(f"Unknown {kind} {name!r}. {suggest(name, known)}Known: {', '.join(known)}.")
 
 
 def check_reduction(reduction: str, num_items: int | Tensor | None, known: Sequence[str]) -> None:

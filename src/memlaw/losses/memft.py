@@ -46,7 +46,7 @@ def memft_loss(
     what a mean divides by instead of the weights, for trainers that normalise by the tokens of the whole step.
     A mean or a fallback of a part of a step is not that of the step: to accumulate exactly, use `memft_sums`.
     """
-    memft = MemFT.of(settings)
+    memft = MemFT(**settings)
     check_reduction(reduction, num_items, ("mean", "sum", "none"))
     require_same_places("logits", logits[..., 0], labels)
     targets = Targets.of(labels, position_ids, sample_ids, shift=shift)
@@ -115,7 +115,7 @@ def memft_sums(
     **settings: Unpack[Settings],
 ) -> MemFTSums:
     """The sums `memft_loss` is made of, for training that takes a step in several parts; arguments as there."""
-    memft = MemFT.of(settings)
+    memft = MemFT(**settings)
     require_same_places("logits", logits[..., 0], labels)
     targets = Targets.of(labels, position_ids, sample_ids, shift=shift)
     nll, hit = _scores(logits, targets, memft)
@@ -138,7 +138,7 @@ def memft_token_sums(
     `nll` [batch, time] in nats, where the logits would stand: nll[:, t] is the loss of labels[:, t + 1]. `hit`
     [batch, time] bool: that label is the argmax; only "sw" needs it. What stands beside a label of -100 is not read.
     """
-    memft = MemFT.of(settings)
+    memft = MemFT(**settings)
     require_same_places("nll", nll, labels)
     targets = Targets.of(labels, position_ids, sample_ids, shift=shift)
     if hit is None:

@@ -41,7 +41,7 @@ def memft_head_loss(
     head, and one more of those with a weight, which gives the gradient that backward hands on (`head.head_pass`);
     `position` and `focus`, which look at whole samples first, and a fallback cost one product more. Raises ConfigError.
     """
-    memft = MemFT.of(settings)
+    memft = MemFT(**settings)
     check_reduction(reduction, num_items, ("mean", "sum"))
     _check_head(hidden, head_weight, bias)
     require_same_places("hidden states", hidden[..., 0], labels)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, TypedDict, get_args
+from typing import Annotated, TypedDict
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from memlaw.core.config import METHODS, Method, Rule
+from memlaw.core.config import Method, Number, Rule, Weighting
 from memlaw.core.errors import ConfigError
-from memlaw.losses.checks import require_known
+from memlaw.core.settings import Choose, settings
 from memlaw.losses.targets import SampleIds, Targets
 from memlaw.losses.weights import pointwise_weights, record_factor
 from memlaw.losses.window import WindowPass, WindowState
@@ -29,45 +28,24 @@ class Settings(TypedDict, total=False):
     focus: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class MemFT:
+@settings
+class MemFT(Weighting):
     """Which weight each target token gets. Raises ConfigError for a setting that is unknown or out of range."""
 
     method: Method = "ot"
     """sft, ot, sw, or curriculum: that is ot, on the samples that `curriculum_rows` or `exposed` let a step see."""
-    threshold: float = 0.5
+    threshold: Annotated[Number, Field(gt=0, lt=1), Choose("a probability between 0 and 1")] = 0.5
     """Probability up to which a token is disordered."""
-    margin: float = 0.0
-    """Nats below -log(threshold) that a token's loss must reach before it counts as ordered."""
-    rule: Rule = "zero"
-    """What ot does when no token is left: zero gradient, or fall back to the sft loss."""
-    position: float = 0.0
-    """lambda: exp(-lambda * rank / (n - 1)) for the n disordered tokens of a sample (published: 2); 0 = off."""
-    focus: float = 0.0
-    """n^-focus for all tokens of a sample with n disordered ones; 0 = off."""
+    margin: Annotated[Number, Field(ge=0), Choose("nats from 0 up", unit="nats")] = 0.0
+    """How far below -log(threshold) a token's loss must get before it counts as ordered."""
 
     def __post_init__(self) -> None:
-        require_known("method", self.method, METHODS)
-        require_known("rule", self.rule, get_args(Rule))
-        if not 0 < _number(self.threshold) < 1:
-            raise ConfigError(f"threshold is {self.threshold!r}: choose a probability between 0 and 1.")
         at_threshold = -math.log(self.threshold)
-        if not 0 <= _number(self.margin) < at_threshold:
+        if self.margin >= at_threshold:
             raise ConfigError(
-                f"margin is {self.margin!r}: choose nats from 0 to below {at_threshold:.3g}, the loss at the "
+                f"Setting margin is {self.margin!r}: choose nats from 0 to below {at_threshold:.3g}, the loss at the "
                 "threshold: no loss can be further under it."
             )
-        for name in ("position", "focus"):
-            value = getattr(self, name)
-            if not 0 <= _number(value) < math.inf:
-                raise ConfigError(f"{name} is {value!r}: choose a number above 0, or 0 to turn it off.")
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> MemFT:
-        """The settings by their names; one that is not known would change nothing, so it is refused."""
-        for name in settings:
-            require_known("setting", name, [field.name for field in fields(cls)])
-        return cls(**settings)
 
     @property
     def critical(self) -> float:
@@ -119,8 +97,3 @@ def _window(memft: MemFT, targets: Targets, sample_ids: SampleIds | None, state:
     else:
         slots = targets.slots(state, sample_ids)
     return WindowPass(state, slots, targets.positions, critical=memft.critical)
-
-
-def _number(value: object) -> float:
-    """The value, or NaN, which is in no range, if it is no number."""
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
