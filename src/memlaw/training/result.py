@@ -56,6 +56,8 @@ class Trained:
     stack: AdapterStack
     """This adapter alone."""
     message: str = ""
+    curve: tuple[float | None, ...] = ()
+    """Share of the target tokens with p > 1/2 at evenly spaced steps, where they were recorded (`memlaw train`)."""
 
     @property
     def parameters(self) -> int:
