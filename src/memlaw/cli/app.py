@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from memlaw import __version__
 from memlaw.cli.check import check
 from memlaw.cli.demo import demo
 from memlaw.cli.fit import fit
@@ -21,6 +20,7 @@ from memlaw.cli.recall import recall
 from memlaw.cli.report import report
 from memlaw.cli.train import train
 from memlaw.core.errors import MemlawError
+from memlaw.core.version import installed_version
 
 KEPT = {
     "probe": "Every finished cell is kept: the same command goes on from there.",
@@ -78,7 +78,7 @@ def main() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"memlaw {__version__}")
+        print(f"memlaw {installed_version()}")
         raise typer.Exit
 
 

@@ -22,6 +22,8 @@ from memlaw.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from memlaw.model.base import Base
+    from memlaw.model.outline import Outline
     from memlaw.planning import Capacity, Cost, Plan, RankChance, RankRange
     from memlaw.planning.library import KnownLaw
 
@@ -46,25 +48,19 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Will it fit? The rank DATA needs, how sure that is, what it costs, and a LoraConfig to paste."""
+    from memlaw.api import plan_on
     from memlaw.planning import Target
-    from memlaw.planning.for_facts import plan_for, plan_from_files
     from memlaw.sweep.laws import law_chooser
 
     aim, shelf = Target.parse(target), {} if law is not None else laws_in(laws)
     choose = law_chooser(law, cells, shelf=shelf.values())
+    source: Base | Outline
     if calibrate or inputs.asks_the_model:
-        from memlaw.adapter.on_model import placement_on
-
         base, memory_set, facts = inputs.load()
-        names = inputs.names(memory_set, base.tokenizer)
-        where = placement_on(placement, base.model)
-        answer = plan_for(base, facts, where, choose, names=names, target=aim, rank=rank, timed=calibrate)
+        source, names = base, inputs.names(memory_set, base.tokenizer)
     else:
-        from memlaw.adapter.placement import resolve
-
-        outline, facts, names = inputs.outlined()
-        where = resolve(placement, outline)
-        answer = plan_from_files(outline, facts, where, choose, names=names, target=aim, rank=rank)
+        source, facts, names = inputs.outlined()
+    answer = plan_on(source, facts, names, choose, target=aim, rank=rank, placement=placement, calibrate=calibrate)
     emit(as_json, answer.to_dict(), plan_lines(answer))
 
 

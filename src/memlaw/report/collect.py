@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from memlaw.core.cells import Cell, CellResult
 from memlaw.core.errors import FitError, JournalError
 from memlaw.core.files import read_json
 from memlaw.core.points import LawPoint
+from memlaw.core.version import installed_version
 from memlaw.diagnosis.documents import Texts, report_from_dict
 from memlaw.law import LawFit, compare, fit_law, points_from_results
 from memlaw.report.content import FittedLaw, ReportContent
@@ -32,7 +32,7 @@ def collect(directory: Path) -> ReportContent:
     cells: list[CellResult] = []
     sources: dict[str, str] = {}
     stored = read_json(directory / RECALL)
-    made = {"memlaw": importlib.metadata.version("memlaw"), "Python": platform.python_version()}
+    made = {"memlaw": installed_version(), "Python": platform.python_version()}
     for probe in probes:
         journal = Journal(probe)
         results = journal.results()
