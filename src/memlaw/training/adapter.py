@@ -72,7 +72,7 @@ def train_adapter(
             "facts_fingerprint": memory_set.fingerprint,
             "records": len(encoded),
             "tokens": target_tokens(encoded),
-            "train": to_dict(replace(config, steps=trained.steps)),
+            "train": to_dict(replace(config, steps=max(1, trained.steps))),  # 0 steps where all was recalled before
             "loss_final": trained.loss_final,
             "curve": trained.curve,
         }
