@@ -92,7 +92,7 @@ def test_rank_a_saved_law_says_how_much(run: Run, advised: Advised, model: Path,
     planned = run("plan", facts, "--model", model, "--json").document["rank"]
     many = [{"prompt": f"key {n}:", "completion": f"{n * 7919:09d}"} for n in range(150)]
     data = write(tmp_path / "many.jsonl", jsonl(*many))
-    wanted = run("plan", data, "--model", model, "--json").document["rank"]
+    wanted = run("plan", data, "--model", model, "--calibrate", "--json").document["rank"]
     assert planned["value"] == 1 < wanted["value"]
     first, second, *_ = advised("--rank", 1, "--steps", 20, data=data)
     assert first.startswith("Train at rank ")
