@@ -42,7 +42,6 @@ from memlaw.training.stack import train_stack
 
 RANKS, RULE_RANKS, SEEDS = (4, 6, 8, 10, 12), (1, 2, 4, 8, 16), (0, 1, 2)
 """Around the transition: below it no method recalls anything, above it all of them recall everything."""
-
 ARMS = {
     "sft": {},
     "ot": {"method": "ot"},
@@ -52,7 +51,6 @@ ARMS = {
     "ot margin 0.3": {"method": "ot", "margin": 0.3},
     "ot position 2": {"method": "ot", "position": 2.0},
 }
-
 ONE_TARGET = tuple(name for name in ARMS if name not in ("curriculum", "ot focus 1"))
 """Arms that differ from others where there is one record only."""
 

@@ -35,7 +35,6 @@ from memlaw.losses.head_pass import Chunk
 from memlaw.training.stack import train_stack
 
 RANK = 8
-
 SETTINGS = TrainConfig(steps=1)
 
 
@@ -82,7 +81,6 @@ SMALL = Shape(64, 3, 512, 16, 2)
 """The first run of every process, which loads the libraries."""
 
 AGAINST_PEFT = (Shape(128, 6, 1024, 512, 16), Shape(256, 6, 32_768, 512, 8))
-
 GROWING = (
     *(Shape(128, 6, 32_768, tokens, 4) for tokens in (256, 1024, 4096)),
     *(Shape(128, 6, vocabulary, 1024, 4) for vocabulary in (8192, 131_072)),

@@ -71,6 +71,9 @@ def batch_of(facts: Iterable[EncodedFact]) -> Batch:
     return ids, labels
 
 
+# --- arms ---
+
+
 @contextmanager
 def peft_arm(model: Any, placement: Placement, rank: int, config: TrainConfig) -> Iterator[Arm]:
     """What anybody would write: the model's forward, cross-entropy over the target."""
@@ -152,9 +155,10 @@ def train(arm: Arm, config: TrainConfig, batches: Iterable[Batch], steps: int) -
     return taken
 
 
+# --- a stack against one by one ---
+
 CASES = [(64, 6, 32, 32), (128, 6, 64, 16), (256, 12, 512, 4)]
 """Width, layers, target tokens, adapters."""
-
 RANK, VOCABULARY, STEPS, WARM = 8, 1024, 8, 2
 
 
