@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 	$(BIN)/memlaw demo --out demo
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --durations=20
 
 test-fast: $(INSTALLED)
 	$(BIN)/pytest -m "not slow and not browser"
@@ -21,6 +21,8 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/deptry src
 	$(BIN)/bandit -q -r src -c pyproject.toml
 	$(BIN)/python scripts/audit.py
 
