@@ -12,7 +12,6 @@ before a block, `<!-- test: ... -->`, changes how the test runs it:
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 import re
 import shlex
@@ -26,6 +25,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import memlaw
 from memlaw.data import read
 
 ROOT = Path(__file__).parents[1]
@@ -119,8 +119,8 @@ class Runs:
         """A directory with the examples, a model where the Hub id would be, and `memlaw` on the PATH."""
         here = self._folders.mktemp("page")
         shutil.copytree(ROOT / "examples", here / "examples")
-        with importlib.resources.as_file(importlib.resources.files("memlaw") / "base") as base:
-            shutil.copytree(base, here / HUB_ID)
+        (weights,) = Path(memlaw.__file__).parent.rglob("model.safetensors")
+        shutil.copytree(weights.parent, here / HUB_ID)
         command = here / "bin" / "memlaw"
         command.parent.mkdir()
         command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m memlaw "$@"\n', encoding="utf-8")
