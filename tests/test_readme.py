@@ -172,7 +172,7 @@ def test_quoted_output_is_what_the_command_prints_but_for_its_numbers(runs: Runs
 def test_every_block_names_its_language_and_a_known_mark() -> None:
     for page in WITH_COMMANDS:
         fences = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("```")]
-        assert len(fences) == 2 * len(blocks(page, "bash", "python", "json", "text", "bibtex"))
+        assert len(fences) == 2 * len(blocks(page, "bash", "python", "json", "text"))
     assert {block.mark for block in PROGRAMS} == set(MARKS)
 
 
@@ -250,6 +250,19 @@ def test_an_index_page_shows_no_link_that_leads_nowhere() -> None:
     assert _LINK.findall(text) == []
     assert "(https://arxiv.org/abs/2605.30260)" in text
     assert "tutorial" in text
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_fetches_nothing_from_elsewhere(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    subprocess.run(program, cwd=ROOT, check=True)
+    pages = list(tmp_path.rglob("*.html"))
+    assert {"index.html", "tutorial.html", "python.html"} <= {page.name for page in pages}
+    remote = re.compile(
+        r"<(?:script|img|link|iframe|source)[^>]*(?:src|href)=[\"']?(?:https?:)?//[^>]*>|url\([\"']?https?:"
+    )
+    for file in [*pages, *tmp_path.rglob("*.css")]:
+        assert remote.findall(file.read_text(encoding="utf-8")) == [], file.name
 
 
 def test_hooks_run_what_make_check_runs() -> None:
