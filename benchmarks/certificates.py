@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from memlaw.api import memory_set_of
+from memlaw.core.facts import EncodedFact
 from memlaw.data import encode
-from memlaw.measure import measure
-from memlaw.model import Base, load
-from memlaw.records import EncodedFact
+from memlaw.data.load import load_memory_set
+from memlaw.diagnosis.measure import measure
+from memlaw.model.base import Base, load
 
 WINDOW, PROMPT = 192, 32
 
@@ -87,7 +87,9 @@ def certificates(dtype: str, tokens: int) -> Iterator[dict[str, object]]:
 
 def phonebook() -> dict[str, object]:
     base = load()
-    facts = encode(memory_set_of(base, "task:phonebook:tokens=10000", eos=False), base.tokenizer, context=base.context)
+    facts = encode(
+        load_memory_set(base, "task:phonebook:tokens=10000", eos=False), base.tokenizer, context=base.context
+    )
     begun = time.perf_counter()
     report = measure(base, facts, decode=True, explain=True)
     seconds = time.perf_counter() - begun

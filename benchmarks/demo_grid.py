@@ -23,15 +23,18 @@ import torch
 from common import report, rounded
 from sides import Batch, batch_of, peft_arm, train
 
-from memlaw.adapter import parse_placement
-from memlaw.api import reachable_ids
+from memlaw.adapter.on_model import placement_on
+from memlaw.cli.demo_chain import PHONEBOOK, RANDOM, published_phonebook
+from memlaw.core.config import TrainConfig
+from memlaw.core.facts import EncodedFact, MemorySet
 from memlaw.data import encode, take
-from memlaw.demo import PHONEBOOK, RANDOM, published_phonebook
-from memlaw.model import Base, load
-from memlaw.records import EncodedFact, MemorySet, TrainConfig
-from memlaw.sweep import ProbeConfig, ProbeProgress, probe
-from memlaw.tasks import random_tokens
-from memlaw.training import StackProgress
+from memlaw.data.tasks import random_tokens
+from memlaw.model.base import Base, load
+from memlaw.model.reach import reachable_ids
+from memlaw.sweep.config import ProbeConfig
+from memlaw.sweep.probe import probe
+from memlaw.sweep.scheduler import ProbeProgress
+from memlaw.training.result import StackProgress
 from memlaw.training.rows import row_order
 
 WARM = 2
@@ -86,7 +89,7 @@ def peft_cells(
     """Train one cell after another for a few steps, and add what all their steps would take."""
     losses = []
     for rank in ranks:
-        with peft_arm(model, parse_placement(None, model), rank, config) as arm:
+        with peft_arm(model, placement_on(None, model), rank, config) as arm:
             taken = train(arm, config, batches(facts, config), WARM + steps)
         sides.peft += sum(taken.seconds[WARM:]) / steps * config.steps
         sides.cells += 1

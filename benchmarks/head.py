@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from common import medians, peak_bytes, report, rounded
 from torch import Tensor, nn
 
-from memlaw.head import head_pass
-from memlaw.reach import FrozenHead
+from memlaw.losses.head_pass import head_pass
+from memlaw.model.head import FrozenHead
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from memlaw.core.points import LawPoint
 from memlaw.law import Form, Intervals, fit_law
 from memlaw.law.curve import FORMS
 from memlaw.law.points import is_saturated
-from memlaw.records import LawPoint
 
 TRUTHS: dict[Form, dict[str, float]] = {
     "paper": {"C": 240.0, "alpha": 0.66, "beta": 0.56, "b": -0.4},

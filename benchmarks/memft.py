@@ -26,17 +26,19 @@ import numpy as np
 import torch
 from common import rounded
 
-from memlaw.adapter import parse_placement
-from memlaw.api import reachable_ids
+from memlaw.adapter.on_model import placement_on
+from memlaw.cli.demo_chain import published_phonebook
+from memlaw.core.config import TrainConfig
+from memlaw.core.facts import MemorySet
 from memlaw.data import encode
-from memlaw.demo import published_phonebook
-from memlaw.journal import Journal
-from memlaw.measure import measure
-from memlaw.model import Base, load
-from memlaw.records import MemorySet, TrainConfig
-from memlaw.sweep import ProbeConfig, probe
-from memlaw.tasks import linear_rule, random_tokens
-from memlaw.training import train_stack
+from memlaw.data.tasks import linear_rule, random_tokens
+from memlaw.diagnosis.measure import measure
+from memlaw.model.base import Base, load
+from memlaw.model.reach import reachable_ids
+from memlaw.sweep.config import ProbeConfig
+from memlaw.sweep.journal import Journal
+from memlaw.sweep.probe import probe
+from memlaw.training.stack import train_stack
 
 RANKS, RULE_RANKS, SEEDS = (4, 6, 8, 10, 12), (1, 2, 4, 8, 16), (0, 1, 2)
 """Around the transition: below it no method recalls anything, above it all of them recall everything."""
@@ -80,7 +82,7 @@ def ruled(base: Base, arm: Mapping[str, object]) -> Scores:
     train, unseen = (encode(facts, base.tokenizer, context=base.context) for facts in linear_rule(500))
     runs = [(rank, TrainConfig(steps=1000, batch_size=20, seed=seed, **arm)) for rank in RULE_RANKS for seed in SEEDS]
     scores = {}
-    for trained in train_stack(base, train, parse_placement(None, base.model), runs):
+    for trained in train_stack(base, train, placement_on(None, base.model), runs):
         with trained.attached(base.model):
             memory, beyond = (measure(base, facts, decode=True) for facts in (train, unseen[:200]))
         shares = {"memory": memory.acc_em, "generalization": beyond.acc_em, "certified": memory.certified / len(train)}

@@ -29,10 +29,10 @@ import torch
 from common import peak_bytes, report, rounded
 from sides import batch_of, peft_arm, random_base, random_fact, train
 
-from memlaw.adapter import parse_placement
-from memlaw.head import Chunk
-from memlaw.records import TrainConfig
-from memlaw.training import train_stack
+from memlaw.adapter.on_model import placement_on
+from memlaw.core.config import TrainConfig
+from memlaw.losses.head_pass import Chunk
+from memlaw.training.stack import train_stack
 
 RANK = 8
 SETTINGS = TrainConfig(steps=1)
@@ -89,7 +89,7 @@ GROWING = (
 
 def stacked(shape: Shape) -> Callable[[], object]:
     base = random_base(shape.width, shape.layers, shape.vocabulary)
-    fact, placement = random_fact(shape.tokens, shape.vocabulary), parse_placement(None, base.model)
+    fact, placement = random_fact(shape.tokens, shape.vocabulary), placement_on(None, base.model)
     return lambda: train_stack(base, [fact], placement, [(RANK, SETTINGS)] * shape.adapters)
 
 
@@ -97,7 +97,7 @@ def in_peft(shape: Shape, copies: int) -> Callable[[], object]:
     base = random_base(shape.width, shape.layers, shape.vocabulary)
     batch, placement = (
         batch_of([random_fact(shape.tokens, shape.vocabulary)] * copies),
-        parse_placement(None, base.model),
+        placement_on(None, base.model),
     )
 
     def work() -> None:

@@ -23,15 +23,16 @@ import numpy as np
 import torch
 from common import rounded
 
-from memlaw.adapter import parse_placement
-from memlaw.api import reachable_ids
+from memlaw.adapter.on_model import placement_on
+from memlaw.core.facts import Fact, MemorySet
 from memlaw.data import encode, take
-from memlaw.model import Base, load
-from memlaw.planning import plan_for
-from memlaw.records import Fact, MemorySet
-from memlaw.sweep import ProbeConfig, probe
-from memlaw.tasks import phonebook, random_tokens
-from memlaw.workspace import law_chooser, probe_results
+from memlaw.data.tasks import phonebook, random_tokens
+from memlaw.model.base import Base, load
+from memlaw.model.reach import reachable_ids
+from memlaw.planning.for_facts import plan_for
+from memlaw.sweep.config import ProbeConfig
+from memlaw.sweep.laws import law_chooser, probe_results
+from memlaw.sweep.probe import probe
 
 STEPS, FACTOR = 600, 1.5
 SMALL = ProbeConfig(ranks=(1, 2, 3, 4, 6, 8, 12, 16), lengths=(11, 22, 33, 44), seeds=(0, 1), steps=STEPS)
@@ -83,7 +84,7 @@ def outcome(base: Base, facts: MemorySet, length: int, ladder: Sequence[int], la
     works = min((r.cell.rank for r in probe_results(out) if r.acc_em == 1), default=float("inf"))
     assert min(ladder) < works < float("inf"), f"{out}: the ladder is too short"
     encoded = take(encode(facts, base.tokenizer, context=base.context), length)
-    plan = plan_for(base, encoded, parse_placement(None, base.model), law_chooser(law))
+    plan = plan_for(base, encoded, placement_on(None, base.model), law_chooser(law))
     none = 10**6
     low, high = plan.rank.low or none, plan.rank.high or none
     return Outcome(plan.rank.value or none, low, high, works)

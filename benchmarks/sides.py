@@ -21,11 +21,15 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from memlaw.adapter import AdapterStack, Placement, parse_placement
+from memlaw.adapter.on_model import placement_on
+from memlaw.adapter.placement import Placement
+from memlaw.adapter.stack import AdapterStack
+from memlaw.core.config import TrainConfig
+from memlaw.core.facts import EncodedFact
 from memlaw.losses import IGNORED
-from memlaw.model import Base, fingerprint
-from memlaw.records import EncodedFact, TrainConfig
-from memlaw.training import StackProgress, train_stack
+from memlaw.model.base import Base, fingerprint
+from memlaw.training.result import StackProgress
+from memlaw.training.stack import train_stack
 
 Batch = tuple[Tensor, Tensor]
 """Right-padded tokens [rows, time] and their labels, IGNORED where there is no target."""
@@ -173,7 +177,7 @@ def _compare(
     width: int, layers: int, tokens: int, count: int, repeats: int, other: str, start: StartArm, compiled: bool
 ) -> None:
     base = random_base(width, layers, VOCABULARY)
-    placement = parse_placement(None, base.model)
+    placement = placement_on(None, base.model)
     fact = random_fact(tokens, VOCABULARY)
     ours, theirs, worst = [], [], 0.0
     for _ in range(repeats):

@@ -6,12 +6,12 @@ import transformers
 from torch.utils.data import DataLoader
 
 import memlaw
-from memlaw.api import memory_set_of
 from memlaw.data import encode
+from memlaw.data.load import load_memory_set
 from memlaw.losses import EPS, memft_sums
 
 base = memlaw.load()
-facts = memory_set_of(base, "task:phonebook:tokens=90,seed=0")
+facts = load_memory_set(base, "task:phonebook:tokens=90,seed=0")
 rows = [
     {"input_ids": list(fact.ids), "labels": [-100] * fact.prompt_length + list(fact.target)}
     for fact in encode(facts, base.tokenizer, context=base.context)

@@ -6,13 +6,14 @@ import peft
 import transformers
 
 import memlaw
-from memlaw.api import memory_set_of
 from memlaw.data import encode
-from memlaw.integrations.transformers import MemFTLoss, RecallCallback
+from memlaw.data.load import load_memory_set
+from memlaw.integrations.recall import RecallCallback
+from memlaw.integrations.transformers import MemFTLoss
 
 # The bundled base and a phone book made up for it; yours: memlaw.load("Qwen/Qwen3-8B"), memlaw.read("facts.jsonl").
 base = memlaw.load()
-facts = memory_set_of(base, "task:phonebook:tokens=90,seed=0")
+facts = load_memory_set(base, "task:phonebook:tokens=90,seed=0")
 
 # Only targets are learnt, so prompts get the label -100.
 rows = [

@@ -7,13 +7,13 @@ import peft
 import trl
 
 import memlaw
-from memlaw.api import memory_set_of
-from memlaw.integrations.transformers import watch_recall
+from memlaw.data.load import load_memory_set
+from memlaw.integrations.recall import watch_recall
 from memlaw.integrations.trl import memft
 
 # The bundled base and a phone book made up for it; yours: memlaw.load("Qwen/Qwen3-8B"), memlaw.read("facts.jsonl").
 base = memlaw.load()
-facts = memory_set_of(base, "task:phonebook:tokens=90,seed=0")
+facts = load_memory_set(base, "task:phonebook:tokens=90,seed=0")
 before = memlaw.recall(base.model, base.tokenizer, facts)
 
 trainer = trl.SFTTrainer(

@@ -37,7 +37,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from memlaw.reach import Reach, frozen_head, reach_bounds
+from memlaw.model.head import frozen_head
+from memlaw.model.reach import Reach, reach_bounds
 
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -367,7 +368,7 @@ trained on chats |
 ## What its head can reach
 
 `reach(v)` is the largest probability that any adapter below the final norm can give token v
-(`memlaw.reach`). A token at or below 1/2 can never be ordered (p > 1/2), whatever the rank, the
+(`memlaw.model.reach`). A token at or below 1/2 can never be ordered (p > 1/2), whatever the rank, the
 method and the number of steps. The values of all tokens, in float32 and by token id, are in
 `reach.safetensors`: `reach`, which is attained, and `upper`, which is proven not to be exceeded.
 

@@ -10,13 +10,20 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton loads, which transformers or peft do
+
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch loads, here and in the processes that tests start
+
 # What a worker is to call, it imports by name, also from a module of these tests.
 _inherited = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *_inherited])
 
+# Asserts in helpers are rewritten like those of the tests, so that a failure shows its values.
+pytest.register_assert_rewrite("helpers")
 
 # A shell's background jobs start with Ctrl-C ignored, and hand that on; some tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 CHAOS = Path(__file__).resolve().parents[1] / "benchmarks" / "chaos"
+
 needs_chromium = pytest.mark.skipif(
     shutil.which("chromium") is None, reason="needs a Chromium: apt-get install chromium"
 )

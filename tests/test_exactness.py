@@ -29,24 +29,28 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import packed
 import pytest
-import reference
-import tiny
 import torch
 from torch import Tensor
 
-from memlaw.adapter import AdapterStack, Placement, parse_placement
-from memlaw.forward import Forward, FullForward, split
-from memlaw.model import Base, frozen
-from memlaw.records import TrainConfig
-from memlaw.training import StackProgress, Trained, train_stack
+from helpers import packed, tiny
+from helpers import slow_training as reference
+from memlaw.adapter.on_model import placement_on
+from memlaw.adapter.placement import Placement
+from memlaw.adapter.stack import AdapterStack
+from memlaw.core.config import TrainConfig
+from memlaw.model.base import Base
+from memlaw.model.parts import frozen
+from memlaw.model.split import Forward, FullForward, split
 from memlaw.training.engine import Engine
+from memlaw.training.result import StackProgress, Trained
 from memlaw.training.rows import row_order
+from memlaw.training.stack import train_stack
 
 FACTS = tiny.facts([(5, 4), (3, 7), (6, 2)])
 
 BASES = [*tiny.FAMILIES, "quantised"]
+
 PLACEMENTS = {
     "parallel": "mlp@2",
     "one-module": "{one}@2",
@@ -55,15 +59,19 @@ PLACEMENTS = {
     "all-linear": "all-linear",
     "first-layer": "{one}@0",
 }
+
 MODULES = {
     "gpt2": {"one": "c_fc", "two": "c_attn,c_fc"},
     "gpt-neox": {"one": "dense_4h_to_h", "two": "query_key_value,dense_h_to_4h"},
     "phi3": {"one": "down_proj", "two": "qkv_proj,gate_up_proj"},
 }
+
 USUAL = {"one": "down_proj", "two": "q_proj,v_proj"}
 
 Run = tuple[int, TrainConfig]
+
 CONFIG = TrainConfig(steps=6, learning_rate=2e-2, batch_size=2)
+
 RUNS: tuple[Run, ...] = (
     (1, CONFIG),
     (4, replace(CONFIG, method="ot", learning_rate=1e-2, schedule="constant", clip=0.1, scale=2.0, seed=1)),
@@ -98,7 +106,7 @@ def base(name: str, dtype: torch.dtype) -> Base:
 
 def placed(where: str, name: str) -> Placement:
     text = PLACEMENTS[where].format(**MODULES.get(name, USUAL))
-    return parse_placement(text, base(name, torch.float32).model)
+    return placement_on(text, base(name, torch.float32).model)
 
 
 def batches(config: TrainConfig) -> list[list[int]]:
@@ -167,9 +175,6 @@ def check_all_three(base: Base, placement: Placement, runs: Sequence[Run], *, lo
             assert among.weights_from(wanted) <= weights
 
 
-# --- stacked = separate = PEFT ---------------------------------------------------------------------------------------
-
-
 @grid(0.0, 0.1)
 def test_a_stack_is_each_adapter_alone_is_peft(name: str, where: str, dropout: float) -> None:
     runs = [(rank, replace(config, dropout=dropout)) for rank, config in RUNS]
@@ -214,9 +219,6 @@ def test_in_float32_a_stack_is_as_near_to_float64_as_peft_is(where: str) -> None
     assert statistics.geometric_mean(times_as_far) < 1.5
 
 
-# --- cached = full ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 @grid()
 def test_behind_what_is_cached_states_and_gradients_are_those_of_the_full_forward(
@@ -247,9 +249,6 @@ def test_behind_what_is_cached_states_and_gradients_are_those_of_the_full_forwar
     assert apart(found_gradients[1::2], wanted_gradients[1::2]) <= tolerance
 
 
-# --- split over micro-batches = whole batch --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("where", PLACEMENTS)
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_step_in_parts_is_the_whole_step(where: str, rows: int) -> None:
@@ -274,9 +273,6 @@ def test_a_step_in_parts_is_the_whole_step(where: str, rows: int) -> None:
     assert torch.equal(found.tokens, wanted.tokens)
 
 
-# --- other bases, other states of a base -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("where", PLACEMENTS)
 def test_packed_weights_train_what_the_same_weights_unpacked_train(where: str) -> None:
     quantised, placement = base("quantised", torch.float64), placed(where, "quantised")
@@ -290,7 +286,7 @@ def test_modules_that_share_a_weight_still_have_adapters_of_their_own() -> None:
     model = tiny.model("llama", dtype=torch.float64)
     model.model.layers[2].mlp.down_proj.weight = model.model.layers[1].mlp.down_proj.weight
     tied = tiny.wrap(model, tiny.tokenizer())
-    check_all_three(tied, parse_placement("down_proj@1+2", model), RUNS, losses=1e-12, weights=1e-9)
+    check_all_three(tied, placement_on("down_proj@1+2", model), RUNS, losses=1e-12, weights=1e-9)
 
 
 @pytest.mark.parametrize("where", PLACEMENTS)

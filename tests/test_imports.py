@@ -6,30 +6,20 @@ import ast
 import importlib
 import json
 import pkgutil
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import memlaw
+from helpers.paths import ROOT
 
 PACKAGE = Path(memlaw.__file__).parent
 
-LEFT_TO_RIGHT = (
-    "errors", "records", "bits", "hub", "durable", "memory", "products", "data", "tasks", "outline", "placement",
-    "model", "forward", "prefix", "eviction", "reach", "adapter", "kernels", "head", "losses", "training",
-    "diagnosis", "measure", "journal", "packs", "engines", "driver", "sweep", "api", "integrations",
-    "law", "published", "plan", "laws", "findings", "advice", "figures", "report", "workspace", "budget", "planning",
-    "lint", "summary", "progress", "demo", "cli", "__main__",
-)  # fmt: skip
-"""A module imports only modules to its left, whether at its top, inside a function or for its types alone."""
-
 HEAVY = ("torch", "transformers", "peft", "safetensors", "matplotlib", "pandas", "datasets")
-
-
-# --- in a fresh interpreter ------------------------------------------------------------------------------------------
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -43,7 +33,7 @@ def loaded_by(statement: str) -> set[str]:
 
 HELP = """
 import contextlib
-from memlaw.cli import main
+from memlaw.cli.app import main
 for sys.argv in (["memlaw", "--help"], ["memlaw", "--version"], ["memlaw", "train", "--help"]):
     with contextlib.suppress(SystemExit):
         main()
@@ -56,9 +46,12 @@ for sys.argv in (["memlaw", "--help"], ["memlaw", "--version"], ["memlaw", "trai
         ("import memlaw", set()),
         ("from memlaw import MemorySet, MemlawError, TrainConfig, read", set()),
         (HELP, set()),
-        ("import memlaw.journal, memlaw.data, memlaw.diagnosis", set()),
-        ("from memlaw import fit_law, LawFit; import memlaw.plan, memlaw.published, memlaw.laws", set()),
-        ("import memlaw.figures, memlaw.report, memlaw.workspace, memlaw.summary", {"matplotlib"}),
+        ("import memlaw.sweep.journal, memlaw.data, memlaw.diagnosis.documents, memlaw.diagnosis.patterns", set()),
+        (
+            "from memlaw import fit_law, LawFit; import memlaw.planning, memlaw.law.published, memlaw.planning.library",
+            set(),
+        ),
+        ("import memlaw.report.figures, memlaw.report.collect, memlaw.sweep.laws, memlaw.cli.app", {"matplotlib"}),
     ],
     ids=["memlaw", "names", "help", "files", "law", "report"],
 )
@@ -68,9 +61,10 @@ def test_what_needs_no_model_loads_no_torch(statement: str, allowed: set[str]) -
 
 WITHOUT_THE_MODEL = """
 import pathlib, tempfile
-from memlaw.data import encode, load_tokenizer, read, tokenizer_fingerprint
-from memlaw.outline import outline_of_files
-from memlaw.placement import resolve
+from memlaw.data import encode, read
+from memlaw.model.tokenizer import load_tokenizer, tokenizer_fingerprint
+from memlaw.model.outline_from_files import outline_of_files
+from memlaw.adapter.placement import resolve
 outline, tokenizer = outline_of_files("memlaw/base"), load_tokenizer("memlaw/base")
 with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder, "facts.jsonl")
@@ -86,9 +80,9 @@ def test_an_outline_a_placement_and_the_tokens_of_facts_load_no_torch() -> None:
 
 PLANNED = """
 import pathlib, tempfile, warnings
-from memlaw import cli, published
-from memlaw.law import fit_law
-from memlaw.laws import KnownLaw
+from memlaw.cli import app
+from memlaw.law import fit_law, published
+from memlaw.planning.library import KnownLaw
 folder = tempfile.TemporaryDirectory()
 facts, law = (pathlib.Path(folder.name, name) for name in ("facts.jsonl", "laws/own.json"))
 facts.write_text('{{"query": "The code is ", "target": "42"}}')
@@ -97,7 +91,7 @@ law.write_text(KnownLaw(fit_law(published.points(), "bounded")).to_json())
 data = "task:random:tokens=20" if {task} else str(facts)
 sys.argv = ["memlaw", *(part.format(data=data, law=law, laws=law.parent) for part in "{command}".split())]
 try:
-    cli.main()
+    app.main()
 except SystemExit as ended:
     assert ended.code == 0
 """
@@ -124,9 +118,6 @@ def test_the_help_loads_no_numerics_either() -> None:
     assert not loaded_by(HELP) & {"numpy", "scipy", "pyarrow", "yaml", "jinja2"}
 
 
-# --- public names ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", memlaw.__all__)
 def test_every_public_name_resolves_to_what_it_is_called(name: str) -> None:
     found = getattr(memlaw, name)
@@ -148,47 +139,29 @@ def test_an_unknown_name_is_an_attribute_error_and_the_known_ones_are_listed() -
     assert set(memlaw.__all__) <= set(dir(memlaw))
 
 
-# --- one direction ---------------------------------------------------------------------------------------------------
+def test_the_rooms_are_those_of_the_layers_contract() -> None:
+    """A new room needs a place in the order that `lint-imports` enforces (pyproject.toml)."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ][0]
+    ordered = {name.strip() for layer in contract["layers"] for name in layer.split("|")}
+    modules = {f"memlaw.{module.name}" for module in pkgutil.iter_modules(memlaw.__path__)}
+    assert modules == ordered
 
 
-def arrows() -> Iterator[tuple[str, str, str]]:
-    """(importing module, imported module, file and line) of every import between the modules of memlaw."""
-    for path in PACKAGE.rglob("*.py"):
-        inside = path.relative_to(PACKAGE).with_suffix("").parts
-        if inside == ("__init__",):
-            continue  # its names load lazily
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            for name in imported(node):
-                yield inside[0], name, f"{'/'.join(inside)}.py, line {node.lineno}"  # type: ignore[attr-defined]
+def test_imports_are_absolute() -> None:
+    """Relative imports hide the direction in which rooms know each other."""
+    relative = [
+        f"{path.name}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert relative == []
 
 
-def imported(node: ast.AST) -> Iterator[str]:
-    """The modules of memlaw that an import statement names."""
-    if isinstance(node, ast.ImportFrom):
-        assert node.level == 0, "relative imports hide the direction"
-        dotted = [f"{node.module}.{alias.name}" for alias in node.names]
-    elif isinstance(node, ast.Import):
-        dotted = [alias.name for alias in node.names]
-    else:
-        return
-    for name in dotted:
-        package, _, rest = name.partition(".")
-        module = rest.partition(".")[0]
-        if package == "memlaw" and module and not module.startswith("__"):
-            yield module
-
-
-def test_the_order_names_every_module() -> None:
-    found = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert found - {"__init__"} == set(LEFT_TO_RIGHT)
-
-
-def test_modules_import_only_from_their_left() -> None:
-    place = {name: number for number, name in enumerate(LEFT_TO_RIGHT)}
-    back = [f"{where}: {importing} imports {name}" for importing, name, where in arrows()
-            if place[name] > place[importing]]  # fmt: skip
-    assert back == []
-
-
-def test_the_law_stands_on_records_and_errors_alone() -> None:
-    assert {name for importing, name, _ in arrows() if importing == "law"} <= {"law", "records", "errors"}
+def test_no_module_needs_banners_to_be_read() -> None:
+    banners = [
+        path.name for path in PACKAGE.rglob("*.py") if re.search(r"^# -{3,}", path.read_text(encoding="utf-8"), re.M)
+    ]
+    assert banners == []

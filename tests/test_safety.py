@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import transformers
 
 import memlaw
-from memlaw import cli
-from memlaw.adapter import attach
-from memlaw.errors import AdapterError, ConfigError, ModelError
-from memlaw.model import load
-from memlaw.sweep import ProbeConfig
+from helpers import tiny
+from memlaw.adapter.peft import attach
+from memlaw.cli import app
+from memlaw.core.errors import AdapterError, ConfigError, ModelError
+from memlaw.model.base import load
+from memlaw.sweep.config import ProbeConfig
 
 SECRETS = [f"pw-{7919 * number % 10_000:04d}-{104_729 * number % 10_000:04d}" for number in range(1, 7)]
+
 FACTS = "".join(json.dumps({"prompt": f"Key {n}:", "completion": text}) + "\n" for n, text in enumerate(SECRETS))
 
 
@@ -57,12 +58,9 @@ def ran(*arguments: object) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["memlaw", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
     assert isinstance(ended.value.code, int)
     return ended.value.code
-
-
-# --- nothing unsafe is loaded ----------------------------------------------------------------------------------------
 
 
 class Bomb:
@@ -133,9 +131,6 @@ def test_settings_are_yaml_that_builds_no_objects_and_1e_4_is_a_number(tmp_path:
     assert ProbeConfig.from_yaml(path).learning_rate == 0.0001
 
 
-# --- nothing leaves its directory ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["../escaped", "{}/escaped", "a/../../../escaped"])
 def test_what_a_file_says_never_becomes_a_path(model: Path, adapter: Path, tmp_path: Path, name: str) -> None:
     """Every text in an adapter's files becomes a path out of it: the adapter is refused, and nothing is written."""
@@ -164,9 +159,6 @@ def test_a_failed_adapter_leaves_the_model_as_it_was(model: Path, adapter: Path,
         pass
     assert [name for name, _ in base.model.named_modules()] == before
     assert not hasattr(base.model, "peft_config")
-
-
-# --- no text gets out ------------------------------------------------------------------------------------------------
 
 
 class Tags(HTMLParser):

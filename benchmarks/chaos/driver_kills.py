@@ -26,14 +26,16 @@ from typing import Any
 import psutil
 from engine_simulated import acknowledge, cells_of, run_all, specs
 
-from memlaw.driver import ProbeProgress
-from memlaw.engines import Inline
-from memlaw.engines.isolated import Isolated
-from memlaw.engines.on_ray import OnRay
-from memlaw.journal import Journal
-from memlaw.records import CellResult, Fact, MemorySet
+from memlaw.core.cells import CellResult
+from memlaw.core.facts import Fact, MemorySet
+from memlaw.sweep.engines.base import Inline
+from memlaw.sweep.engines.isolated import Isolated
+from memlaw.sweep.engines.ray import OnRay
+from memlaw.sweep.journal import Journal
+from memlaw.sweep.scheduler import ProbeProgress
 
 FACTS = MemorySet(tuple(Fact(f"key {n}:", f"#{7919 * n % 10_000:04d}", f"f{n}") for n in range(1, 9)), False, "codes")
+
 GRID: dict[str, Any] = {"ranks": [1, 2, 3], "lengths": [5, 10, 15, 20], "methods": ["sft", "ot"], "steps": 4}
 
 MODELING = "transformers.models.qwen3.modeling_qwen3"
@@ -42,15 +44,13 @@ FORKED = multiprocessing.get_context("forkserver")
 """Of a server that has loaded the libraries and started no thread, so that a driver starts in milliseconds."""
 
 
-# --- drivers that can be killed --------------------------------------------------------------------------------------
-
-
 def drive_probe(model: str, out: str, isolated: bool) -> None:
     """A whole probe on one thread; a cell is acknowledged once the probe tells of it."""
     import torch
 
-    from memlaw.model import load
-    from memlaw.sweep import ProbeConfig, probe
+    from memlaw.model.base import load
+    from memlaw.sweep.config import ProbeConfig
+    from memlaw.sweep.probe import probe
 
     def told(progress: ProbeProgress) -> None:
         if isinstance(progress.news, CellResult):
@@ -68,9 +68,6 @@ def drive_simulated(out: str) -> None:
     tempfile.tempdir = str(Path(out).parent)  # a killed driver cannot clean up after its Ray
     for _ in run_all(OnRay(cpus=2), specs(40, 5, 0.2), Path(out)):
         pass
-
-
-# --- killing them ----------------------------------------------------------------------------------------------------
 
 
 class Checked:
@@ -161,9 +158,9 @@ def kill_workers(checked: Checked, wanted: int) -> None:
 
 def kill_nodes(checked: Checked, wanted: int) -> None:
     """Two nodes beside a head that works on nothing; a killed one is replaced."""
-    from memlaw.engines import on_ray
+    from memlaw.sweep.engines import ray
 
-    on_ray._imported(local=True)
+    ray._imported(local=True)
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -184,13 +181,10 @@ def kill_nodes(checked: Checked, wanted: int) -> None:
         cluster.shutdown()
 
 
-# --- what is asked for -----------------------------------------------------------------------------------------------
-
-
 def saved_model(folder: str) -> str:
     """A model of four small layers on disk."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-    import tiny
+    from helpers import tiny
 
     tiny.model().save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
@@ -203,7 +197,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=count, metavar="KILLS")
     asked = vars(parser.parse_args())
     os.environ["OMP_NUM_THREADS"] = os.environ["HF_HUB_OFFLINE"] = "1"
-    FORKED.set_forkserver_preload(["memlaw.training", "memlaw.measure", "memlaw.sweep", MODELING])
+    FORKED.set_forkserver_preload(["memlaw.training.stack", "memlaw.diagnosis.measure", "memlaw.sweep.probe", MODELING])
     with tempfile.TemporaryDirectory() as folder:
         model = saved_model(f"{folder}/model")
         drive_probe(model, f"{folder}/quiet", False)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from engine_simulated import run_all, specs
 
-from memlaw.engines import Engine, Inline
-from memlaw.engines.on_ray import OnRay
+from memlaw.sweep.engines.base import Engine, Inline
+from memlaw.sweep.engines.ray import OnRay
 
 WORKERS = 16
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from memlaw.engines import Engine, Resources
-from memlaw.journal import Journal
-from memlaw.records import Cell, CellResult, TrainConfig
+from memlaw.core.cells import Cell, CellResult
+from memlaw.core.config import TrainConfig
+from memlaw.sweep.engines.base import Engine, Resources
+from memlaw.sweep.journal import Journal
 
 
 def specs(packs: int, cells: int, seconds: float) -> list[str]:
@@ -28,7 +29,7 @@ def result(pack: int, number: int) -> CellResult:
 
 
 def run_simulated(spec: str, root: str) -> None:
-    """What `memlaw.packs.run_pack` does, without the training; a recorded cell is acknowledged in the file `acks`."""
+    """What `memlaw.sweep.pack.run_pack` does, without the training; a recorded cell is acknowledged in `acks`."""
     asked = json.loads(spec)
     journal = Journal(root)
     for number in range(asked["cells"]):

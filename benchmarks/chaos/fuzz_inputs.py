@@ -44,6 +44,7 @@ from fuzz_mutations import misvalued, mutated
 
 ROOM = 512 << 20
 """Bytes that reading one input may take beyond what is mapped once the libraries are loaded."""
+
 SECONDS = 1.0
 
 Reader = Callable[[random.Random], None]
@@ -51,9 +52,6 @@ Reader = Callable[[random.Random], None]
 
 SHARES = {"data": 0.5, "points": 0.2, "journal": 0.2, "config": 0.08, "adapter": 0.02}
 """Of the inputs: an adapter takes a thousand times as long as a table."""
-
-
-# --- what is read ----------------------------------------------------------------------------------------------------
 
 FACTS = [
     b'{"prompt": "The key:", "completion": "hunter2", "id": "k"}\n{"prompt": "b", "completion": "c"}\n',
@@ -64,11 +62,13 @@ FACTS = [
     b'{"question": "q", "matching": "a long target"}',
     "caf\u00e9 \u2028 plain text, \U0001f600 one long target\n".encode(),
 ]
+
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", "", ".jsonl.gz")
 
 
 def data(here: Path) -> Reader:
-    from memlaw.data import encode, load_tokenizer, read
+    from memlaw.data import encode, read
+    from memlaw.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer("memlaw/base")
 
@@ -92,7 +92,7 @@ SETTINGS = [
 
 
 def config(here: Path) -> Reader:
-    from memlaw.sweep import ProbeConfig
+    from memlaw.sweep.config import ProbeConfig
 
     path = here / "probe.yaml"
 
@@ -122,8 +122,10 @@ def points(here: Path) -> Reader:
 
 
 def journal(here: Path) -> Reader:
-    from memlaw.journal import Journal, ProbeSpec
-    from memlaw.records import Cell, CellResult, TrainConfig, canonical_json, digest, to_dict
+    from memlaw.core.canonical import canonical_json, digest, to_dict
+    from memlaw.core.cells import Cell, CellResult
+    from memlaw.core.config import TrainConfig
+    from memlaw.sweep.journal import Journal, ProbeSpec
 
     cell = Cell("m" * 64, "t" * 64, "d" * 64, "down_proj@4", 2, 16, TrainConfig(), "float32")
     result = CellResult(cell, "finished", 9, 512, 9.5, 0.5, 9.0, 1.0, 1.0, 16, 1, 1)
@@ -163,10 +165,10 @@ def journal(here: Path) -> Reader:
 def adapter(here: Path) -> Reader:
     import torch
 
-    from memlaw.adapter import attach
+    from memlaw.adapter.peft import attach
     from memlaw.api import train
-    from memlaw.model import load
-    from memlaw.records import Fact, MemorySet
+    from memlaw.core.facts import Fact, MemorySet
+    from memlaw.model.base import load
 
     torch.set_num_threads(1)
     base = load("memlaw/base")
@@ -215,11 +217,10 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "data": data, "config": config, "points": points, "journal": journal, "adapter": adapter,
 }  # fmt: skip
 
-
-# --- what must not happen --------------------------------------------------------------------------------------------
-
 _OPENING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
 _FORBIDDEN = ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.", "pickle.find_class")
+
 _MOVING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate"}
 
 
@@ -260,7 +261,7 @@ class Watch:
 
 def fuzz(name: str, count: int, seed: int, keep: Path | None) -> dict[str, Any]:
     """Read `count` inputs in this process, and say what came of them."""
-    from memlaw.errors import MemlawError
+    from memlaw.core.errors import MemlawError
 
     warnings.simplefilter("ignore")
     outcomes: collections.Counter[str] = collections.Counter()

@@ -7,8 +7,9 @@ import json
 import os
 from typing import Any
 
-from memlaw.journal import ProbeSpec
-from memlaw.records import Cell, CellResult, TrainConfig
+from memlaw.core.cells import Cell, CellResult
+from memlaw.core.config import TrainConfig
+from memlaw.sweep.journal import ProbeSpec
 
 SPEC = ProbeSpec(identity={"ranks": [1, 2]}, packs=(("a", "b"),), about={"model": "none"})
 

@@ -23,7 +23,7 @@ from unittest import mock
 
 from journal_cells import no_link, report, result
 
-from memlaw.journal import Journal, verify
+from memlaw.sweep.journal import Journal, verify
 
 COMMIT = """
 import os, select, sys

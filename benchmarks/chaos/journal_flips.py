@@ -13,8 +13,8 @@ from pathlib import Path
 
 from journal_cells import SPEC, report, result
 
-from memlaw import durable
-from memlaw.journal import Journal, verify
+from memlaw.core import files
+from memlaw.sweep.journal import Journal, verify
 
 
 def main() -> None:
@@ -35,11 +35,11 @@ def fill(root: Path) -> None:
     journal.claim(SPEC)
     for rank in range(1, 9):
         journal.publish(result(rank, "é\u2028" * (rank % 3), ("finished", "diverged", "failed")[rank % 3]))
-    durable.make_folders(journal.checkpoint(SPEC.packs[0]))
-    with durable.new_folder(journal.checkpoint(SPEC.packs[0]) / "1") as saved:
+    files.make_folders(journal.checkpoint(SPEC.packs[0]))
+    with files.new_folder(journal.checkpoint(SPEC.packs[0]) / "1") as saved:
         (saved / "tensors.safetensors").write_bytes(random.Random(1).randbytes(2000))
         (saved / "state.json").write_text('{"step":7}')
-        durable.sign(saved)
+        files.sign(saved)
 
 
 def flip(root: Path, count: int, chance: random.Random) -> tuple[dict[str, int], int, int]:

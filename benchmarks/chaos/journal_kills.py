@@ -22,7 +22,7 @@ from pathlib import Path
 
 from journal_cells import SPEC, report, result, without_links
 
-from memlaw.journal import Journal, verify
+from memlaw.sweep.journal import Journal, verify
 
 OVERLAP = 4
 """Cells by which a writer begins behind the one that was started before it."""

@@ -22,14 +22,18 @@ from unittest import mock
 
 import torch
 
-from memlaw.adapter import parse_placement
+from memlaw.adapter.on_model import placement_on
+from memlaw.core.config import TrainConfig
+from memlaw.core.facts import EncodedFact
 from memlaw.data import encode
-from memlaw.model import Base, load
-from memlaw.records import EncodedFact, TrainConfig
-from memlaw.tasks import phonebook
-from memlaw.training import Checkpoint, Trained, train_stack
+from memlaw.data.tasks import phonebook
+from memlaw.model.base import Base, load
+from memlaw.training.checkpoint import Checkpoint
+from memlaw.training.result import Trained
+from memlaw.training.stack import train_stack
 
 METHODS, PRECISIONS, RANKS, STEPS = ("sft", "ot", "sw"), ("float32", "bfloat16"), (1, 4), 14
+
 CALLS = ("fsync", "rename", "replace")
 
 
@@ -38,7 +42,7 @@ def train(
 ) -> list[Trained]:
     """A small stack; `event` is called before every call of CALLS and after every step."""
     runs = [(rank, TrainConfig(method=method, steps=STEPS, batch_size=2, seed=rank)) for rank in RANKS]
-    placement = parse_placement(None, base.model)
+    placement = placement_on(None, base.model)
 
     def told(call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         event()

@@ -24,18 +24,24 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from memlaw.diagnosis import diagnose
+from memlaw.core.cells import Cell, CellResult
+from memlaw.core.config import TrainConfig
+from memlaw.core.facts import EncodedFact
+from memlaw.core.points import LawPoint
+from memlaw.core.recall import TokenRecall
+from memlaw.diagnosis.verdicts import diagnose
 from memlaw.law import fit_law
-from memlaw.records import Cell, CellResult, EncodedFact, LawPoint, TokenRecall, TrainConfig
 from memlaw.report import FittedLaw, ReportContent, write
 
 RUN = "window.broken=(window.broken||0)+1"
+
 WAYS_OUT = [
     "", '">', "'>", "--><", "</script>", "</style>", "</title>", "</textarea>", "]]>", "</svg>", "</bdi>",
     "</template>", "\\u003c/script>", "</scr\x00ipt>", "\u2028", "</noscript>", "\ufeff",
     "</option></select>", "<!--", "</xmp>", "\n\n", "\\", "'\"><", "</pre></code>", "&quot;>", "</p></dd></dl>",
     "\x1b[31m",
 ]  # fmt: skip
+
 SCRIPTS = [
     "<script>{run}</script>", "<script>{run}//", "<ScRiPt src=data:text/javascript,{run}></sCrIpT>",
     "<img src=x onerror={run}>", "<img src=x onerror='{run}'>", "<svg onload={run}>",
@@ -55,6 +61,7 @@ SCRIPTS = [
     "$\\href{{javascript:{run}}}{{x}}$",
     '" onmouseover="{run}" x="', "' onfocus='{run}' autofocus x='", "{{{{ cycler.__init__.__globals__.os }}}}{run}",
 ]  # fmt: skip
+
 FIRED = """() => ({
     broken: window.broken || 0,
     elements: Object.fromEntries(

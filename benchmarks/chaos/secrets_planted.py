@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from memlaw import cli
+from memlaw.cli import app
 
 FRAGMENT = 8
 
@@ -134,8 +134,7 @@ def main() -> int:
 
 def run(room: Path, planted: list[str]) -> dict[str, Any]:
     """Every command in `room`, and where anything of the secrets was found."""
-    from memlaw.data import load_tokenizer
-    from memlaw.data.tokenizer import token_ids
+    from memlaw.model.tokenizer import load_tokenizer, token_ids
 
     tokenizer = load_tokenizer("memlaw/base")
     tokens = [token_ids(tokenizer, text)[:6] for text in planted]
@@ -176,7 +175,7 @@ def ran(command: tuple[str, ...], output: Path) -> tuple[str, bytes]:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
         try:
-            cli.main()
+            app.main()
             how = "returned"
         except SystemExit as ending:
             how = f"exit {ending.code}"

@@ -10,40 +10,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memlaw.api import check as check
     from memlaw.api import probe as probe
     from memlaw.api import recall as recall
     from memlaw.api import train as train
+    from memlaw.core.config import Execution as Execution
+    from memlaw.core.config import TrainConfig as TrainConfig
+    from memlaw.core.errors import MemlawError as MemlawError
+    from memlaw.core.facts import Fact as Fact
+    from memlaw.core.facts import MemorySet as MemorySet
+    from memlaw.core.points import Estimate as Estimate
+    from memlaw.core.points import LawPoint as LawPoint
+    from memlaw.core.recall import RecallReport as RecallReport
     from memlaw.data import read as read
-    from memlaw.errors import MemlawError as MemlawError
     from memlaw.law import LawFit as LawFit
     from memlaw.law import fit_law as fit_law
-    from memlaw.lint import check as check
     from memlaw.losses import memft_head_loss as memft_head_loss
     from memlaw.losses import memft_loss as memft_loss
-    from memlaw.model import load as load
-    from memlaw.records import Estimate as Estimate
-    from memlaw.records import Execution as Execution
-    from memlaw.records import Fact as Fact
-    from memlaw.records import LawPoint as LawPoint
-    from memlaw.records import MemorySet as MemorySet
-    from memlaw.records import RecallReport as RecallReport
-    from memlaw.records import TrainConfig as TrainConfig
+    from memlaw.model.base import load as load
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Estimate": "memlaw.records",
-    "Execution": "memlaw.records",
-    "Fact": "memlaw.records",
+    "Estimate": "memlaw.core.points",
+    "Execution": "memlaw.core.config",
+    "Fact": "memlaw.core.facts",
     "LawFit": "memlaw.law",
-    "LawPoint": "memlaw.records",
-    "MemlawError": "memlaw.errors",
-    "MemorySet": "memlaw.records",
-    "RecallReport": "memlaw.records",
-    "TrainConfig": "memlaw.records",
-    "check": "memlaw.lint",
+    "LawPoint": "memlaw.core.points",
+    "MemlawError": "memlaw.core.errors",
+    "MemorySet": "memlaw.core.facts",
+    "RecallReport": "memlaw.core.recall",
+    "TrainConfig": "memlaw.core.config",
+    "check": "memlaw.api",
     "fit_law": "memlaw.law",
-    "load": "memlaw.model",
+    "load": "memlaw.model.base",
     "memft_head_loss": "memlaw.losses",
     "memft_loss": "memlaw.losses",
     "probe": "memlaw.api",

@@ -1,5 +1,5 @@
 """`python -m memlaw` is the command `memlaw`."""
 
-from memlaw.cli import main
+from memlaw.cli.app import main
 
 main()

@@ -6,38 +6,34 @@ Each is a few lines over the parts; read them as examples of how the parts fit t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from memlaw import tasks
-from memlaw.adapter import Placement, attach, check_free, parse_placement, save
-from memlaw.data import OnConflict, border_merges, encode, read, target_tokens
-from memlaw.errors import ConfigError
-from memlaw.eviction import evicted
-from memlaw.measure import measure
-from memlaw.model import Base, frozen, wrap
-from memlaw.reach import frozen_head, reachable_tokens
-from memlaw.records import EncodedFact, Execution, MemorySet, RecallReport, TrainConfig, to_dict
-from memlaw.training import UNTIL_RECALLED, Checkpoint, StackProgress, Trained, train_stack
+from memlaw.adapter.on_model import placement_on
+from memlaw.adapter.peft import attach
+from memlaw.core.config import UNTIL_RECALLED, Execution, TrainConfig
+from memlaw.core.errors import ConfigError
+from memlaw.core.facts import MemorySet
+from memlaw.core.recall import RecallReport
+from memlaw.data import border_merges, encode, target_tokens
+from memlaw.data.load import Facts, load_memory_set
+from memlaw.diagnosis.findings import SEVERITIES, CheckReport, Finding
+from memlaw.diagnosis.lint.chat import chat_findings
+from memlaw.diagnosis.lint.keys import key_findings
+from memlaw.diagnosis.lint.model import adapter_findings, base_findings, reach_findings
+from memlaw.diagnosis.lint.tokens import encodable, set_findings, token_findings
+from memlaw.diagnosis.measure import measure
+from memlaw.model.base import Base, wrap
+from memlaw.planning.library import KnownLaw
+from memlaw.planning.rank_check import rank_findings
+from memlaw.training.adapter import train_adapter
+from memlaw.training.result import StackProgress, Trained
 
 if TYPE_CHECKING:
-    from memlaw.sweep import ProbeSummary
-
-REACHABLE = 0.9
-"""Random targets are drawn from tokens that some hidden state gives more than this probability."""
-
-_JUDGED = 4096
-"""Tokens of a large vocabulary whose reach is computed to draw random targets from."""
-
-_NAMED = 5
-"""Facts named in a warning."""
-
-Facts = MemorySet | str | Path
+    from memlaw.sweep.probe import ProbeSummary
 
 
 def train(
@@ -59,68 +55,12 @@ def train(
     `memlaw train` uses. With `out`, an interrupted training goes on where its last checkpoint was when it is repeated.
     `model` is left as it was. Raises AdapterError, ConfigError, DataError.
     """
-    known = [field.name for field in fields(TrainConfig)]
-    if unknown := sorted(settings.keys() - set(known)):
-        raise ConfigError(f"Unknown setting {', '.join(unknown)}: it would change nothing. Known: {', '.join(known)}.")
     chosen = replace(config or UNTIL_RECALLED, **settings)
     base = wrap(model, tokenizer)
-    memory_set = memory_set_of(base, facts)
+    memory_set = load_memory_set(base, facts)
     encoded = encode(memory_set, tokenizer, context=base.context)
-    where = parse_placement(placement, model)
-    return train_on(base, memory_set, encoded, rank, where, chosen, out=out, execution=execution, on_step=on_step)
-
-
-def train_on(
-    base: Base,
-    memory_set: MemorySet,
-    encoded: Sequence[EncodedFact],
-    rank: int,
-    placement: Placement,
-    config: TrainConfig,
-    *,
-    out: str | os.PathLike[str] | None = None,
-    execution: Execution | None = None,
-    on_step: Callable[[StackProgress], None] | None = None,
-) -> Trained:
-    """Train one adapter on facts already encoded, and save it to `out` unless it diverged.
-
-    Until it is saved its checkpoint is the folder `out` with `.checkpoint` added to its name: an interrupted training
-    goes on from there when it is repeated.
-    Raises AdapterError, before any training, for a rank that is none here and an `out` that holds something else;
-    OSError if `out` cannot be written.
-    """
-    if out is not None:  # what can be known before the work should not be found out after it
-        check_free(Path(out))
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-    execution = execution or Execution()
-    checkpoint = None if out is None else Checkpoint(_beside(Path(out)), minutes=execution.checkpoint_minutes)
-    with evicted(base, placement.first_layer, wanted=execution.evict_prefix):
-        (trained,) = train_stack(
-            base,
-            encoded,
-            placement,
-            [(rank, config)],
-            on_step=on_step,
-            checkpoint=checkpoint,
-            compiled=execution.compiled,
-            prefix_cache=execution.prefix_cache,
-        )
-    if out is not None and trained.status == "finished":
-        details = {
-            "facts_fingerprint": memory_set.fingerprint,
-            "records": len(encoded),
-            "tokens": target_tokens(encoded),
-            "train": to_dict(replace(config, steps=trained.steps)),
-            "loss_final": trained.loss_final,
-        }
-        save(trained.stack, placement, base, Path(out), details=details)
-    if checkpoint is not None:
-        checkpoint.discard()
-    return trained
-
-
-def _beside(out: Path) -> Path:
-    return out.with_name(f"{out.name}.checkpoint")
+    where = placement_on(placement, model)
+    return train_adapter(base, memory_set, encoded, rank, where, chosen, out=out, execution=execution, on_step=on_step)
 
 
 def recall(
@@ -137,7 +77,7 @@ def recall(
     Raises AdapterError, DataError.
     """
     base = wrap(model, tokenizer)
-    encoded = encode(memory_set_of(base, facts), tokenizer, context=base.context)
+    encoded = encode(load_memory_set(base, facts), tokenizer, context=base.context)
     with nullcontext() if adapter is None else attach(base, Path(adapter)):
         return measure(base, encoded, decode=decode, explain=True)
 
@@ -155,56 +95,63 @@ def probe(
 
     What `out` already holds is not trained again. Raises ConfigError, DataError, AdapterError, JournalError.
     """
-    from memlaw.sweep import ProbeConfig
-    from memlaw.sweep import probe as run
+    from memlaw.sweep.config import ProbeConfig
+    from memlaw.sweep.probe import probe as run
 
     base = wrap(model, tokenizer)
-    return run(base, memory_set_of(base, facts), ProbeConfig(**settings), out, execution=execution)
+    return run(base, load_memory_set(base, facts), ProbeConfig(**settings), out, execution=execution)
 
 
-def memory_set_of(
-    base: Base,
+__all__ = ["check", "check_on"]
+
+
+def check(
+    model: Any,
+    tokenizer: Any,
     facts: Facts,
     *,
-    eos: bool | None = None,
-    on_conflict: OnConflict = "error",
-    prompt_field: str | None = None,
-    target_field: str | None = None,
-) -> MemorySet:
-    """A memory set from a file, a directory, a Hub id, a `task:...` specification, or itself. Raises DataError."""
-    if isinstance(facts, MemorySet):
-        return facts
-    source = str(facts)
-    if source.startswith(tasks.SPEC_PREFIX):
-        found = tasks.from_spec(source, base.tokenizer, reachable_ids(base), eos=eos)
-    else:
-        found = read(
-            source,
-            eos=eos,
-            on_conflict=on_conflict,
-            tokenizer=base.tokenizer,
-            prompt_field=prompt_field,
-            target_field=target_field,
-        )
-    merging = border_merges(found, base.tokenizer)
-    return replace(found, warnings=(*found.warnings, merging_warning(merging, found))) if merging else found
+    adapter: str | os.PathLike[str] | None = None,
+    law: KnownLaw | None = None,
+    rank: int | None = None,
+    placement: str | None = None,
+) -> CheckReport:
+    """What would keep `facts` from being recalled by this model, with this adapter or at this rank.
+
+    Nothing is trained and nothing changed. The rank, by default that of an adapter which memlaw wrote, is judged by
+    `law` (`memlaw.sweep.laws.known_law`), by default the borrowed one. Raises DataError for facts that cannot be read,
+    AdapterError for an adapter that cannot be, ConfigError for a law with no rank to judge.
+    """
+    base = wrap(model, tokenizer)
+    memory_set = load_memory_set(base, facts)
+    return check_on(base, memory_set, adapter=adapter, law=law, rank=rank, placement=placement)
 
 
-def merging_warning(ids: Sequence[str], memory_set: MemorySet) -> str:
-    shown = ", ".join(map(repr, ids[:_NAMED])) + (", ..." if len(ids) > _NAMED else "")
-    return (
-        f"{len(ids)} of {len(memory_set.facts)} facts ({shown}) are cut into other tokens where prompt and target are "
-        "one text. They are trained and judged as two; a trainer or prompt that lets the text run on meets other "
-        "tokens. A space at the start of the target rather than at the end of the prompt mends most."
-    )
+def check_on(
+    base: Base,
+    memory_set: MemorySet,
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+    law: KnownLaw | None = None,
+    rank: int | None = None,
+    placement: str | None = None,
+) -> CheckReport:
+    """`check`, on a base and facts already loaded."""
+    if law is not None and rank is None and adapter is None:
+        raise ConfigError("A law judges a rank, and none was given. Give a rank (--rank) or an adapter (--adapter).")
+    encoded = encodable(memory_set, base.tokenizer)
+    merging = border_merges(memory_set, base.tokenizer)
 
+    def findings() -> Iterator[Finding]:
+        yield from base_findings(base)
+        yield from set_findings(memory_set, base.tokenizer, merging)
+        yield from chat_findings(memory_set, base.tokenizer)
+        yield from token_findings(memory_set, encoded, base, merging)
+        yield from key_findings(memory_set, encoded)
+        yield from reach_findings(base, encoded)
+        directory = None if adapter is None else Path(adapter)
+        if directory is not None:
+            yield from adapter_findings(base, memory_set, encoded, directory)
+        yield from rank_findings(base, encoded, directory, law, rank, placement)
 
-def reachable_ids(base: Base) -> list[int]:
-    """Ids of ordinary tokens with reach > 0.9, rising; of a large vocabulary, among 4,096 drawn with a fixed seed."""
-    special = set(base.tokenizer.all_special_ids)
-    ordinary = [token for token in sorted(base.tokenizer.get_vocab().values()) if token not in special]
-    if len(ordinary) > _JUDGED:
-        drawn = torch.randperm(len(ordinary), generator=torch.Generator().manual_seed(0))[:_JUDGED]
-        ordinary = sorted(ordinary[place] for place in drawn.tolist())
-    with frozen(base.model):
-        return reachable_tokens(frozen_head(base.model), above=REACHABLE, tokens=ordinary).tolist()
+    found = sorted(findings(), key=lambda finding: SEVERITIES.index(finding.severity))
+    return CheckReport(len(memory_set.facts), target_tokens(encoded), tuple(found))

@@ -7,21 +7,22 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from faulty import CELLS, probed, rows
 from torch.torch_version import TorchVersion
 
-from memlaw import records
-from memlaw.errors import JournalError
-from memlaw.journal import Journal
-from memlaw.records import CellResult
-from memlaw.sweep import ProbeProgress
-from memlaw.training import StackProgress
+from helpers.faulty import CELLS, probed, rows
+from helpers.signals import PHASES, probe_with_signal
+from memlaw.core import cells
+from memlaw.core.cells import CellResult
+from memlaw.core.errors import JournalError
+from memlaw.sweep.journal import Journal
+from memlaw.sweep.scheduler import ProbeProgress
+from memlaw.training.result import StackProgress
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,6 @@ def assert_same(out: Path, undisturbed: Path) -> None:
     assert rows(out) == rows(undisturbed)
     assert (out / "results.parquet").read_bytes() == (undisturbed / "results.parquet").read_bytes()
     assert not list(out.glob("quarantine/*"))
-
-
-# --- disks -----------------------------------------------------------------------------------------------------------
 
 
 def failing_disk(monkeypatch: pytest.MonkeyPatch, call: str, code: int, *, after: int) -> None:
@@ -85,31 +83,11 @@ def test_31_io_error(tmp_path: Path, undisturbed: Path, monkeypatch: pytest.Monk
     assert_row_absent_then_retried(tmp_path / "out", undisturbed, monkeypatch, **fault)
 
 
-# --- signals ---------------------------------------------------------------------------------------------------------
-
-PHASES: dict[str, Callable[[ProbeProgress], bool]] = {
-    "before the first step": lambda event: event.news is None,
-    "in the first pack": lambda event: isinstance(event.news, StackProgress) and event.news.step == 3,
-    "behind the first cell": lambda event: isinstance(event.news, CellResult),
-    "between two packs": lambda event: event.pack == 2 and event.news is None,
-    "in the last pack": lambda event: event.pack == 2 and isinstance(event.news, StackProgress),
-    "behind the last cell": lambda event: event.recorded == CELLS,
-}
-
-
-def probe_with_signal(out: Path, number: int, phase: str) -> None:
-    """The probe on one thread; the signal arrives at the first event of the phase."""
-    torch.set_num_threads(1)
-
-    def send(event: ProbeProgress) -> None:
-        if PHASES[phase](event):
-            signal.raise_signal(number)
-
-    probed(out, on_progress=send)
-
-
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["memlaw.training", "memlaw.measure", "memlaw.sweep", "faulty"])
+
+FORKSERVER.set_forkserver_preload(
+    ["memlaw.training.stack", "memlaw.diagnosis.measure", "memlaw.sweep.probe", "helpers.faulty"]
+)
 
 
 def ended_by(number: int, out: Path, phase: str) -> int | None:
@@ -139,9 +117,6 @@ def test_33_sigterm(tmp_path: Path, undisturbed: Path, phase: str) -> None:
 def test_34_sigkill(tmp_path: Path, undisturbed: Path, phase: str) -> None:
     assert ended_by(signal.SIGKILL, tmp_path / "out", phase) == -signal.SIGKILL
     assert_same(tmp_path / "out", undisturbed)
-
-
-# --- two runs, clocks ------------------------------------------------------------------------------------------------
 
 
 def test_35_two_runs_in_one_directory(tmp_path: Path, undisturbed: Path) -> None:
@@ -174,13 +149,10 @@ def test_36_clock_running_backwards(tmp_path: Path, undisturbed: Path, monkeypat
     assert_same(tmp_path / "out", undisturbed)
 
 
-# --- versions --------------------------------------------------------------------------------------------------------
-
-
 def as_if_updated(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     if what == "code":
-        algorithm = records.ALGORITHM_VERSION + 1
-        monkeypatch.setattr(records.Cell.__init__, "__defaults__", (algorithm, "", ""))
+        algorithm = cells.ALGORITHM_VERSION + 1
+        monkeypatch.setattr(cells.Cell.__init__, "__defaults__", (algorithm, "", ""))
     else:
         monkeypatch.setattr(torch, "__version__", TorchVersion("99.0.0"))
 

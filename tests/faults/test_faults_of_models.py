@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import packed
 import pytest
-import test_integration_trl as in_trl
-import tiny
 import torch
-import trainers
-from faulty import FACTS, probed, refused, stored_warnings
 from peft import PeftModel
 from torch import Tensor
 
 import memlaw
-from memlaw.errors import ConfigError, ModelError
+from helpers import packed, tiny, trainers
+from helpers import trl_runs as in_trl
+from helpers.faulty import FACTS, probed, refused, stored_warnings
+from memlaw.core.errors import ConfigError, ModelError
 from memlaw.integrations.transformers import memft
 from memlaw.integrations.trl import memft as memft_in_trl
 

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from faulty import FACTS
 from torch import Tensor
 
 import memlaw
-from memlaw.errors import AdapterError
-from memlaw.measure import SAFETY, TOLERANCE
-from memlaw.records import LN2, Fact, MemorySet, RecallReport
+from helpers import tiny
+from helpers.faulty import FACTS
+from memlaw.core.errors import AdapterError
+from memlaw.core.facts import Fact, MemorySet
+from memlaw.core.recall import LN2, RecallReport
+from memlaw.diagnosis.measure import SAFETY, TOLERANCE
 
 CONFIG = {"rank": 8, "placement": "all-linear", "steps": 400}
 
@@ -33,9 +34,6 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recalled(adapter: Path, seed: int = 0) -> RecallReport:
     base = tiny.base(seed=seed)
     return memlaw.recall(base.model, base.tokenizer, FACTS, adapter=adapter)
-
-
-# --- adapters --------------------------------------------------------------------------------------------------------
 
 
 def test_37_adapter_of_another_base(adapter: Path) -> None:
@@ -56,9 +54,6 @@ def test_38_truncated_or_flipped_adapter(adapter: Path, tmp_path: Path, damage: 
     weights.write_bytes(content)
     with pytest.raises(AdapterError, match=r"is not the file that was saved \(its SHA-256 differs\)"):
         recalled(copy)
-
-
-# --- precision -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import tiny
-from faulty import SECRET, probed, record, refused, stored_warnings, written
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 import memlaw
-from memlaw.api import memory_set_of
-from memlaw.model import Base, wrap
+from helpers import tiny
+from helpers.faulty import SECRET, probed, record, refused, stored_warnings, written
+from memlaw.data.load import load_memory_set
+from memlaw.model.base import Base, wrap
 
 
 def base_with(tokenizer: Any) -> Base:
@@ -36,7 +36,7 @@ def test_14_no_end_of_sequence_or_padding_token(tmp_path: Path) -> None:
     tokenizer.eos_token = tokenizer.pad_token = None
     base, path = base_with(tokenizer), written(tmp_path, record())
     assert "the tokenizer has none, so decoding would not know where to stop" in refused(path, base=base)
-    chosen = memory_set_of(base, path, eos=False)
+    chosen = load_memory_set(base, path, eos=False)
     assert memlaw.recall(base.model, tokenizer, chosen).tokens == len(SECRET)
 
 
@@ -63,7 +63,7 @@ def test_17_tokens_that_merge_at_the_border(tmp_path: Path) -> None:
     )
     content = record("aa", "bb", id="merged") + record("ba", "aa", id="apart")
     base = base_with(merging)
-    facts = memory_set_of(base, written(tmp_path, content))
+    facts = load_memory_set(base, written(tmp_path, content))
     (warning,) = facts.warnings
     assert warning.startswith("1 of 2 facts ('merged') are cut into other tokens where prompt and target are one text")
     probed(tmp_path / "out", base=base, facts=facts, ranks=[1], lengths=[3], steps=1)

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from faulty import CELLS, FACTS, probed
 
 import memlaw
-from memlaw.engines import Resources
-from memlaw.engines.isolated import Isolated
-from memlaw.errors import TrainError
-from memlaw.journal import Journal
-from memlaw.records import CellResult
+from helpers import tiny
+from helpers.faulty import CELLS, FACTS, probed
+from memlaw.core.cells import CellResult
+from memlaw.core.errors import TrainError
+from memlaw.sweep.engines.base import Resources
+from memlaw.sweep.engines.isolated import Isolated
+from memlaw.sweep.journal import Journal
 from memlaw.training.engine import Engine, Step
 from memlaw.training.optimizer import StackedAdamW
 from memlaw.training.state import State

@@ -1,84 +1,166 @@
-"""From a loaded model to its outline, and to the modules that a placement names in it."""
+"""Where an adapter sits: from `down_proj@4` to the modules of one model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from memlaw.core.errors import AdapterError, suggest
+from memlaw.model.outline import MLP, Outline, Site, by_layer_and_path
 
-from memlaw.errors import AdapterError
-from memlaw.model import decoder_layers, layer_prefix
-from memlaw.outline import MLP, Outline, Site, by_layer_and_path, count_weights
-from memlaw.placement import Placement, resolve
+PARALLEL = MLP
+"""Placement name of the paper's adapter parallel to a whole MLP block."""
 
+ALL_LINEAR = "all-linear"
 
-def parse_placement(text: str | None, model: Any) -> Placement:
-    """`memlaw.placement.resolve` on a loaded model; raises AdapterError also for a module that it has in two places."""
-    placement = resolve(text, outline_of_model(model))
-    _check_own(placement.sites, model)
-    return placement
+_OUTPUT_PROJECTIONS = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "w2")
+"""What architectures call the last linear module of their MLP; the default placement is the first that exists."""
 
 
-def outline_of_model(model: Any, *, name: str | None = None) -> Outline:
-    """The outline of a causal LM in memory, by default under the name it was loaded by. Raises ModelError."""
-    config, head = model.config.get_text_config(), model.get_output_embeddings() or model.get_input_embeddings()
-    layers, prefix, width = decoder_layers(model), layer_prefix(model), config.hidden_size
-    linear = [
-        Site(f"{prefix}.{index}.{inner}", index, *_shape(module))
-        for index, layer in enumerate(layers)
-        for inner, module in _linear_modules(layer)
-    ]
-    return Outline(
-        name=name or model.config.name_or_path or type(model).__name__,
-        family=config.model_type,
-        width=width,
-        vocabulary=len(head.weight),
-        context=getattr(config, "max_position_embeddings", None),
-        linear=tuple(sorted(linear, key=by_layer_and_path)),
-        blocks=tuple(
-            Site(f"{prefix}.{index}.{MLP}", index, width, width)
-            for index, layer in enumerate(layers)
-            if isinstance(getattr(layer, MLP, None), nn.Module)
-        ),
-        layer_weights=tuple(map(_weights, layers)),
-        head_weights=head.weight.numel(),
+@dataclass(frozen=True)
+class Placement:
+    """Where an adapter sits in one model: the modules by name, the layers (None: all of them), and the sites found."""
+
+    modules: tuple[str, ...]
+    layers: tuple[int, ...] | None
+    sites: tuple[Site, ...]
+
+    def __str__(self) -> str:
+        where = "" if self.layers is None else "@" + "+".join(map(str, self.layers))
+        return ",".join(self.modules) + where
+
+    @property
+    def parallel(self) -> bool:
+        """Whether this is the paper's parallel-MLP adapter, which PEFT cannot express."""
+        return self.modules == (PARALLEL,)
+
+    @property
+    def first_layer(self) -> int:
+        return min(site.layer for site in self.sites)
+
+    @property
+    def first_sites(self) -> list[str]:
+        """Paths of the sites in the first adapted layer."""
+        return [site.path for site in self.sites if site.layer == self.first_layer]
+
+    @property
+    def caution(self) -> str:
+        """What a user should know of the cost of training here; empty where there is nothing to say."""
+        if self.first_layer > 0 or len(self.first_sites) == 1:
+            return ""
+        return (
+            f"The placement {self} adapts layer 0, so there is nothing below it to compute once: every step runs the "
+            "whole model. A placement in higher layers trains faster."
+        )
+
+    @property
+    def max_rank(self) -> int:
+        """Above the smallest dimension of a site a higher rank adds parameters but no freedom."""
+        return min(min(site.d_in, site.d_out) for site in self.sites)
+
+    def parameters(self, rank: int) -> int:
+        """Effective parameters N of an adapter of this rank: sum over sites of rank * (d_in + d_out)."""
+        return sum(rank * (site.d_in + site.d_out) for site in self.sites)
+
+    def lora_config(self, rank: int, *, scale: float = 1.0) -> dict[str, Any]:
+        """Keyword arguments of `peft.LoraConfig`, ready to paste; lora_alpha = scale * rank.
+
+        Raises AdapterError for the parallel adapter, which PEFT would load as something else.
+        """
+        if self.parallel:
+            raise AdapterError(
+                f"PEFT has no name for the parallel adapter {self}; use down_proj@LAYER, or memlaw itself."
+            )
+        alpha = scale * rank
+        return {
+            "r": rank,
+            "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+            "target_modules": ALL_LINEAR if self.modules == (ALL_LINEAR,) else list(self.modules),
+            "layers_to_transform": None if self.layers is None else list(self.layers),
+            "lora_dropout": 0.0,
+            "fan_in_fan_out": self.sites[0].transposed,
+            "bias": "none",
+            "task_type": "CAUSAL_LM",
+        }
+
+    def check_rank(self, rank: int) -> None:
+        """Raise AdapterError unless 1 <= rank <= max_rank."""
+        if rank < 1:
+            raise AdapterError(f"Rank {rank} is not a rank: an adapter needs at least 1.")
+        if rank > self.max_rank:
+            narrow = min(self.sites, key=lambda site: min(site.d_in, site.d_out))
+            raise AdapterError(
+                f"Rank {rank} is above {self.max_rank}, the smaller dimension of {narrow.path} ({narrow.d_in} -> "
+                f"{narrow.d_out}): it would add parameters but no freedom. Use at most {self.max_rank}, or more sites."
+            )
+
+
+def resolve(text: str | None, outline: Outline) -> Placement:
+    """Resolve `mlp@4`, `down_proj@4`, `q_proj,v_proj`, `all-linear`, `down_proj@3-5` or `down_proj@1+4` on a model.
+
+    None is the default: the MLP's output projection two thirds up the stack (the paper adapts layer 24 of 36), which
+    PEFT and every server of LoRA adapters can load. Raises AdapterError for a name that is not there, with the nearest
+    names that are.
+    """
+    count = outline.layers
+    candidates = _sites_by_name(outline)
+    names, has_layers, where = (_default(outline, candidates) if text is None else text).partition("@")
+    layers = _parse_layers(where, count) if has_layers else None
+    modules = tuple(name.strip() for name in names.split(","))
+    if modules == (PARALLEL,) and layers is None:
+        raise AdapterError(
+            f"The parallel adapter needs a layer, such as {PARALLEL}@{2 * count // 3} (of 0..{count - 1})."
+        )
+    if len(modules) > 1 and {PARALLEL, ALL_LINEAR} & set(modules):
+        raise AdapterError(f"{PARALLEL} and {ALL_LINEAR} stand alone; {names!r} mixes them with module names.")
+    if modules == (ALL_LINEAR,):
+        wanted = {name for name in candidates if name != PARALLEL}
+    else:
+        wanted = set(modules)
+        for name in modules:
+            _check_module(name, candidates)
+    sites = [site for name in wanted for site in candidates[name] if layers is None or site.layer in layers]
+    if not sites:
+        raise AdapterError(f"{names} names no module in layers {where}.")
+    return Placement(modules, layers, tuple(sorted(sites, key=by_layer_and_path)))
+
+
+def _sites_by_name(outline: Outline) -> dict[str, list[Site]]:
+    """Name of a module -> its sites: every linear module of the decoder layers, and the MLP blocks."""
+    found: dict[str, list[Site]] = {}
+    for site in (*outline.linear, *outline.blocks):
+        found.setdefault(site.module, []).append(site)
+    return found
+
+
+def _default(outline: Outline, candidates: dict[str, list[Site]]) -> str:
+    for name in _OUTPUT_PROJECTIONS:
+        if name in candidates:
+            return f"{name}@{2 * outline.layers // 3}"
+    raise AdapterError(
+        f"{outline.name} has none of the MLP output projections {', '.join(_OUTPUT_PROJECTIONS)}; say where "
+        f"the adapter goes with --placement. Its modules: {', '.join(sorted(candidates))}."
     )
 
 
-def _linear_modules(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for inner, module in layer.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and inner != MLP:
-            yield inner, module
+def _parse_layers(text: str, count: int) -> tuple[int, ...]:
+    layers: set[int] = set()
+    for part in text.split("+"):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise AdapterError(f"Layers {text!r} are not of the form 4, 2-5 or 1+4.")
+        low, high = int(match[1]), int(match[2] or match[1])
+        layers.update(range(low, high + 1))
+    if not layers or max(layers) >= count:
+        raise AdapterError(f"Layer {max(layers, default=0)} does not exist: the model has {count}, 0..{count - 1}.")
+    return tuple(sorted(layers))
 
 
-def _shape(module: Any) -> tuple[int, int, bool]:
-    """(d_in, d_out, transposed) of a linear module, which are not the shape of its weight where that is packed."""
-    if isinstance(module, Conv1D):
-        return module.nx, module.nf, True
-    return module.in_features, module.out_features, False
-
-
-def _weights(layer: nn.Module) -> int:
-    """Number of weights, each once; a packed matrix counts what it holds, not its bytes."""
-    held: dict[int, int] = {}
-    for _, module in _linear_modules(layer):
-        d_in, d_out, _ = _shape(module)
-        held[id(module.weight)] = d_in * d_out
-    return count_weights(held.get(id(weight), weight.numel()) for weight in layer.parameters())
-
-
-def _check_own(sites: Sequence[Site], model: nn.Module) -> None:
-    """Refuse a module the model has in two places. Shared weights are fine: adapters add to outputs, not to weights."""
-    names: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).append(name)
-    for site in sites:
-        others = [name for name in names[id(model.get_submodule(site.path))] if name != site.path]
-        if others:
-            raise AdapterError(
-                f"{site.path} and {others[0]} are one and the same module, so an adapter on one would act in both "
-                "places here, and only in one once PEFT loads it. Adapt a module that is not shared, or give each "
-                "place a `copy.deepcopy` of it."
-            )
+def _check_module(name: str, candidates: dict[str, list[Site]]) -> None:
+    if name in candidates:
+        return
+    hint = suggest(name, candidates, cutoff=0.4)
+    raise AdapterError(
+        f"The model has no module {name!r} to adapt. {hint}Its modules: {', '.join(sorted(candidates))}, {ALL_LINEAR}."
+    )

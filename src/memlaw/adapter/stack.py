@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from memlaw.outline import Site
-from memlaw.records import TrainConfig
+from memlaw.core.config import TrainConfig
+from memlaw.model.outline import Site
 
 
 class Dropout(Protocol):

@@ -9,7 +9,7 @@ from memlaw.data.encoding import border_merges, check_context, encode, take, tar
 from memlaw.data.facts import OnConflict, read
 from memlaw.data.sources import read_text
 from memlaw.data.tables import STRESS_PROMPT
-from memlaw.data.tokenizer import Tokenizer, auto_tokenizer, load_tokenizer, tokenizer_fingerprint
+from memlaw.model.tokenizer import Tokenizer, auto_tokenizer, load_tokenizer, tokenizer_fingerprint
 
 __all__ = [
     "STRESS_PROMPT",

@@ -6,9 +6,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
-from memlaw.data.tokenizer import Tokenizer, token_ids
-from memlaw.errors import DataError
-from memlaw.records import EncodedFact, Fact, MemorySet
+from memlaw.core.errors import DataError
+from memlaw.core.facts import EncodedFact, Fact, MemorySet
+from memlaw.model.tokenizer import Tokenizer, token_ids
 
 
 def encode(memory_set: MemorySet, tokenizer: Tokenizer, *, context: int | None) -> tuple[EncodedFact, ...]:
@@ -88,9 +88,6 @@ def take(encoded: Sequence[EncodedFact], length: int) -> tuple[EncodedFact, ...]
     return tuple(encoded[:count])
 
 
-# --- one fact --------------------------------------------------------------------------------------------------------
-
-
 def _leading_bos(tokenizer: Tokenizer) -> tuple[int, ...]:
     """(BOS,) if the tokenizer puts one before the empty text, else ()."""
     bos = tokenizer.bos_token_id
@@ -134,9 +131,6 @@ def _encode_fact(fact: Fact, tokenizer: Tokenizer, bos: tuple[int, ...], ending:
 
 def _name(fact: Fact) -> str:
     return f"fact {fact.id!r}" if fact.line is None else f"fact {fact.id!r} (line or row {fact.line})"
-
-
-# --- all facts together ----------------------------------------------------------------------------------------------
 
 
 def _refuse_contradictions(encoded: Iterable[EncodedFact]) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from memlaw.core.errors import ConfigError, DataError
+from memlaw.core.facts import Fact, MemorySet
 from memlaw.data.sources import open_table
 from memlaw.data.tables import CHAT, LONG_TARGET, SHAPES, Row, Shape, Table, json_type
-from memlaw.data.tokenizer import Tokenizer
-from memlaw.errors import ConfigError, DataError
-from memlaw.records import Fact, MemorySet
+from memlaw.model.tokenizer import Tokenizer
 
 OnConflict = Literal["error", "first", "last"]
 """What to do with one prompt that has several targets: refuse the set, or keep the first or the last of them."""
@@ -57,9 +57,6 @@ def read(
     )
 
 
-# --- which fields ----------------------------------------------------------------------------------------------------
-
-
 def _asked_shape(prompt_field: str | None, target_field: str | None) -> Shape | None:
     if prompt_field is None and target_field is None:
         return None
@@ -96,9 +93,6 @@ def _recognised_shape(row: Mapping[str, Any], table: Table, number: int) -> Shap
 def _names(row: Mapping[str, Any], most: int = 12) -> str:
     shown = ", ".join(repr(name) for name in list(row)[:most])
     return f"{shown}, ..." if len(row) > most else shown or "(none)"
-
-
-# --- one record ------------------------------------------------------------------------------------------------------
 
 
 def _facts(numbered: Iterable[Row], shape: Shape, table: Table) -> Iterator[Fact]:
@@ -148,9 +142,6 @@ def _identity(row: Mapping[str, Any], number: int, table: Table) -> str:
     identity = str(value)
     _refuse_surrogates(identity, f"{table.at(number)}: 'id'")
     return identity
-
-
-# --- chats -----------------------------------------------------------------------------------------------------------
 
 
 def _chats(numbered: Sequence[Row], table: Table, tokenizer: Tokenizer | None) -> tuple[list[Fact], tuple[str, ...]]:
@@ -216,9 +207,6 @@ def _rendered(turns: list[dict[str, str]], where: str, tokenizer: Tokenizer) -> 
             "prompt you will really ask with as prompt/completion."
         )
     return prompt, whole
-
-
-# --- all records together --------------------------------------------------------------------------------------------
 
 
 def _one_target_each(

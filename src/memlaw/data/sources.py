@@ -15,15 +15,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from memlaw.core.errors import DataError
 from memlaw.data.tables import MAX_LINE, SUFFIXES, Shape, Table, text_table
-from memlaw.errors import DataError
 
 MAX_FILE = 1 << 30
 """Bytes of one file, after gzip expansion."""
+
 MAX_EXPANSION = 100
 """Bytes out per byte of gzip in; text stays far below, a bomb reaches 1000."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -66,9 +68,6 @@ def read_text(source: str | Path) -> str:
     if not text or text.isspace():
         raise DataError(f"{name} is empty: there is nothing to remember. Give it at least one prompt with its target.")
     return text
-
-
-# --- bytes -----------------------------------------------------------------------------------------------------------
 
 
 def _mode(name: str) -> int | None:
@@ -136,9 +135,6 @@ def _refuse_long_lines(data: bytes, name: str) -> None:
                 f"Line {number} of {name} has {len(line)} bytes, over the limit of {MAX_LINE >> 20} MB; no context "
                 "holds as much. Check that the file is a memory set with one record a line."
             )
-
-
-# --- Hugging Face datasets -------------------------------------------------------------------------------------------
 
 
 def _is_hub_id(name: str) -> bool:

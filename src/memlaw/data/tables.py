@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from memlaw.errors import DataError
+from memlaw.core.errors import DataError
 
 MAX_LINE = 16 << 20
 """Bytes of one line. A longer one fits no context, so it is damage or not a memory set."""
+
 MAX_DEPTH = 64
 """JSON lists and objects inside one another."""
 
@@ -26,8 +27,11 @@ STRESS_PROMPT = "Please output the content of the vector memory injected into th
 
 Shape = tuple[str, ...]
 """The fields of a record that hold its content: (prompt, target), or CHAT."""
+
 CHAT: Shape = ("messages",)
+
 LONG_TARGET: Shape = ("question", "matching")
+
 SHAPES: tuple[Shape, ...] = (
     ("prompt", "completion"),
     ("query", "target"),
@@ -38,7 +42,9 @@ SHAPES: tuple[Shape, ...] = (
 
 Row = tuple[int, Mapping[str, Any]]
 """The number of a record and its fields."""
+
 PLAIN = "plain text"
+
 SUFFIXES = {
     ".jsonl": "JSONL",
     ".ndjson": "JSONL",
@@ -87,9 +93,6 @@ def text_table(text: str, name: str, suffix: str, asked: Shape | None) -> Table:
     if kind == "CSV":
         return Table(name, kind, "line", _csv_rows(text, name, suffix, asked))
     return Table(name, kind, "line", iter([(1, dict(zip(LONG_TARGET, (STRESS_PROMPT, text), strict=True)))]))
-
-
-# --- recognition -----------------------------------------------------------------------------------------------------
 
 
 def _recognise(text: str, suffix: str, asked: Shape | None) -> str:
@@ -146,9 +149,6 @@ def _names_columns(cells: Sequence[str], asked: Shape | None) -> bool:
 def _column_shapes(asked: Shape | None) -> list[Shape]:
     """The shapes a table can have: a cell holds no chat."""
     return [shape for shape in SHAPES if shape != CHAT] if asked is None else [asked]
-
-
-# --- JSON ------------------------------------------------------------------------------------------------------------
 
 
 def _jsonl_rows(text: str, name: str) -> Iterator[Row]:
@@ -222,9 +222,6 @@ def _depth_exceeds(value: Any, limit: int) -> bool:
         if not containers:
             return False
     return True
-
-
-# --- CSV -------------------------------------------------------------------------------------------------------------
 
 
 def _csv_rows(text: str, name: str, suffix: str, asked: Shape | None) -> Iterator[Row]:

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError, with_config
 
+from memlaw.core.canonical import canonical_json, to_dict
+from memlaw.core.errors import DataError
+from memlaw.core.recall import RecallReport, RecordRecall, TokenRecall
 from memlaw.diagnosis.patterns import Correlation, LossBand, Patterns, patterns
 from memlaw.diagnosis.verdicts import check, judge, total
-from memlaw.errors import DataError
-from memlaw.records import RecallReport, RecordRecall, TokenRecall, canonical_json, to_dict
 
 Version = Literal["memlaw.recall/1"]
+
 SCHEMA: Version = "memlaw.recall/1"
 """Of the document; the number rises when a key is renamed, removed, or changes its meaning."""
 
@@ -37,6 +39,7 @@ class RecallDocument(RecallReport):
 
 for _kind in (RecallDocument, RecallReport, RecordRecall, TokenRecall, Patterns, Correlation, LossBand):
     with_config(use_attribute_docstrings=True)(_kind)  # the sentence under a field is its description in the schema
+
 _REPORT = TypeAdapter(RecallReport)
 
 

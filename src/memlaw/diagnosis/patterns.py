@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memlaw.core.recall import LN2, RecallReport, RecordRecall
 from memlaw.diagnosis.verdicts import position_counts, stubborn_positions
-from memlaw.records import LN2, RecallReport, RecordRecall
 
 RESAMPLES = 2000
 """Bootstrap samples of an interval."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from memlaw.records import LN2, Reason, TokenRecall, is_ordered
+from memlaw.core.recall import LN2, Reason, TokenRecall, is_ordered
 
 
 def reason_of(tokens: TokenRecall, tolerance: float) -> tuple[Reason, str] | None:

@@ -18,9 +18,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
+from memlaw.core.errors import ConfigError, DataError
+from memlaw.core.facts import EncodedFact
+from memlaw.core.recall import LN2, RecallReport, RecordRecall, TokenRecall, is_ordered
 from memlaw.diagnosis.reasons import reason_of
-from memlaw.errors import ConfigError, DataError
-from memlaw.records import LN2, EncodedFact, RecallReport, RecordRecall, TokenRecall, is_ordered
 
 
 def diagnose(

@@ -15,14 +15,14 @@ from typing import Any
 from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel
 
-from memlaw.errors import ConfigError
+from memlaw.core.errors import ConfigError
 
 
 class MemFTArgs(BaseModel):
     """What the plugin adds to Axolotl's configuration."""
 
     memft: dict[str, Any] | None = None
-    """Settings of `memlaw.losses.MemFT`: method, threshold, margin, rule, position, focus."""
+    """Settings of `memlaw.losses.settings.MemFT`: method, threshold, margin, rule, position, focus."""
 
 
 class MemlawPlugin(BasePlugin):  # type: ignore[misc]

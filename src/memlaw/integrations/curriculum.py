@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, Sampler, Subset
 
-from memlaw.errors import ConfigError
+from memlaw.core.errors import ConfigError
 from memlaw.losses import curriculum_order, exposed
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from memlaw.errors import ConfigError
+from memlaw.core.errors import ConfigError
 from memlaw.integrations.refusals import check_packing
 from memlaw.integrations.samples import sample_ids, share_windows
 from memlaw.integrations.step import StepMean

@@ -8,13 +8,14 @@ from typing import Any
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from memlaw.api import Facts, memory_set_of
+from memlaw.core.errors import ConfigError
+from memlaw.core.facts import EncodedFact
+from memlaw.core.recall import RecallReport
 from memlaw.data import encode
-from memlaw.errors import ConfigError
+from memlaw.data.load import Facts, load_memory_set
+from memlaw.diagnosis.measure import TOLERANCE, measure
 from memlaw.integrations.step import processes
-from memlaw.measure import TOLERANCE, measure
-from memlaw.model import Base, wrap
-from memlaw.records import EncodedFact, RecallReport
+from memlaw.model.base import Base, wrap
 
 
 class RecallCallback(TrainerCallback):  # type: ignore[misc]
@@ -76,7 +77,7 @@ class RecallCallback(TrainerCallback):  # type: ignore[misc]
             )
         if self._prepared is None or self._prepared[0].model is not model:
             base = wrap(model, tokenizer)
-            facts = encode(memory_set_of(base, self.memory_set), tokenizer, context=base.context)
+            facts = encode(load_memory_set(base, self.memory_set), tokenizer, context=base.context)
             self._prepared = base, facts
         return self._prepared
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from memlaw.errors import ConfigError
+from memlaw.core.errors import ConfigError
 from memlaw.integrations.step import processes
 
 

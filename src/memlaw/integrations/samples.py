@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from memlaw.errors import ConfigError
+from memlaw.core.errors import ConfigError
 from memlaw.integrations.step import processes
 from memlaw.losses import IGNORED, WindowState
 

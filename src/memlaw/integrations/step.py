@@ -20,9 +20,9 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from memlaw.errors import ConfigError
+from memlaw.core.config import Rule
+from memlaw.core.errors import ConfigError
 from memlaw.losses import EPS, MemFTSums
-from memlaw.records import Rule
 
 REENTRANT = "CheckpointFunctionBackward"
 """The autograd node of reentrant checkpointing, which hides the weights behind it."""

@@ -24,7 +24,8 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from memlaw.errors import ConfigError
+from memlaw.core.config import Method
+from memlaw.core.errors import ConfigError
 from memlaw.integrations.curriculum import CurriculumSampler, use_curriculum
 from memlaw.integrations.loss import StepLoss
 from memlaw.integrations.recall import RecallCallback, watch_recall
@@ -42,15 +43,15 @@ class MemFTLoss:
     The gradient is the same for any gradient accumulation and any number of data-parallel processes; the training loss
     that the Trainer logs is the mean over the step. In evaluation it is the ordinary loss, the mean of all tokens.
     In a loop of your own it is the same, with or without accelerate: a step begins where gradients are zeroed.
-    Settings are those of `memlaw.losses.MemFT`: threshold, margin, rule, position, focus. Raises ConfigError.
+    Settings are those of `memlaw.losses.settings.MemFT`: threshold, margin, rule, position, focus. Raises ConfigError.
 
     A loss function does not see which samples a row is packed of, nor which sample it is: sw, `position` and `focus`
     need that, so they need `memft(trainer, ...)`. That also refuses what a loss function is never told of: label
     smoothing, which the Trainer leaves out beside one, and DeepSpeed's sequence parallelism, which leaves it out.
     """
 
-    def __init__(self, method: str = "ot", **settings: Any) -> None:
-        self.step = StepLoss(MemFT.of({"method": method, **settings}))
+    def __init__(self, method: Method = "ot", **settings: Any) -> None:
+        self.step = StepLoss(MemFT(method=method, **settings))
         self._inputs: Mapping[str, Any] | None = None
         self._called = False
         self._averaged = False
@@ -105,7 +106,7 @@ class MemFTLoss:
         self._averaged = GradientState().sync_gradients  # a whole step was counted
 
 
-def memft(trainer: Any, method: str = "ot", **settings: Any) -> Any:
+def memft(trainer: Any, method: Method = "ot", **settings: Any) -> Any:
     """Make MemFT the loss of a Trainer, and return the trainer.
 
     As `compute_loss_func=MemFTLoss(...)`, but it also sees the batches: so packed samples are told apart by their

@@ -17,21 +17,22 @@ from torch import Tensor, nn
 from transformers import Trainer
 from trl import SFTTrainer
 
-from memlaw.errors import ConfigError
+from memlaw.core.config import Method
+from memlaw.core.errors import ConfigError
 from memlaw.integrations.loss import StepLoss
 from memlaw.integrations.refusals import check_trainer
 from memlaw.integrations.transformers import keep_windows
 from memlaw.losses import MemFT
 
 
-def memft(trainer: Any, method: str = "ot", **settings: Any) -> Any:
+def memft(trainer: Any, method: Method = "ot", **settings: Any) -> Any:
     """Make MemFT the training loss of an SFTTrainer, and return the trainer.
 
-    Settings are those of `memlaw.losses.MemFT`. The gradient is the same for any gradient accumulation, any number of
-    data-parallel processes, packed or not; evaluation stays as it is. Raises ConfigError for a trainer in which MemFT
-    would not be right, and warns where `max_length` may have cut a target.
+    Settings are those of `memlaw.losses.settings.MemFT`. The gradient is the same for any gradient accumulation, any
+    number of data-parallel processes, packed or not; evaluation stays as it is. Raises ConfigError for a trainer in
+    which MemFT would not be right, and warns where `max_length` may have cut a target.
     """
-    step = StepLoss(MemFT.of({"method": method, **settings}))
+    step = StepLoss(MemFT(method=method, **settings))
     if not isinstance(trainer, SFTTrainer):
         raise ConfigError(
             f"MemFT is a loss of target tokens, which a {type(trainer).__name__} does not have: give an SFTTrainer, or "

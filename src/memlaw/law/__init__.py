@@ -11,15 +11,15 @@ dL in nats per target token, r a LoRA rank (or the adapter's parameters), l in t
 intervals, `judge.py` for tests on unseen cells.
 """
 
-from memlaw.law.carry import borrow, calibrate, over_parameters
+from memlaw.law.comparison import Comparison, compare, holdout
 from memlaw.law.curve import FORMS, Form
 from memlaw.law.fit import fit_law
 from memlaw.law.growth import Array
-from memlaw.law.judge import Comparison, compare, holdout
 from memlaw.law.points import SATURATED, Axis, size_of
 from memlaw.law.reading import points_from_results, points_from_text, read_points
-from memlaw.law.record import Holdout, Intervals, LawFit, Origin
 from memlaw.law.residuals import SCALES, Residuals
+from memlaw.law.result import Holdout, Intervals, LawFit, Origin
+from memlaw.law.transfer import borrow, calibrate, over_parameters
 
 __all__ = [
     "FORMS",

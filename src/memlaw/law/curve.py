@@ -23,9 +23,12 @@ Form = Literal["paper", "power", "log", "bounded", "memory"]
 
 BEND = (0.3, 60.0)
 """Of n. At the upper bound the curve is u up to a corner at L."""
+
 _FURTHEST = 7.0
 """Of |ln n|, where the curve no longer changes: a search without bounds may go there."""
+
 _FIRST_BENDS = (1.0, 2.0, 4.0, 8.0, 16.0)
+
 _BELOW_CEILING = 0.98
 """Share of L_init at which a start takes cells that reached more: no finite u gives L_init itself."""
 

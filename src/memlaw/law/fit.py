@@ -9,85 +9,54 @@ from typing import get_args
 
 import numpy as np
 
-from memlaw.errors import ConfigError
+from memlaw.core.errors import ConfigError
+from memlaw.core.points import LawPoint
 from memlaw.law.curve import BEND, FORMS, Form
-from memlaw.law.doubt import Ends, bootstrapped, estimates, profiled, standard
 from memlaw.law.growth import LEAST_ALPHA, Array
+from memlaw.law.intervals import Ends, bootstrapped, estimates, profiled, standard
+from memlaw.law.messages import (
+    ALL_SATURATED,
+    AT_BOUND,
+    LEFT_OUT,
+    MERGED,
+    NO_CEILING,
+    NO_FINAL_LOSS,
+    NO_GROWTH,
+    NO_MEMORYLESS_LOSS,
+    NO_REPLICATES,
+    NOT_IDENTIFIABLE,
+    NOT_IDENTIFIABLE_BEND,
+    NOT_IDENTIFIABLE_GROWTH,
+    NOT_IDENTIFIABLE_OFFSET,
+    NOT_IDENTIFIABLE_POWER,
+    ONE_LENGTH,
+    ONE_RANK,
+    RAN_AWAY,
+    TOO_FEW,
+    WORSE,
+)
 from memlaw.law.points import (
     Axis,
     Cells,
     all_saturated,
-    as_seen_by,
     cells_of,
     check,
     loss_table,
     memoryless_table,
+    points_for_form,
     size_of,
     usable,
 )
-from memlaw.law.record import Intervals, LawFit, Origin
 from memlaw.law.residuals import SCALES, Residuals
+from memlaw.law.result import Intervals, LawFit, Origin
 from memlaw.law.search import Problem, Solution, covariance_of, problem_of, solve
-from memlaw.records import LawPoint
 
-NO_FINAL_LOSS = (
-    "The bounded form needs L_init = final_loss + delta_loss, and no cell has a final loss. Add the column final_loss, "
-    "or fit the paper's form."
-)
-NO_MEMORYLESS_LOSS = (
-    "The memory form needs L_init', the loss of the best predictor that remembers nothing, and no cell has it. Probes "
-    "measure it; fit the bounded form to a table."
-)
-ALL_SATURATED = (
-    "All cells are saturated (final loss <= 0.69 nats): they show that the adapter holds this much, not where it "
-    "stops. Probe smaller ranks or longer lengths."
-)
-ONE_RANK = "All cells have one {axis}, so nothing tells how dL grows with it. Probe at least two."
-ONE_LENGTH = "All cells have one length, so nothing tells how dL falls with it. Probe at least two."
-TOO_FEW = (
-    "{n} usable cells cannot determine {p} parameters and leave any doubt to measure: at least {needed} are needed. "
-    "Finish more of the grid."
-)
-NO_REPLICATES = (
-    "No cell was run twice, so replicates cannot weigh the cells. Probe with several seeds, or fit absolute residuals."
-)
-NO_GROWTH = "dL does not grow with the {axis} in these cells, so they show no capacity. Check that training converged."
-RAN_AWAY = (
-    "Not identifiable: dL jumps so much from one {axis} or length to the next that the law's scale is beyond any "
-    "number. Check the cells."
-)
-NOT_IDENTIFIABLE = (
-    "Not identifiable: other parameters fit these cells just as well, as when longer lengths were only measured at "
-    "higher ranks. Cross every rank with every length."
-)
-NOT_IDENTIFIABLE_POWER = (
-    "Not identifiable: alpha's 95% interval reaches 0, where the power becomes a logarithm and C runs to infinity. "
-    "Predictions inside the fitted range may still be good; the exponents mean nothing. Widen the grid, or use the log "
-    "form, which is that limit."
-)
-NOT_IDENTIFIABLE_GROWTH = (
-    "Not identifiable: the 95% interval of {name} reaches 0, so dL may not grow with the {axis} at all. Widen the "
-    "grid, or give replicates."
-)
-NOT_IDENTIFIABLE_OFFSET = (
-    "Not identifiable: the offset b cannot be told from the power term (its 95% interval spans more nats than the "
-    "largest dL). Predictions inside the fitted range may still be good; the parameters mean nothing. Widen the grid, "
-    "or use the power form (no offset) or the log form."
-)
-NOT_IDENTIFIABLE_BEND = (
-    "Not identifiable: how sharply dL bends to L_init (n), since too few cells are near it. Add cells near saturation, "
-    "or fit the paper's form."
-)
-AT_BOUND = "{names} stopped at the edge of the search, so the error bars mean nothing. Widen the grid: {advice}."
 _ADVICE = {"alpha": "more ranks", "beta": "more lengths", "q": "more lengths", "n": "more cells near saturation"}
 
-WORSE = "{count} of {n} cells got worse by training (dL < 0); they are kept. Check that their training converged."
-MERGED = "{runs} runs are replicates of {n} cells: each cell counts once, by their mean."
-LEFT_OUT = "{count} saturated cells (final loss <= 0.69 nats) are left out: only the bounded form can use them."
-NO_CEILING = "{count} points without {loss} are left out: the {form} form needs it."
 _LOSSES = ("a final loss", "a final loss and L_init'")
 
 _LEAST_CELLS = 5
+
 _NO_GAIN = 1e-6
 """Nats."""
 
@@ -121,7 +90,7 @@ def fit_law(
     points = tuple(points)
     check(points, axis)
     kept = usable(points, form, axis)
-    seen = as_seen_by(form, kept)
+    seen = points_for_form(form, kept)
     cells = cells_of(seen, axis, loss_table(seen if FORMS[form].memoryless else points))
     fit = LawFit(
         form=form,
@@ -247,9 +216,6 @@ def _is_growing(fit: LawFit, name: str) -> bool:
     if name in fit.curve.positive:
         return estimate.stderr is not None and 2 * estimate.stderr < estimate.value
     return estimate.low is not None and estimate.low > LEAST_ALPHA
-
-
-# --- what calibration shares -----------------------------------------------------------------------------------------
 
 
 def off_scale(fit: LawFit, cells: Cells) -> str:

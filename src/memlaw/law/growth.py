@@ -17,15 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+
 Bounds = dict[str, tuple[float, float]]
 
 _ANY = (-np.inf, np.inf)
+
 _FAR = 69.0
+
 LEAST_ALPHA = 1e-3
 """Under it the power is a logarithm to a part in a thousand, and C and b run to infinity."""
+
 _ALPHA = (LEAST_ALPHA, 6.0)
+
 _RATIO = (0.0, 20.0)
 """Of beta / alpha: how fast the size must grow with the length to keep dL."""
+
 _ALPHAS, _RATIOS = (
     grid.ravel()[:, None]
     for grid in np.meshgrid(np.geomspace(0.02, 4, 22), np.append(0, np.geomspace(0.05, 10, 22)))

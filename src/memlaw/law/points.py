@@ -10,17 +10,20 @@ from typing import Literal
 
 import numpy as np
 
-from memlaw.errors import FitError
+from memlaw.core.errors import FitError
+from memlaw.core.points import LawPoint
 from memlaw.law.curve import FORMS, Form
 from memlaw.law.growth import Array
-from memlaw.records import LawPoint
 
 Axis = Literal["rank", "parameters"]
 
 SATURATED = 0.69
 """L_final (nats) at or under which a cell says nothing of capacity: the published cut, just under ln 2."""
+
 _LARGEST_LOSS = 1e4
+
 _LARGEST_SIZE = 1e15
+
 _LEAST_START = 1e-6
 
 
@@ -79,10 +82,10 @@ def groups(points: Iterable[LawPoint], axis: Axis) -> dict[tuple[float, float], 
 
 def memoryless_table(points: Iterable[LawPoint]) -> tuple[tuple[float, float], ...]:
     """(length, mean L_init' of its cells), rising in length; empty where none is known."""
-    return loss_table(as_seen_by("memory", points))
+    return loss_table(points_for_form("memory", points))
 
 
-def as_seen_by(form: Form, points: Iterable[LawPoint]) -> tuple[LawPoint, ...]:
+def points_for_form(form: Form, points: Iterable[LawPoint]) -> tuple[LawPoint, ...]:
     """Points as a form counts them: from L_init, or as if training had begun at L_init'."""
     if not FORMS[form].memoryless:
         return tuple(points)

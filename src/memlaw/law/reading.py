@@ -11,14 +11,18 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from memlaw.errors import FitError
+from memlaw.core.cells import CellResult
+from memlaw.core.errors import FitError
+from memlaw.core.points import LawPoint
 from memlaw.law.points import Axis
-from memlaw.records import CellResult, LawPoint
 
 _NEEDED = ("rank", "length", "delta_loss")
+
 _OPTIONAL = ("final_loss", "parameters", "seed")
+
 _LEAST = {"rank": 1, "length": 1, "parameters": 1, "seed": 0}
 """Columns that count something, and from where."""
+
 _MEANT = {
     "r": "rank", "lora_rank": "rank", "lora_r": "rank", "ranks": "rank",
     "l": "length", "len": "length", "n": "length", "tokens": "length", "length_tokens": "length", "lengths": "length",
@@ -27,7 +31,9 @@ _MEANT = {
     "loss_drop": "delta_loss", "deltaloss": "delta_loss",
 }  # fmt: skip
 """Names that others use for what a law needs."""
+
 _CHARACTERS = frozenset({"length_chars", "length_characters", "chars", "characters", "char_length", "num_chars"})
+
 _VARIES = frozenset({"rank", "length", "seed", "train"})
 
 
@@ -106,9 +112,6 @@ def points_from_results(results: Iterable[CellResult], *, axis: Axis = "rank") -
         for result in finished
         if result.delta_loss is not None
     )
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def _columns(header: list[str], name: str) -> dict[str, int]:

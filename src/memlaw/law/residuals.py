@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from memlaw.law.growth import Array
 
 Residuals = Literal["absolute", "relative", "replicates"]
+
 Flags = NDArray[np.bool_]
 
 _LEAST = 1e-3

@@ -13,8 +13,10 @@ from memlaw.law.points import Cells
 from memlaw.law.residuals import Scale
 
 _NEAR_BOUND = 1e-3
+
 _FAR = 1e100
 """A residual where the law has no number."""
+
 _PRIOR_RUNS = 4.0
 """Degrees of freedom that the pooled variance of replicates counts as, beside a cell's own."""
 

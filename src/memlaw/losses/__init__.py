@@ -9,9 +9,9 @@ tokens, *focus* (memlaw's own) on the samples nearest to full recall.
 """
 
 from memlaw.losses.curriculum import CURRICULA, PublishedCurriculum, curriculum_order, curriculum_rows, exposed
-from memlaw.losses.head_loss import memft_head_loss
-from memlaw.losses.loss import MemFTSums, memft_loss, memft_sums, memft_token_sums
-from memlaw.losses.method import MemFT
+from memlaw.losses.memft import MemFTSums, memft_loss, memft_sums, memft_token_sums
+from memlaw.losses.memft_head import memft_head_loss
+from memlaw.losses.settings import MemFT
 from memlaw.losses.targets import IGNORED
 from memlaw.losses.weights import (
     EPS,

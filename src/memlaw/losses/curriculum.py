@@ -14,8 +14,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from memlaw.errors import ConfigError
-from memlaw.records import CURRICULUM_RATIOS
+from memlaw.core.config import CURRICULUM_RATIOS
+from memlaw.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class PublishedCurriculum:
 
 
 _SHORT = PublishedCurriculum(1e-2, (20, 40, 60, 80, 300), batch_size=10, accumulation=1)
+
 _LONG = PublishedCurriculum(5e-3, (80, 160, 240, 320, 600), batch_size=40, accumulation=2)
 
 CURRICULA: dict[int, PublishedCurriculum] = {

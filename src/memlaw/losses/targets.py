@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memlaw.errors import ConfigError
+from memlaw.core.errors import ConfigError
 from memlaw.losses.weights import Samples
 from memlaw.losses.window import WindowState
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memlaw.errors import ConfigError
-from memlaw.losses.refusals import require_known
-from memlaw.records import LN2, METHODS, Method, Rule
+from memlaw.core.config import METHODS, Method, Rule
+from memlaw.core.errors import ConfigError
+from memlaw.core.recall import LN2
+from memlaw.losses.checks import require_known
 
 EPS = 1e-8
 """Keeps 0/0 at 0 once no token is left; nothing beside weights that sum to one or more."""

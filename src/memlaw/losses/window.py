@@ -16,18 +16,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memlaw.errors import ConfigError
-from memlaw.records import LN2
+from memlaw.core.errors import ConfigError
+from memlaw.core.recall import LN2
 
 KAPPA = 10.0
+
 TAU = 20.0
+
 WIDTH = 50.0
+
 FLOOR = 0.01
+
 PATIENCE = 3
+
 GROWTH = 0.5
+
 WIDEST = 4.0
 
 _NO_ERROR = -1
+
 _NOT_YET = torch.iinfo(torch.long).max
 
 

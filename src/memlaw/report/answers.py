@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from memlaw.diagnosis import position_counts, stubborn_counts
-from memlaw.records import RecallReport
+from memlaw.core.recall import RecallReport
+from memlaw.diagnosis.verdicts import position_counts, stubborn_counts
 from memlaw.report.content import ReportContent
 from memlaw.report.words import count, interval, number, plan_size, share
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from memlaw import figures, published
-from memlaw.bits import ANCHORS, in_bits, memory_bits
-from memlaw.records import CellResult
-from memlaw.report.sections import plot
+from memlaw.core.cells import CellResult
+from memlaw.law import published
+from memlaw.law.bits import ANCHORS, in_bits, memory_bits
+from memlaw.report import figures
+from memlaw.report.figure import plot
 from memlaw.report.words import number
 
 

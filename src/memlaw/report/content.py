@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from memlaw.diagnosis import Texts
-from memlaw.figures import LawPredictor
+from memlaw.core.cells import CellResult
+from memlaw.core.points import LawPoint
+from memlaw.core.recall import RecallReport
+from memlaw.diagnosis.documents import Texts
 from memlaw.law import Axis
-from memlaw.records import CellResult, LawPoint, RecallReport
+from memlaw.report.figures import LawPredictor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from memlaw import durable
-from memlaw.errors import ConfigError, DataError, JournalError
+from memlaw.core import files
+from memlaw.core.errors import ConfigError, DataError, JournalError
 from memlaw.report.answers import did_it_stick, key_numbers, which_did_not, will_it_fit
 from memlaw.report.bits import bits_view
+from memlaw.report.cells import cells_view, families
 from memlaw.report.content import ReportContent
+from memlaw.report.law import law_view
+from memlaw.report.plan import plan_view
 from memlaw.report.recall import recall_view
-from memlaw.report.sections import cells_view, families, law_view, plan_view
 from memlaw.report.words import nats, number, share
 
 
@@ -37,7 +39,7 @@ def write(content: ReportContent, path: str | os.PathLike[str], *, show_text: bo
     # A lone surrogate in an id has no UTF-8; as a character reference it is shown as a replacement mark.
     content_bytes = page.encode("utf-8", errors="xmlcharrefreplace")
     try:
-        durable.write(target, content_bytes, mode=0o600 if show_text else 0o666)
+        files.write(target, content_bytes, mode=0o600 if show_text else 0o666)
     except OSError as error:
         raise JournalError(
             f"The report cannot be written to {target}: {error.strerror}. Its numbers are safe where they came from; "
@@ -92,13 +94,17 @@ def _recall(content: ReportContent, show_text: bool) -> dict[str, Any] | None:
 
 @functools.cache
 def _script() -> str:
-    return (importlib.resources.files("memlaw") / "templates" / "report.js").read_text(encoding="utf-8")
+    return (importlib.resources.files("memlaw.report") / "templates" / "report.js").read_text(encoding="utf-8")
 
 
 @functools.cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("memlaw"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("memlaw.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(number=number, nats=nats, share=share)
     return environment.get_template("report.html.j2")

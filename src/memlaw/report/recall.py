@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from memlaw import figures
-from memlaw.diagnosis import Patterns, Texts, patterns, worst
-from memlaw.errors import DataError
-from memlaw.figures import Strip
-from memlaw.records import LN2, Reason, RecallReport, RecordRecall, is_ordered
-from memlaw.report.sections import plot
+from memlaw.core.errors import DataError
+from memlaw.core.recall import LN2, Reason, RecallReport, RecordRecall, is_ordered
+from memlaw.diagnosis.documents import Texts
+from memlaw.diagnosis.patterns import Patterns, patterns
+from memlaw.diagnosis.verdicts import worst
+from memlaw.report import figures
+from memlaw.report.figure import plot
+from memlaw.report.figures import Strip
 from memlaw.report.words import count, number
 
 WORST_RECORDS = 12

@@ -8,6 +8,7 @@ from typing import Any
 
 DASH = "\N{EN DASH}"
 """Stands for what is not known."""
+
 MINUS = "\N{MINUS SIGN}"
 
 

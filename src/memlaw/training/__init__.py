@@ -4,11 +4,3 @@ The batch of a step is K copies of the rows, one for each adapter of the stack; 
 learning rate, clipping, schedule, seed and end. Their losses share no weight, so one backward pass of the sum gives
 each adapter exactly the gradient it would have alone.
 """
-
-from memlaw.records import UNTIL_RECALLED
-from memlaw.training.checkpoint import Checkpoint
-from memlaw.training.engine import bytes_per_token
-from memlaw.training.run import PRESETS, train_stack
-from memlaw.training.trained import StackProgress, Trained
-
-__all__ = ["PRESETS", "UNTIL_RECALLED", "Checkpoint", "StackProgress", "Trained", "bytes_per_token", "train_stack"]

@@ -22,14 +22,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from memlaw import durable
-from memlaw.adapter import AdapterStack, Site
-from memlaw.errors import ConfigError
-from memlaw.records import ALGORITHM_VERSION, canonical_json, digest
+from memlaw.adapter.stack import AdapterStack
+from memlaw.core import files
+from memlaw.core.canonical import canonical_json, digest
+from memlaw.core.cells import ALGORITHM_VERSION
+from memlaw.core.errors import ConfigError
+from memlaw.model.outline import Site
 from memlaw.training.engine import Engine
 from memlaw.training.optimizer import StackedAdamW
+from memlaw.training.result import Trained
 from memlaw.training.state import State
-from memlaw.training.trained import Trained
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
@@ -59,13 +61,13 @@ class Checkpoint:
 
     def save(self, engine: Engine, snapshot: Snapshot) -> None:
         """Raises OSError if it cannot be written; what was saved last is still there then."""
-        durable.make_folders(self.path)
-        durable.sweep(self.path)
-        saved = durable.numbered(self.path)
+        files.make_folders(self.path)
+        files.sweep(self.path)
+        saved = files.numbered(self.path)
         for surplus in saved[1:]:
-            durable.discard(surplus)
+            files.discard(surplus)
         number = 1 + (int(saved[0].name) if saved else 0)
-        with durable.new_folder(self.path / str(number)) as folder:
+        with files.new_folder(self.path / str(number)) as folder:
             _write(folder, _about(engine, snapshot), _tensors(engine, snapshot))
         self._last = time.monotonic()
 
@@ -74,7 +76,7 @@ class Checkpoint:
 
         Warns of what is damaged, and removes it.
         """
-        saved = durable.numbered(self.path)
+        saved = files.numbered(self.path)
         for place, folder in enumerate(saved, start=1):
             try:
                 about, tensors = _read(folder)
@@ -83,7 +85,7 @@ class Checkpoint:
                 warnings.warn(
                     f"The checkpoint {folder} is damaged ({error}): training starts again {follows}.", stacklevel=2
                 )
-                durable.discard(folder)
+                files.discard(folder)
                 continue
             self._check_ours(about, engine)
             return _snapshot(engine, about, tensors)
@@ -98,8 +100,8 @@ class Checkpoint:
 
     def discard(self) -> None:
         """The training has ended and its results are kept elsewhere. Removes nothing that was not saved here."""
-        for folder in (*durable.numbered(self.path), *durable.leftovers(self.path)):
-            durable.discard(folder)
+        for folder in (*files.numbered(self.path), *files.leftovers(self.path)):
+            files.discard(folder)
         with suppress(OSError):  # it was never written, or somebody keeps other files in it
             self.path.rmdir()
 
@@ -127,15 +129,12 @@ def _write(folder: Path, about: Mapping[str, Any], tensors: dict[str, Tensor]) -
     except SafetensorError as error:  # what safetensors makes of an OSError
         raise OSError(str(error)) from error
     (folder / STATE).write_text(canonical_json(about))
-    durable.sign(folder)
+    files.sign(folder)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    durable.check_signed(folder)
+    files.check_signed(folder)
     return json.loads((folder / STATE).read_bytes()), load_file(folder / TENSORS)
-
-
-# --- what is in it ---
 
 
 def _about(engine: Engine, snapshot: Snapshot) -> dict[str, Any]:

@@ -10,15 +10,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memlaw.adapter import AdapterStack, Dropout, Placement
-from memlaw.forward import Forward, split
-from memlaw.head import HeadPass, Weigh, head_pass, token_scores
+from memlaw.adapter.placement import Placement
+from memlaw.adapter.stack import AdapterStack, Dropout
+from memlaw.core.config import TrainConfig
+from memlaw.core.facts import EncodedFact
+from memlaw.core.recall import LN2
 from memlaw.losses import EPS, WindowPass, WindowState, pointwise_weights, record_factor
-from memlaw.memory import counting_saved, out_of_memory
-from memlaw.model import Base, frozen
-from memlaw.prefix import PrefixCache
-from memlaw.reach import frozen_head
-from memlaw.records import LN2, EncodedFact, TrainConfig
+from memlaw.losses.head_pass import HeadPass, Weigh, head_pass, token_scores
+from memlaw.model.base import Base
+from memlaw.model.head import frozen_head
+from memlaw.model.memory import counting_saved, out_of_memory
+from memlaw.model.parts import frozen
+from memlaw.model.prefix_cache import PrefixCache
+from memlaw.model.split import Forward, split
 from memlaw.training.optimizer import StackedAdamW
 from memlaw.training.rows import Batch, Rows, row_order
 from memlaw.training.state import State

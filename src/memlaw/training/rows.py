@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memlaw.core.config import TrainConfig
+from memlaw.core.facts import EncodedFact
 from memlaw.losses import Samples, curriculum_rows
-from memlaw.records import EncodedFact, TrainConfig
 
 _ORDER_STREAM = 1_000_003
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memlaw.records import LN2, TrainConfig
+from memlaw.core.config import TrainConfig
+from memlaw.core.recall import LN2
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from torch import Tensor
 
-from memlaw.adapter import AdapterStack
-from memlaw.records import TrainConfig
+from memlaw.adapter.stack import AdapterStack
+from memlaw.core.config import TrainConfig
 from memlaw.training.optimizer import StackedAdamW
 from memlaw.training.settings import Settings
 

@@ -1,0 +1,24 @@
+"""memlaw demo: the whole chain once, on the bundled base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memlaw.cli.options import AsJson
+from memlaw.cli.output import emit, note, quiet_transformers
+
+
+def demo(
+    *,
+    out: Annotated[Path, typer.Option(help="Directory of everything the demo writes.")] = Path("demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Everything once, on the bundled base: probe, fit, plan, train, recall, report (a few minutes)."""
+    from memlaw.cli.demo_chain import run_demo
+
+    quiet_transformers()
+    document, lines = run_demo(out, say=note)
+    emit(as_json, document, lines)

@@ -1,0 +1,24 @@
+"""One spelling of every value: canonical JSON, and the hash of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of `value`: sorted keys, no spaces, no NaN. Hashes and journals are made of it."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256, in hexadecimal, of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """A record as plain JSON values (tuples become lists)."""
+    plain: dict[str, Any] = json.loads(canonical_json(dataclasses.asdict(record)))
+    return plain

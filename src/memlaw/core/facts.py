@@ -1,0 +1,60 @@
+"""Facts: pairs of a prompt and the target that must come back, and how the model sees them as tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memlaw.core.canonical import digest
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One pair (q, a): shown `prompt`, the model must emit `target`, character by character."""
+
+    prompt: str
+    target: str
+    id: str
+    line: int | None = None
+    """Line, item or row (from 1) of its source, for messages; not part of its identity."""
+    target_ids: tuple[int, ...] | None = None
+    """Exact target tokens, where the target was made of tokens (stress test) and its text may not give them back."""
+
+
+@dataclass(frozen=True)
+class MemorySet:
+    """D = {(q_i, a_i)} with unique prompts, in the order in which prefixes of it are taken."""
+
+    facts: tuple[Fact, ...]
+    eos: bool
+    """Whether the end-of-sequence token is the last target token of every fact."""
+    source: str
+    """Where it came from, in a person's words; not part of the fingerprint."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what is to be remembered: prompts, targets, ids, order and the end-of-sequence rule."""
+        rows = [[f.id, f.prompt, f.target, f.target_ids] for f in self.facts]
+        return digest({"eos": self.eos, "facts": rows})
+
+
+@dataclass(frozen=True)
+class EncodedFact:
+    """A fact as the model sees it: `ids` = prompt tokens, then target tokens, end of sequence among them if stored."""
+
+    id: str
+    ids: tuple[int, ...]
+    prompt_length: int
+
+    @property
+    def target(self) -> tuple[int, ...]:
+        return self.ids[self.prompt_length :]
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return self.ids[: self.prompt_length]
+
+    @property
+    def length(self) -> int:
+        """Target tokens."""
+        return len(self.ids) - self.prompt_length

@@ -1,0 +1,115 @@
+"""Free-running greedy decoding, many facts side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memlaw.core.facts import EncodedFact
+from memlaw.diagnosis.teacher_forced import check_numbers
+from memlaw.model.base import Base
+
+DECODING_ROWS = 256
+"""Facts decoded side by side."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Free-running greedy decoding of one fact."""
+
+    emitted: tuple[int, ...]
+    """As many tokens as the target has; -1, which is no token, behind the first end of sequence."""
+    nll: tuple[float, ...]
+    """Cached loss of the target's token, up to and including the first position where another was emitted."""
+
+
+def greedy(
+    base: Base, facts: Sequence[EncodedFact], rows: Iterable[int], *, side_by_side: int = DECODING_ROWS
+) -> dict[int, Decoded]:
+    """Row -> its free-running greedy decoding with a key-value cache.
+
+    Only prompts of equal length share a batch, so that no row is padded. Tokens after the first end-of-sequence token
+    do not exist for a user.
+    """
+    from transformers import LogitsProcessorList
+
+    decoded: dict[int, Decoded] = {}
+    with _plain_generation(base.model):
+        for batch in _by_prompt_length(facts, rows, side_by_side):
+            watch = _Watch([facts[row].target for row in batch])
+            prompts = torch.tensor([facts[row].prompt for row in batch], device=base.device)
+            output = base.model.generate(
+                input_ids=prompts,
+                attention_mask=torch.ones_like(prompts),
+                max_new_tokens=max(facts[row].length for row in batch),
+                do_sample=False,
+                logits_processor=LogitsProcessorList([watch]),
+            )
+            losses = watch.losses()
+            for place, row in enumerate(batch):
+                emitted = output[place, prompts.shape[1] :].tolist()
+                decoded[row] = _decoded(facts[row], emitted, losses[place], base.tokenizer.eos_token_id)
+    return decoded
+
+
+class _Watch:
+    """A logits processor that changes nothing and keeps the cached loss of the target's token at each step."""
+
+    def __init__(self, targets: Sequence[Sequence[int]]) -> None:
+        self._targets = targets
+        self._losses: list[Tensor] = []
+
+    def __call__(self, _prefix: Tensor, scores: Tensor) -> Tensor:
+        step = len(self._losses)
+        due = [target[step] if step < len(target) else -100 for target in self._targets]
+        self._losses.append(F.cross_entropy(scores.float(), torch.tensor(due, device=scores.device), reduction="none"))
+        return scores
+
+    def losses(self) -> list[list[float]]:
+        """[rows][steps], zero behind the end of a row's target."""
+        rows: list[list[float]] = torch.stack(self._losses, 1).tolist()
+        return rows
+
+
+def _decoded(fact: EncodedFact, emitted: Sequence[int], losses: Sequence[float], eos: int | None) -> Decoded:
+    emitted = emitted[: fact.length]
+    first_wrong = next((t for t, (a, b) in enumerate(zip(emitted, fact.target, strict=True)) if a != b), fact.length)
+    compared = losses[: min(first_wrong + 1, fact.length)]
+    check_numbers(fact.id, compared)
+    return Decoded(_until_end(emitted, eos), tuple(compared))
+
+
+def _by_prompt_length(facts: Sequence[EncodedFact], rows: Iterable[int], side_by_side: int) -> Iterator[list[int]]:
+    groups: dict[int, list[int]] = {}
+    for row in rows:
+        groups.setdefault(facts[row].prompt_length, []).append(row)
+    for group in groups.values():
+        group.sort(key=lambda row: facts[row].length)
+        for start in range(0, len(group), side_by_side):
+            yield group[start : start + side_by_side]
+
+
+def _until_end(generated: Sequence[int], eos: int | None) -> tuple[int, ...]:
+    if eos not in generated:
+        return tuple(generated)
+    end = generated.index(eos) + 1
+    return (*generated[:end], *[-1] * (len(generated) - end))
+
+
+@contextmanager
+def _plain_generation(model: Any) -> Iterator[None]:
+    """Greedy decoding proper: a model's saved repetition penalty or forced tokens would not be its argmax."""
+    from transformers import GenerationConfig
+
+    saved = model.generation_config
+    model.generation_config = GenerationConfig(pad_token_id=0)  # no end token: every row runs to its full length
+    try:
+        yield
+    finally:
+        model.generation_config = saved

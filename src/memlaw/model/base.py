@@ -1,0 +1,182 @@
+"""Load a frozen base model with its tokenizer, tell it from any other, and name its parts."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from memlaw.core.errors import ModelError, first_line
+from memlaw.model.files import BUNDLED, source_of
+from memlaw.model.parts import decoder_layers
+from memlaw.model.tokenizer import auto_tokenizer, tokenizer_fingerprint
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+TIED = (
+    "The head of {name} is its input embedding. That can leave tokens that no hidden state makes more likely than all "
+    "others together, so no adapter of any rank is sure to recall them; memlaw.reach.reach_bounds tells which they are."
+)
+"""Why a tied head deserves a warning."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen causal language model with what memlaw needs to know about it."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    fingerprint: str
+    """SHA-256 over the weights' names, shapes and values rounded to bfloat16, so that it survives a change of dtype."""
+    tokenizer_fingerprint: str
+    dtype: str
+    device: str
+    context: int | None
+    """Positions the model was built for; None where its configuration does not say."""
+    warnings: tuple[str, ...] = ()
+    """What about this base may keep facts from being recalled, a sentence each."""
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return len(decoder_layers(self.model))
+
+
+def load(name: str = BUNDLED, *, dtype: str = "auto", device: str = "auto") -> Base:
+    """Load a Hub id, a local directory or `memlaw/base`, frozen and in evaluation mode.
+
+    `dtype="auto"` is float32 wherever the weights fit in half of the free memory (recall is judged there), else
+    bfloat16; a quantised checkpoint keeps its own. Only safetensors are read and no code from the repository runs.
+    Raises ModelError.
+    """
+    import transformers
+
+    source = source_of(name)
+    if dtype not in ("auto", *DTYPES):
+        raise ModelError(f"Unknown dtype {dtype!r}; known: auto, {', '.join(DTYPES)}.")
+    place = _device(device)
+    tokenizer = auto_tokenizer(name)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True)
+    except ImportError as error:  # a quantised checkpoint needs the library that packed it
+        raise ModelError(
+            f"{name} needs a library that is not installed: {first_line(error)}. Install it, or load weights that are "
+            "not quantised."
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{name} cannot be loaded as a causal language model from safetensors ({first_line(error)}). memlaw never "
+            "unpickles weights: convert them with `model.save_pretrained(...)`, or check the name."
+        ) from error
+    if getattr(model, "is_quantized", False):
+        return wrap(_packed(model, name, place, dtype), tokenizer, name=name)
+    return wrap(model.to(device=place, dtype=_dtype(dtype, model, place)), tokenizer, name=name)
+
+
+def _packed(model: Any, name: str, device: str, dtype: str) -> Any:
+    """A quantised model on `device`; its library has placed it already, and some libraries cannot move it again."""
+    if dtype != "auto":
+        raise ModelError(
+            f"The weights of {name} are quantised, and packed weights cannot be turned into {dtype}. Leave the dtype "
+            "at auto: its layers compute in the dtype that its quantisation config names."
+        )
+    if model.device.type == torch.device(device).type:
+        return model
+    try:
+        return model.to(device)
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"The quantised weights of {name} cannot go to {device} ({first_line(error)}).") from error
+
+
+def wrap(model: Any, tokenizer: Any, *, name: str | None = None) -> Base:
+    """A `Base` of a model and tokenizer already in memory, by default under the name it was loaded by.
+
+    The model is not changed. Raises ModelError.
+    """
+    name = name or model.config.name_or_path or type(model).__name__
+    if getattr(model, "quantization_method", None) == "bitsandbytes" and model.device.type == "cpu":
+        raise ModelError(
+            f"{name} is packed by bitsandbytes, which on a CPU may compute in bfloat16 and without a gradient: nothing "
+            "could be trained, and no certificate would hold. Use a GPU, or weights that are not quantised."
+        )
+    embedding, head = model.get_input_embeddings(), getattr(model.get_output_embeddings(), "weight", None)
+    _check_vocabulary(tokenizer, name, embedding.num_embeddings, head)
+    config = model.config.get_text_config()
+    return Base(
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        fingerprint=fingerprint(model),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        dtype=str(model.dtype).removeprefix("torch."),  # of what is not packed
+        device=str(model.device),
+        context=getattr(config, "max_position_embeddings", None),
+        warnings=(TIED.format(name=name),) if head is embedding.weight else (),
+    )
+
+
+def _check_vocabulary(tokenizer: Any, name: str, rows: int, head: Tensor | None) -> None:
+    """Refuse a tokenizer with more ids than there are embeddings or logits, and a head whose rows cannot be read."""
+    ids = 1 + max(tokenizer.get_vocab().values())
+    if ids > rows:
+        raise ModelError(
+            f"The tokenizer of {name} has ids up to {ids - 1}, but the embedding has {rows} rows, so some text cannot "
+            f"be shown to the model. Use the tokenizer it was trained with, or `model.resize_token_embeddings({ids})`."
+        )
+    if head is not None and not head.is_floating_point():
+        raise ModelError(
+            f"The head of {name} is quantised ({head.dtype}), and memlaw reads its rows to compute losses. Quantise "
+            'the model with its head left out: `llm_int8_skip_modules=["lm_head"]` in a BitsAndBytesConfig.'
+        )
+    if head is not None and ids > len(head):
+        raise ModelError(
+            f"The tokenizer of {name} has ids up to {ids - 1}, but the head has {len(head)} rows, so some text can "
+            "never be emitted. The vocabulary was resized in one place only: use "
+            f"`model.resize_token_embeddings({ids})`, which resizes both."
+        )
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"The device {device!r} cannot be used here ({first_line(error)}). Give cpu, or auto for the best."
+        ) from error
+    return device
+
+
+def _dtype(dtype: str, model: nn.Module, device: str) -> torch.dtype:
+    if dtype != "auto":
+        return DTYPES[dtype]
+    if not device.startswith("cuda"):
+        return torch.float32
+    needed = 4 * sum(p.numel() for p in model.parameters())
+    free, _ = torch.cuda.mem_get_info()
+    return torch.float32 if needed <= free / 2 else torch.bfloat16
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of the weights; of large tensors, 65,536 evenly spaced values.
+
+    Values are rounded to bfloat16 first: the same checkpoint has one fingerprint in every dtype it is loaded in. That
+    changes no packed byte of a quantised weight; what unpacks them is saved with the model, and counted too.
+    """
+    weights: dict[str, Tensor] = dict(model.named_parameters())
+    known = {id(weight) for weight in weights.values()}  # a tied weight has a second name, but is no second weight
+    saved = model.state_dict(keep_vars=True).items()
+    weights |= {name: value for name, value in saved if isinstance(value, Tensor) and id(value) not in known}
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        hasher.update(f"{name}:{tuple(tensor.shape)};".encode())
+        stride = max(1, tensor.numel() // 65536)
+        sample = tensor.detach().flatten()[::stride].to(torch.bfloat16).cpu()
+        hasher.update(sample.contiguous().view(torch.int16).numpy().tobytes())
+    return hasher.hexdigest()

@@ -1,0 +1,82 @@
+"""The shape of a causal language model: its modules and sizes, without a weight. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from memlaw.core.canonical import digest
+
+MLP = "mlp"
+"""What a decoder layer calls its MLP block, where it has one of that name."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One module that an adapter can add to."""
+
+    path: str
+    """Dotted path in the causal LM, such as `model.layers.4.mlp.down_proj`."""
+    layer: int
+    d_in: int
+    d_out: int
+    transposed: bool = False
+    """Whether the module stores its weight [d_in, d_out], as GPT-2's Conv1D does; only PEFT needs to be told."""
+
+    @property
+    def module(self) -> str:
+        """The last component of the path, such as `down_proj`: what PEFT calls the module."""
+        return self.path.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The shape of a causal language model: what tells where an adapter fits and what it costs, but no weight."""
+
+    name: str
+    family: str
+    """`model_type` of its text configuration, such as qwen3."""
+    width: int
+    """Size of a hidden state."""
+    vocabulary: int
+    """Rows of the head."""
+    context: int | None
+    """Positions the model was built for; None where its configuration does not say."""
+    linear: tuple[Site, ...]
+    """Every linear module of the decoder layers, by layer and path."""
+    blocks: tuple[Site, ...]
+    """The MLP block of every layer whose block is called `mlp`, width to width."""
+    layer_weights: tuple[int, ...]
+    """Number of weights of each decoder layer, but for single numbers: families differ in whether those are weights."""
+    head_weights: int
+    """Number of weights of the head, be they its own or the input embedding's."""
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.layer_weights)
+
+    def weights_from(self, layer: int) -> int:
+        """Number of weights of the layers from `layer` up, and of the head: what training there runs through."""
+        return sum(self.layer_weights[layer:]) + self.head_weights
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the family and the names and shapes of its modules.
+
+        It tells architectures and sizes apart, not the fine-tunes of one: those differ in weights alone, and it is
+        the same for all of them, under whatever name and context.
+        """
+        rows = [[s.path.partition(f"{s.layer}.")[2], s.layer, s.d_in, s.d_out, s.transposed] for s in self.linear]
+        sizes = [self.width, self.vocabulary, self.head_weights, list(self.layer_weights), len(self.blocks)]
+        return digest({"family": self.family, "sizes": sizes, "linear": rows})
+
+
+def by_layer_and_path(site: Site) -> tuple[int, str]:
+    """The order of sites, in outlines and placements alike."""
+    return site.layer, site.path
+
+
+def count_weights(sizes: Iterable[int]) -> int:
+    """The sum of the sizes of a layer's tensors, see `Outline.layer_weights`."""
+    return sum(size for size in sizes if size > 1)

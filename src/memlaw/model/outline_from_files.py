@@ -1,0 +1,237 @@
+"""The outline of a model read from its files: config.json and the headers of its weights. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from memlaw.core.errors import ModelError, first_line
+from memlaw.model.files import cached, file_of, source_of
+from memlaw.model.outline import MLP, Outline, Site, by_layer_and_path, count_weights
+
+
+def outline_of_files(name: str) -> Outline:
+    """The outline of a local directory, `memlaw/base` or a Hub id, from its config.json and its safetensors headers.
+
+    It equals that of the loaded model, up to what the files put before the layers (`h.0` where the model that is made
+    of them has `transformer.h.0`). Of a Hub id nothing is downloaded but config.json and, unless the weights are in
+    the cache, their headers. Raises ModelError for files that are missing, damaged or quantised, and for a model whose
+    files do not tell which of its modules are linear.
+    """
+    source = source_of(name)
+    config = _config(name, source)
+    count, width, vocabulary = (_size(name, config, key) for key in ("num_hidden_layers", "hidden_size", "vocab_size"))
+    layers, rest = _by_layer(name, _shapes(name, source), count)
+    return Outline(
+        name=name,
+        family=str(config.get("model_type", "")),
+        width=width,
+        vocabulary=vocabulary,
+        context=_setting(config, "max_position_embeddings"),
+        linear=tuple(sorted(_linear(name, layers), key=by_layer_and_path)),
+        blocks=tuple(
+            Site(f"{layer.path}.{MLP}", layer.index, width, width)
+            for layer in layers
+            if any(inner.startswith(f"{MLP}.") for inner in layer.shapes)
+        ),
+        layer_weights=tuple(count_weights(map(math.prod, layer.shapes.values())) for layer in layers),
+        head_weights=vocabulary * _head_width(name, rest, vocabulary, width),
+    )
+
+
+_CALIBRATE = "Use --calibrate, which loads the model itself."
+
+_OTHER_NAMES = {
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
+    "hidden_size": ("n_embd", "d_model"),
+    "vocab_size": (),
+    "max_position_embeddings": ("n_positions", "context_length"),
+}
+"""What a few families call a size in their config.json."""
+
+
+def _config(name: str, source: str) -> Mapping[str, Any]:
+    """The part of config.json that describes the text model."""
+    path = file_of(source, "config.json")
+    if path is None:
+        raise ModelError(
+            f"{name} has no config.json in the cache of this machine, and none can be had from the Hub. Check the name "
+            "and the network, or give a directory."
+        )
+    config = _json(name, path)
+    if config.get("quantization_config"):
+        raise ModelError(
+            f"The weights of {name} are quantised: its files have the shapes of packed bytes, which do not tell those "
+            f"of its modules. {_CALIBRATE}"
+        )
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
+
+
+def _json(name: str, path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{path.name} of {name} is not JSON ({first_line(error)}): damaged or cut short. Fetch it again."
+        ) from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path.name} of {name} is not a JSON object, so it was not saved by `save_pretrained`.")
+    return found
+
+
+def _setting(config: Mapping[str, Any], key: str) -> int | None:
+    for spelling in (key, *_OTHER_NAMES[key]):
+        value = config.get(spelling)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def _size(name: str, config: Mapping[str, Any], key: str) -> int:
+    size = _setting(config, key)
+    if size is None:
+        raise ModelError(f"config.json of {name} does not say its {key}, so its files do not tell it. {_CALIBRATE}")
+    return size
+
+
+Shape = tuple[int, ...]
+
+_WEIGHTS = "model.safetensors"
+
+_INDEX = "model.safetensors.index.json"
+
+
+def _shapes(name: str, source: str) -> dict[str, Shape]:
+    """Tensor name -> shape, of all safetensors files of the model."""
+    index = file_of(source, _INDEX)
+    files = [_WEIGHTS] if index is None else _shards(name, index)
+    here = [cached(source, file) for file in files]
+    found: dict[str, Shape] = {}
+    for path in here:
+        if path is None:
+            return _missing(name, source, files[here.index(None)])
+        found |= _header(name, path)
+    return found
+
+
+def _shards(name: str, index: Path) -> list[str]:
+    weight_map = _json(name, index).get("weight_map")
+    files = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    if not files or not all(isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file) for file in files):
+        raise ModelError(f"{_INDEX} of {name} does not name the safetensors files beside it: damaged. Fetch it again.")
+    return sorted(files)
+
+
+def _header(name: str, path: Path) -> dict[str, Shape]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:  # reads the header alone
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path.name} of {name} is not a readable safetensors file ({first_line(error)}). Fetch it again."
+        ) from error
+
+
+def _missing(name: str, source: str, file: str) -> dict[str, Shape]:
+    """The shapes, where a file is not on this machine: the Hub is asked for the headers."""
+    if Path(source).is_dir():
+        raise ModelError(
+            f"{name} lacks {file}. memlaw never unpickles weights: save them with `model.save_pretrained(...)`."
+        )
+    from huggingface_hub import get_safetensors_metadata
+
+    try:
+        metadata = get_safetensors_metadata(source)
+    # The client lets through its own errors, those of the HTTP library under it and built-in ones: all mean unreadable.
+    except Exception as error:
+        raise ModelError(
+            f"The weights of {name} are not in the cache of this machine, and the Hub did not give the headers of its "
+            f"safetensors files ({first_line(error)}). Check the network and, for a private model, your login."
+        ) from error
+    files = metadata.files_metadata.values()
+    return {key: tuple(tensor.shape) for file in files for key, tensor in file.tensors.items()}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    path: str
+    index: int
+    shapes: dict[str, Shape]
+    """Of its parameters, by their name below the layer."""
+
+
+def _by_layer(name: str, shapes: Mapping[str, Shape], count: int) -> tuple[list[_Layer], dict[str, Shape]]:
+    """The tensors of each decoder layer, and those of none: layers are what is numbered 0..count-1 next to the root."""
+    lists: dict[str, dict[int, dict[str, Shape]]] = defaultdict(lambda: defaultdict(dict))
+    rest = {}
+    for key, shape in shapes.items():
+        match = re.fullmatch(r"(.+?)\.(\d{1,6})\.(.+)", key)
+        if match is None:
+            rest[key] = shape
+        elif not _is_buffer(match[3], shape):
+            lists[match[1]][int(match[2])][match[3]] = shape
+    found = [prefix for prefix, numbered in lists.items() if len(numbered) == count == 1 + max(numbered)]
+    if len(found) != 1:
+        several = f"{len(found)} lists ({', '.join(sorted(found))})" if found else "no list"
+        raise ModelError(
+            f"The files of {name} hold {several} of {count} numbered layers, so they do not tell which are its "
+            f"decoder's. {_CALIBRATE}"
+        )
+    numbered = lists[found[0]]
+    return [_Layer(f"{found[0]}.{index}", index, numbered[index]) for index in range(count)], rest
+
+
+def _is_buffer(name: str, shape: Shape) -> bool:
+    """Whether this is a mask or a table of angles, which older checkpoints hold beside the weights."""
+    last = name.rpartition(".")[2]
+    return last in ("inv_freq", "masked_bias") or (last == "bias" and len(shape) != 1)
+
+
+def _linear(name: str, layers: Iterable[_Layer]) -> list[Site]:
+    """The linear modules: those with a `weight` of two dimensions that is no normalisation's."""
+    found, square, turned = [], [], False
+    for layer in layers:
+        for inner, (d_out, d_in) in _matrices(name, layer):
+            site = Site(f"{layer.path}.{inner}", layer.index, d_in, d_out)
+            bias = layer.shapes.get(f"{inner}.bias")
+            if bias is not None and d_in == d_out:
+                square.append(site)
+                continue
+            if bias == (d_in,):  # GPT-2's Conv1D: [d_in, d_out], and always a bias
+                site = replace(site, d_in=d_out, d_out=d_in, transposed=True)
+                turned = True
+            found.append(site)
+    # A square weight does not tell how it is stored; a model stores all of its weights in one way.
+    return found + [replace(site, transposed=turned) for site in square]
+
+
+def _matrices(name: str, layer: _Layer) -> Iterable[tuple[str, tuple[int, int]]]:
+    for key, shape in layer.shapes.items():
+        inner, _, last = key.rpartition(".")
+        if re.search(r"(^|\.)(experts|\w*moe)(\.|$)", inner):
+            raise ModelError(
+                f"{name} is a mixture of experts, and its files do not tell which of its weights are modules that can "
+                f"be adapted. {_CALIBRATE}"
+            )
+        if last == "weight" and len(shape) == 2 and "norm" not in inner.rpartition(".")[2]:
+            yield inner, shape
+
+
+def _head_width(name: str, rest: Mapping[str, Shape], vocabulary: int, width: int) -> int:
+    """Columns of the head: of the matrices with a row for each token, all of one width but for a few families."""
+    widths = {shape[1] for shape in rest.values() if len(shape) == 2 and shape[0] == vocabulary}
+    if widths and (len(widths) == 1 or width in widths):
+        return width if width in widths else widths.pop()
+    raise ModelError(
+        f"The files of {name} hold no embedding or head with the {vocabulary} rows of the vocabulary that config.json "
+        f"names. Resize both with `model.resize_token_embeddings(...)` and save again. {_CALIBRATE}"
+    )

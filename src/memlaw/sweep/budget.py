@@ -1,0 +1,235 @@
+"""A probe for a given time: which cells make a plan sharp soonest, and when it is sharp enough.
+
+Each pack is judged by what its cells would take from the variance of ln size at the set to be planned for, by the law
+as known so far (c-optimal design), for each second that training it should take.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memlaw.core.cells import CellResult
+from memlaw.core.errors import ConfigError, FitError
+from memlaw.core.facts import EncodedFact
+from memlaw.core.points import LawPoint
+from memlaw.data import target_tokens
+from memlaw.law import FORMS, Array, compare, fit_law, points_from_results
+from memlaw.law.bits import memoryless_loss
+from memlaw.planning import DRIFT, AdapterPlacement, Plan, plan, recall_curve
+from memlaw.sweep.laws import recalled
+from memlaw.sweep.scheduler import Pack
+
+if TYPE_CHECKING:
+    from memlaw.core.facts import MemorySet
+    from memlaw.model.base import Base
+    from memlaw.sweep.config import ProbeConfig
+
+NARROW = 2.0
+"""Ratio of the ends of a rank's 95% interval at which a plan is sharp enough."""
+
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+
+SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+"""Of the whole set, the lengths among which a budgeted probe chooses."""
+
+_CURVE = FORMS["memory"]
+
+_PRIOR_DEVIATION = np.array([1.0, 0.3, 0.3, 0.5])
+"""Of (ln C, alpha, beta, ln n) before any cell: what models from 2 million to 8 billion parameters differ by."""
+
+_PRIOR_EXPONENTS = (0.75, 0.5, math.log(5))
+
+_SIGMA = 0.1
+"""Nats by which a cell scatters, until cells say better."""
+
+_STEP = 1e-4
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The set that is to be planned for."""
+
+    records: int
+    tokens: int
+    """Target tokens."""
+    loss_init: float
+    loss_memoryless: float
+    placement: AdapterPlacement
+
+    @classmethod
+    def of(cls, base: Base, facts: Sequence[EncodedFact], placement: AdapterPlacement) -> Goal:
+        """All of these facts, with the base's own loss on them."""
+        from memlaw.diagnosis.measure import measure
+        from memlaw.model.outline_from_module import outline_of_model
+
+        loss_init = measure(base, facts, decode=False).mean_loss
+        vocabulary = outline_of_model(base.model).vocabulary
+        memoryless = memoryless_loss((fact.target for fact in facts), loss_init, vocabulary)
+        return cls(len(facts), target_tokens(facts), loss_init, memoryless, placement)
+
+
+def seconds_of(text: str) -> float:
+    """`90`, `90s`, `10m` or `2h` in seconds. Raises ConfigError."""
+    match = re.fullmatch(r"(\d*\.?\d+)\s*([smh]?)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"A budget of {text!r} is no time. Write 90s, 10m or 2h.")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def grid(facts: Sequence[EncodedFact], placement: AdapterPlacement) -> dict[str, list[int]]:
+    """Ranks and lengths to choose from: what the placement allows, and shares of the set; one record is the least."""
+    tokens, least = target_tokens(facts), 1 if len(facts) == 1 else facts[0].length
+    return {
+        "ranks": [rank for rank in RANKS if rank <= placement.max_rank],
+        "lengths": sorted({max(least, round(share * tokens)) for share in SHARES}),
+    }
+
+
+class Budget:
+    """Chooses one pack after the other for `memlaw.sweep.probe.probe`, until the time is up or the plan is sharp.
+
+    No pack is begun that should take longer than what is left; the first is the cheapest, and says how fast this is.
+    """
+
+    def __init__(self, seconds: float, goal: Goal, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds, self.goal, self._clock = seconds, goal, clock
+        self._begun: list[tuple[float, float]] = []
+        """(when, cost) of each pack chosen."""
+        self._start = clock()
+        self.why = ""
+        """Why no more packs were chosen."""
+
+    def __call__(self, packs: Sequence[Pack], results: Sequence[CellResult]) -> Pack | None:
+        points = points_from_results(results)
+        if self._sharp(points, results):
+            return None
+        rate, left = self._rate(), self.seconds - (self._clock() - self._start)
+        able = [pack for pack in packs if (rate or 0.0) * _cost(pack) <= left]
+        if left <= 0 or not able:
+            self.why = f"The {self.seconds:,.0f} s are used up, or too little is left for any of the other cells."
+            return None
+        belief = _Belief(self.goal, points)
+        chosen = min(able, key=_cost) if rate is None else max(able, key=lambda pack: belief.gain(pack) / _cost(pack))
+        self._begun.append((self._clock(), _cost(chosen)))
+        return chosen
+
+    def _rate(self) -> float | None:
+        """Seconds per unit of cost so far; None before the first pack is done."""
+        if not self._begun:
+            return None
+        times = [when for when, _ in self._begun] + [self._clock()]
+        return sum(later - earlier for earlier, later in pairwise(times)) / sum(cost for _, cost in self._begun)
+
+    def _sharp(self, points: Sequence[LawPoint], results: Sequence[CellResult]) -> bool:
+        answer = planned(self.goal, points, results)
+        if answer is None or answer.rank.low is None or answer.rank.high is None or answer.rank.value is None:
+            return False
+        if answer.rank.high > NARROW * answer.rank.low:
+            return False
+        low, high = answer.rank.low, answer.rank.high
+        self.why = f"The plan is sharp enough: rank {answer.rank.value} (95%: {low} to {high})."
+        return True
+
+
+def planned(goal: Goal, points: Sequence[LawPoint], results: Sequence[CellResult]) -> Plan | None:
+    """The plan that these cells allow; None where they allow none that can be believed."""
+    try:
+        law = compare(points).best_to_plan if points else None
+    except FitError:
+        return None
+    if law is None or law.status != "ok":
+        return None
+    return plan(
+        law,
+        records=goal.records,
+        tokens=goal.tokens,
+        loss_init=goal.loss_init,
+        loss_memoryless=goal.loss_memoryless,
+        placement=goal.placement,
+        cells=recalled(results),
+    )
+
+
+def _cost(pack: Pack) -> float:
+    """Target tokens that its training passes, all adapters together."""
+    return float(sum(cell.length * cell.train.steps for cell in pack))
+
+
+class _Belief:
+    """The law as far as some cells tell it, and what others would add."""
+
+    def __init__(self, goal: Goal, points: Sequence[LawPoint]) -> None:
+        self.level, self.tokens = goal.loss_memoryless, goal.tokens
+        self.longest = max((point.length for point in points), default=1.0)
+        law = fit_law(points, "memory") if points else None
+        if law is not None and law.covariance is not None:
+            self.theta, self.sigma = law.theta, law.sigma or _SIGMA
+            self.information = np.linalg.pinv(np.array(law.covariance))
+        else:
+            self.theta, self.sigma = _prior(goal), _SIGMA
+            self.information = np.diag(_PRIOR_DEVIATION**-2.0) + self._from([(p.rank, p.length) for p in points])
+        needed = float(recall_curve().loss_for(math.log(2) / goal.tokens))
+        self.delta = self.level - min(needed, self.level / 2)
+
+    def gain(self, pack: Pack) -> float:
+        """What these cells would take from the variance of ln size at the goal."""
+        more = self.information + self._from([(cell.rank, cell.length) for cell in pack])
+        longest = max(self.longest, *(cell.length for cell in pack))
+        return self._variance(self.information, self.longest) - self._variance(more, longest)
+
+    def _variance(self, information: Array, longest: float) -> float:
+        slope = self._slope
+        beyond = DRIFT * math.log(max(self.tokens / longest, 1.0))
+        return float(slope @ np.linalg.pinv(information) @ slope) + beyond**2
+
+    @cached_property
+    def _slope(self) -> Array:
+        """Of ln size at the goal, in theta."""
+        steps = _STEP * np.eye(len(self.theta))
+        above, below = (np.array([self._log_size(self.theta + sign * step) for step in steps]) for sign in (1, -1))
+        return np.asarray((above - below) / (2 * _STEP))
+
+    def _log_size(self, theta: Array) -> float:
+        return float(np.log(_CURVE.size_for(theta, self.tokens, self.delta, self.level)))
+
+    def _from(self, cells: Sequence[tuple[float, float]]) -> Array:
+        """The information of cells at these ranks and lengths, [p, p]."""
+        if not cells:
+            return np.zeros((len(self.theta),) * 2)
+        x, y = np.log(np.array(cells, dtype=float)).T
+        slopes = _CURVE.value(self.theta, x, y, np.full(len(cells), self.level))[1] / self.sigma
+        return np.asarray(slopes.T @ slopes)
+
+
+def _prior(goal: Goal) -> Array:
+    """theta by which a middling rank just holds a middling part of the set."""
+    alpha, beta, log_n = _PRIOR_EXPONENTS
+    log_c = math.log(goal.loss_memoryless) - alpha * math.log(8) + beta * math.log(max(goal.tokens / 4, 1))
+    return np.array([log_c, alpha, beta, log_n])
+
+
+def within_budget(
+    base: Base, memory_set: MemorySet, seconds: float, config: Path | None, flags: dict[str, Any]
+) -> tuple[ProbeConfig, Budget]:
+    """The grid to choose from, unless ranks and lengths are given, and what chooses."""
+    from memlaw.adapter.on_model import placement_on
+    from memlaw.data import encode
+    from memlaw.sweep.config import ProbeConfig
+
+    facts = encode(memory_set, base.tokenizer, context=base.context)
+    where = placement_on(flags.get("placement"), base.model)
+    settings = ProbeConfig(**(grid(facts, where) | flags)) if config is None else ProbeConfig.from_yaml(config, flags)
+    if len(settings.methods) > 1:
+        raise ConfigError("A budget is for one law, and a law is of one method: give one of --methods.")
+    where = placement_on(settings.placement, base.model)
+    return settings, Budget(seconds, Goal.of(base, facts, where))

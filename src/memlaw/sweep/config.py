@@ -1,0 +1,90 @@
+"""The settings of a probe: the axes of its grid, and how each cell is trained."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, Field
+
+from memlaw.core.config import Count, Method, Recipe, Seed, TrainConfig
+from memlaw.core.errors import ConfigError, one_line
+from memlaw.core.settings import Choose, names, settings
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(sorted(set(values)))
+
+
+Axis = [Field(min_length=1), AfterValidator(_distinct)]
+Counts = Annotated[tuple[Count, ...], *Axis, Choose("whole numbers from 1 up, such as [1, 2, 4]")]
+
+
+@settings
+class ProbeConfig(Recipe):
+    """The grid of a probe and how each of its cells is trained; a YAML file has the same names.
+
+    The order of an axis and repeated values mean nothing. Raises ConfigError for settings that are unknown, missing or
+    out of range.
+    """
+
+    ranks: Counts
+    """LoRA ranks, such as [1, 2, 4]."""
+    lengths: Counts
+    """Target tokens, such as [16, 32]; each takes the longest prefix of whole records with at most that many, or cuts
+    one long target."""
+    methods: Annotated[tuple[Method, ...], *Axis] = (TrainConfig.method,)
+    """Token weights of the loss."""
+    seeds: Annotated[tuple[Seed, ...], *Axis, Choose("whole numbers from 0 to 4294967295, such as [0, 1, 2]")] = (
+        TrainConfig.seed,
+    )
+    """Of the initial weights, the data order and dropout."""
+    placement: str | None = None
+    """Where the adapters sit; None: the default place of the model."""
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> ProbeConfig:
+        """Read a YAML file of settings; `overrides` (flags that were given) win over it. Raises ConfigError."""
+        try:
+            given = yaml.safe_load(Path(path).read_bytes())
+        except OSError as error:
+            raise ConfigError(f"Cannot read the settings in {path}: {error.strerror or error}.") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{path} is not YAML: {_yaml_fault(error)}. Write one `name: value` a line.") from None
+        if not isinstance(given, dict):
+            raise ConfigError(f"{path} holds no settings. Write one `name: value` a line, such as `ranks: [1, 2, 4]`.")
+        try:
+            return cls(
+                **{
+                    str(name): value
+                    for name, value in (
+                        {name: _number(value) for name, value in given.items()} | dict(overrides or {})
+                    ).items()
+                }
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def train(self, method: Method, seed: int) -> TrainConfig:
+        """The training of one cell."""
+        return TrainConfig(method=method, seed=seed, **{name: getattr(self, name) for name in names(Recipe)})
+
+
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text; nobody who writes it means that."""
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+def _yaml_fault(error: BaseException) -> str:
+    """What is wrong and where, without a word of the file: it may have been a file of facts."""
+    text = one_line(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        text = f"{error.problem} at line {error.problem_mark.line + 1}"
+    return re.sub("'.*'", "'...'", text)

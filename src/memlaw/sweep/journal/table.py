@@ -1,0 +1,128 @@
+"""All results of a probe as one table: a row for each, sorted by key."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from memlaw.core.canonical import canonical_json, to_dict
+from memlaw.core.cells import CellResult
+from memlaw.core.config import TrainConfig
+from memlaw.law.bits import memory_bits
+
+if TYPE_CHECKING:
+    import pyarrow
+
+TABLE = "results.parquet"
+
+Rows = Sequence[Mapping[str, Any]]
+
+_TRAIN_KINDS: dict[str, type] = {f.name: type(f.default) for f in dataclasses.fields(TrainConfig)}
+
+COLUMNS: dict[str, type] = {
+    "key": str,
+    "model": str,
+    "placement": str,
+    "rank": int,
+    "parameters": int,
+    "length": int,
+    "method": str,
+    "seed": int,
+    "steps": int,
+    "loss_init": float,
+    "loss_final": float,
+    "delta_loss": float,
+    "acc_token": float,
+    "acc_em": float,
+    "ordered": int,
+    "certified": int,
+    "status": str,
+    "records": int,
+    "loss_memoryless": float,
+    "certified_tokens": int,
+    "stored_bits": float,
+    "certified_bits": float,
+    "bits_per_parameter": float,
+    "message": str,
+    "tokenizer": str,
+    "data": str,
+    "dtype": str,
+    "algorithm": int,
+    "libraries": str,
+    "device": str,
+    "max_steps": int,
+} | {name: kind for name, kind in _TRAIN_KINDS.items() if name not in ("method", "seed", "steps")}
+"""Columns of results.parquet and their types; any of them may be null where a cell has no such number."""
+
+
+def rows_of(results: Mapping[str, CellResult]) -> list[dict[str, Any]]:
+    """Key of a cell -> its result, as rows.
+
+    `steps` counts the optimizer steps taken; the settings of training are columns too, its budget as `max_steps`.
+    """
+    return [_row(key, result) for key, result in sorted(results.items())]
+
+
+def _row(key: str, result: CellResult) -> dict[str, Any]:
+    measured = to_dict(result)
+    cell = measured.pop("cell")
+    train = cell.pop("train")
+    budget = train.pop("steps")
+    row = {"key": key, **cell, **train, **measured, **to_dict(memory_bits(result)), "max_steps": budget}
+    return {name: _readable(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _readable(text: str) -> str:
+    """Without lone surrogates, which JSON can hold and no table can."""
+    return text.encode(errors="replace").decode()
+
+
+def table_of(rows: Rows) -> pyarrow.Table:
+    """The rows with the types of COLUMNS, whether there are any or not."""
+    import pyarrow
+
+    types = {
+        str: pyarrow.string(),
+        int: pyarrow.int64(),
+        float: pyarrow.float64(),
+        tuple: pyarrow.list_(pyarrow.int64()),
+    }
+    schema = pyarrow.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
+    return pyarrow.Table.from_pylist(rows, schema=schema)
+
+
+def as_parquet(rows: Rows) -> bytes:
+    """The same rows give the same bytes."""
+    import pyarrow
+    import pyarrow.parquet
+
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table_of(rows), sink)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def as_csv(rows: Rows) -> bytes:
+    """UTF-8 with a header; what is unknown is empty, a list is JSON."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {name: canonical_json(value) if isinstance(value, list) else value for name, value in row.items()}
+        )
+    return text.getvalue().encode()
+
+
+def as_jsonl(rows: Rows) -> bytes:
+    """One JSON object a line, in the order of COLUMNS; what is unknown is null."""
+    lines = (json.dumps({name: row[name] for name in COLUMNS}, allow_nan=False) + "\n" for row in rows)
+    return "".join(lines).encode()
+
+
+FORMATS: dict[str, Callable[[Rows], bytes]] = {".csv": as_csv, ".jsonl": as_jsonl, ".parquet": as_parquet}
+"""Suffix of a file -> how its content is made."""

@@ -1,0 +1,141 @@
+"""The laws in a probe's directory, and the choice of one to plan with."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from memlaw.core.cells import CellResult
+from memlaw.core.errors import ConfigError, FitError, JournalError
+from memlaw.core.files import read_text
+from memlaw.core.points import LawPoint
+from memlaw.law import Axis, LawFit, Origin, calibrate, compare, points_from_results, read_points
+from memlaw.planning import CellRecall
+from memlaw.planning.library import KnownLaw, LawChooser, PlanContext, adapt_law, nearest
+from memlaw.sweep.journal import PROBE, Journal
+
+
+def law_chooser(source: Path | None, cells: Path | None = None, *, shelf: Iterable[KnownLaw] = ()) -> LawChooser:
+    """Which law a plan rests on: the one named by `source`, or the nearest of those on the `shelf`.
+
+    `source` is a file of `memlaw fit --save` or a probe. `cells` is a probe of a few cells of the kind of facts in
+    question: the law is calibrated to them, and they say which loss recall needs. Everything is read here, before the
+    model is. Raises FitError, JournalError, ConfigError; so does the chooser, for cells of another model or placement.
+    """
+    known = None if source is None else known_law(source)
+    few = None if cells is None else _of_one_method(probe_results(cells), cells)
+    if few is not None and not points_from_results(few):
+        raise FitError(f"{cells} has no finished cell to calibrate a law with. Run its probe again, or leave it out.")
+
+    def choose(use: PlanContext) -> KnownLaw:
+        chosen = nearest(shelf, use) if known is None else adapt_law(known, use)
+        if few is None or cells is None:
+            return chosen
+        _check_cells(_origin(few, cells), cells, use)
+        return replace(chosen, law=calibrate(chosen.law, points_from_results(few)), cells=recalled(few))
+
+    return choose
+
+
+def _check_cells(origin: Origin, cells: Path, use: PlanContext) -> None:
+    """What another model or placement holds says nothing of this one's."""
+    if origin.placement != use.placement:
+        raise FitError(
+            f"The cells in {cells} were trained at {origin.placement}, and the plan is for {use.placement}, where a "
+            "rank holds another amount. Plan with their --placement, or probe a few cells at this one."
+        )
+    pairs = (
+        (origin.outline, use.outline),
+        (origin.model_fingerprint, use.model_fingerprint),
+        (origin.tokenizer_fingerprint, use.tokenizer_fingerprint),
+    )
+    if any(None not in pair and pair[0] != pair[1] for pair in pairs):
+        raise FitError(
+            f"The cells in {cells} were trained on another model or with another tokenizer (theirs was "
+            f"{origin.model}), so they say nothing of {use.model}. Probe a few cells on it, or leave them out."
+        )
+
+
+def known_law(source: Path) -> KnownLaw:
+    """The law in a file, or the better form fitted to a probe. Raises FitError, JournalError, ConfigError."""
+    if not source.is_dir():
+        return KnownLaw.from_json(read_text(source), name=str(source))
+    results = _of_one_method(probe_results(source), source)
+    return kept_with(compare(points_from_results(results), source=str(source)).best_to_plan, results, source)
+
+
+def with_origin(law: LawFit, source: Path, method: str | None = None) -> KnownLaw:
+    """A law fitted to `law_points` of the same source and method, with what else is known of that source."""
+    if not source.is_dir():
+        return KnownLaw(law)
+    return kept_with(law, _of_one_method(probe_results(source), source, method), source)
+
+
+def kept_with(law: LawFit, results: Sequence[CellResult], source: Path) -> KnownLaw:
+    """A law fitted to the cells of a probe, with where they come from and what they say of recall."""
+    return KnownLaw(replace(law, origin=_origin(results, source)), recalled(results))
+
+
+def _origin(results: Sequence[CellResult], source: Path) -> Origin:
+    finished = [result for result in results if result.status == "finished"]
+    cell, about = finished[0].cell, Journal(source).spec().about
+    per_rank = {result.parameters / result.cell.rank for result in finished}
+    placements = {result.cell.placement for result in finished}
+    return Origin(
+        model=about.get("model"),
+        model_fingerprint=cell.model,
+        outline=about.get("outline"),
+        tokenizer_fingerprint=cell.tokenizer,
+        placement=placements.pop() if len(placements) == 1 else None,
+        parameters_per_rank=per_rank.pop() if len(per_rank) == 1 else None,
+        data=about.get("data"),
+        data_fingerprint=cell.data,
+        method=cell.train.method,
+        steps=cell.train.steps,
+        dtype=cell.dtype,
+        date=datetime.date.today().isoformat(),
+        version=importlib.metadata.version("memlaw"),
+    )
+
+
+def recalled(results: Sequence[CellResult]) -> tuple[CellRecall, ...]:
+    """What finished cells say of the loss at which records come back verbatim."""
+    return tuple(
+        CellRecall(result.loss_final, round(result.acc_em * result.records), result.records, result.cell.length)
+        for result in results
+        if result.loss_final is not None and result.acc_em is not None
+    )
+
+
+def law_points(source: Path, method: str | None = None, axis: Axis = "rank") -> tuple[LawPoint, ...]:
+    """Points of a CSV file, or of the finished cells of a probe. Raises FitError, ConfigError, JournalError."""
+    if source.is_dir():
+        return points_from_results(_of_one_method(probe_results(source), source, method), axis=axis)
+    if method is not None:
+        raise ConfigError(
+            f"{source} is no directory of a probe, and the cells of a table have no --method. Leave it out."
+        )
+    return read_points(source)
+
+
+def _of_one_method(results: Sequence[CellResult], source: Path, method: str | None = None) -> tuple[CellResult, ...]:
+    """The cells trained by `method`, or all of them where they were trained by one."""
+    methods = sorted({result.cell.train.method for result in results})
+    if method is not None and method not in methods:
+        raise ConfigError(f"{source} holds no cell of the method {method}; it has {', '.join(methods) or 'none'}.")
+    if method is None and len(methods) > 1:
+        raise ConfigError(
+            f"{source} holds cells of the methods {' and '.join(methods)}, and a law is of one method. Choose with "
+            f"--method: `memlaw fit {source} --method {methods[0]} --save law.json`, whose file `memlaw plan` takes."
+        )
+    return tuple(result for result in results if method in (None, result.cell.train.method))
+
+
+def probe_results(directory: Path) -> tuple[CellResult, ...]:
+    """Every verified cell of one probe. Raises JournalError if the directory is none."""
+    if not (directory / PROBE).exists():
+        raise JournalError(f"{directory} is not a probe: it has no {PROBE}. Give what `memlaw probe --out` wrote.")
+    return Journal(directory).results()

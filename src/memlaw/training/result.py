@@ -1,0 +1,69 @@
+"""What a training tells: how it goes, and how each adapter ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from memlaw.adapter.placement import Placement
+from memlaw.adapter.stack import AdapterStack
+from memlaw.core.config import TrainConfig
+
+Status = Literal["finished", "diverged", "failed"]
+
+
+@dataclass(frozen=True)
+class StackProgress:
+    """Where a stack stands: enough for a progress bar."""
+
+    step: int
+    steps: int
+    """Upper limit of steps among the adapters still training."""
+    adapters: int
+    loss: float
+    """Mean training loss over target tokens and adapters, nats."""
+    losses: tuple[tuple[int, float], ...]
+    """(run, mean loss of its target tokens) for the adapters still training."""
+    ordered: float
+    """Share of the step's target tokens with p > 1/2."""
+    stubborn: int
+    """Target tokens of the step, over all adapters, with p <= 1/2."""
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """One adapter at the end of its training."""
+
+    rank: int
+    config: TrainConfig
+    placement: Placement
+    status: Status
+    """finished; diverged: its loss stopped being a number; failed: its gradient was zero at every step."""
+    steps: int
+    """Steps taken, or the step whose loss was no longer a number."""
+    seconds: float
+    """Wall time of the stack until this adapter left it."""
+    loss_init: float
+    loss_final: float | None
+    """Mean nll over all target tokens, teacher-forced, without dropout."""
+    recalled: bool
+    """Whether every target token ended with nll < ln 2 - margin."""
+    stack: AdapterStack
+    """This adapter alone."""
+    message: str = ""
+
+    @property
+    def parameters(self) -> int:
+        """Effective parameters."""
+        return self.placement.parameters(self.rank)
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        """The model with this adapter added."""
+        with self.stack.attached(model):
+            yield

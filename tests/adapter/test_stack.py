@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+from helpers import tiny
+from helpers.adapters import trained
+from memlaw.adapter.on_model import placement_on
+
+
+def test_effective_parameters_are_what_the_stack_holds() -> None:
+    placement = placement_on("all-linear", tiny.model())
+    assert placement.parameters(3) == sum(t.numel() for t in trained(placement).tensors)

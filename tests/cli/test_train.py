@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import tiny
+from helpers.commands import LENGTH, OFFICIAL, Ran, Run, assert_refused, process, saved_model
+from memlaw.cli import progress
+
+
+def test_train_and_recall_make_it_stick_and_certify_it(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "A"
+    trained = run("train", facts, "--model", model, "--rank", 16, "--out", out, "--json")
+    assert trained.err == ""
+    document = trained.document
+    assert {"adapter", "steps", "seconds", "recalled", "loss_init", "loss_final"} <= document.keys()
+    assert (document["adapter"], document["recalled"]) == (str(out), True)
+    assert document["loss_final"] < 0.6 < 6 < document["loss_init"]
+
+    recalled = run("recall", facts, "--model", model, "--adapter", out, "--decode", "--json").document
+    assert {"records", "tokens", "acc_em", "acc_token", "certified", "ordered", "min_margin"} <= recalled.keys()
+    assert (recalled["records"], recalled["tokens"]) == (4, 4 * LENGTH)
+    assert (recalled["acc_em"], recalled["acc_token"], recalled["certified"]) == (1.0, 1.0, 4)
+    assert recalled["ordered"] == 4 * LENGTH
+    assert recalled["min_margin"] > 0
+    for item in recalled["items"]:
+        keys = {"id", "length", "exact", "certified", "margin", "earliest_stubborn", "first_failure"}
+        assert keys <= item.keys()
+        assert (item["exact"], item["certified"], item["earliest_stubborn"], item["first_failure"]) == (
+            True, True, None, None,
+        )  # fmt: skip
+
+
+def test_a_training_that_falls_short_says_so_and_what_to_do(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "A"
+    ran = run("train", facts, "--model", model, "--rank", 1, "--steps", 5, "--out", out, "--json")
+    assert ran.document["recalled"] is False
+    assert ran.err.startswith("Not everything is recalled. More --steps or a higher --rank get further")
+    assert f"`memlaw recall {facts} --model {model} --adapter {out} --decode` shows what is missing." in ran.err
+    recalled = run("recall", facts, "--model", model, "--adapter", out, "--decode", "--json").document
+    assert recalled["acc_em"] < 1
+    assert recalled["certified"] < 4
+    shown = run("train", facts, "--model", model, "--rank", 1, "--steps", 5, "--out", out).out
+    assert "some target tokens are still stubborn" in shown
+
+
+def test_the_paper_preset_is_the_published_recipe(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "A"
+    arguments = ("--placement", "mlp@2", "--rank", 4, "--steps", 8, "--preset", "paper", "--out", out)
+    document = run("train", facts, "--model", model, *arguments, "--json").document
+    assert (document["steps"], document["placement"], document["parameters"]) == (8, "mlp@2", 2 * 32 * 4)
+    assert json.loads((out / "memlaw_adapter.json").read_text())["scale"] == 1.0
+    assert not (out / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--rank 0", "Rank 0 is not a rank: an adapter needs at least 1"),
+        ("--rank -3", "Rank -3 is not a rank"),
+        ("--rank 33", "Rank 33 is above 32, the smaller dimension of model.layers.2.mlp.down_proj (48 -> 32)"),
+        ("--rank 2 --placement dwon_proj@2", "no module 'dwon_proj' to adapt. Did you mean down_proj"),
+        ("--rank 2 --placement down_proj@9", "Layer 9 does not exist: the model has 4, 0..3"),
+        ("--rank 2 --placement mlp", "needs a layer, such as mlp@2"),
+        ("--rank 2 --steps 0", "Setting steps is 0: choose a whole number from 1 up"),
+        ("--rank 2 --steps -5", "Setting steps is -5"),
+        ("--rank 2 --lr 0", "Setting learning_rate is 0.0: choose a number above 0"),
+        ("--rank 2 --learning-rate -0.1", "Setting learning_rate is -0.1"),
+        ("--rank 2 --lr nan", "Setting learning_rate is nan"),
+        ("--rank 2 --lr inf", "Setting learning_rate is inf"),
+        ("--rank 2 --batch-size -1", "Setting batch_size is -1: choose a whole number of records"),
+        ("--rank 2 --margin -0.1", "Setting margin is -0.1: choose nats from 0 to below ln 2"),
+        ("--rank 2 --margin 0.7", "Setting margin is 0.7"),
+        ("--rank 2 --seed -1", "Setting seed is -1: choose a whole number from 0 to 4294967295"),
+        ("--rank 2 --method dft", "Invalid value for '--method': Value error, 'dft' is not one of 'sft', 'ot'"),
+        ("--rank 2 --until never", "'never' is not one of 'budget', 'recalled'"),
+        ("--rank 2 --on-conflict merge", "'merge' is not one of 'error', 'first', 'last'"),
+        ("--rank 2 --preset quick", "There is no preset 'quick'; known: default, paper"),
+        ("--rank 2 --dtype int8", "Unknown dtype 'int8'; known: auto, float32"),
+        ("--rank 2 --device tpu", "The device 'tpu' cannot be used here"),
+        ("--rank two", "Invalid value for '--rank'"),
+        ("--rank 2 --lora-alpha 32", "No such option: --lora-alpha"),
+        ("", "Missing option '--rank'"),
+    ],
+)
+def test_impossible_settings_of_training_are_refused(
+    run: Run, model: Path, facts: Path, tmp_path: Path, options: str, sentence: str
+) -> None:
+    out = tmp_path / "A"
+    assert_refused(run("train", facts, "--model", model, "--out", out, *options.split()), sentence)
+    assert not out.exists()
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A limit of the system that writing meets as it would meet the end of a disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_real_limit_on_file_size_is_met_in_words(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+    with files_of_at_most(600):
+        ran = run("train", facts, "--model", model, "--rank", 8, "--steps", 2, "--out", tmp_path / "A")
+    assert_refused(ran, "The adapter cannot be written to", "File too large", "Make room")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_diverging_training_saves_nothing(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+    ran = run("train", facts, "--model", model, "--rank", 2, "--lr", 1e38, "--out", tmp_path / "A", "--json")
+    assert_refused(ran, "Training diverged: the loss was no longer a finite number at step", "Nothing was saved")
+    assert not (tmp_path / "A").exists()
+
+
+def test_a_base_with_weights_that_are_not_numbers_is_told(run: Run, facts: Path, tmp_path: Path) -> None:
+    broken = tiny.model()
+    with torch.no_grad():
+        broken.model.layers[3].mlp.down_proj.weight[0, 0] = torch.nan
+    broken.save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    base = ("--model", tmp_path / "model")
+    assert_refused(run("recall", facts, *base), "position 0: the loss is nan")
+    assert_refused(run("plan", facts, *base, "--calibrate"), "the loss is nan")
+    assert_refused(run("train", facts, *base, "--rank", 2, "--out", tmp_path / "A"), "its weights hold NaN")
+    assert not (tmp_path / "A").exists()
+
+
+def test_ctrl_c_in_a_training_leaves_nothing(
+    run: Run, model: Path, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(progress, "_state", interrupt)
+    ran = run("train", facts, "--model", model, "--rank", 2, "--steps", 50, "--out", tmp_path / "A")
+    assert ran == Ran(130, "", "Interrupted. Nothing was written.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_published_phone_book_is_recalled_at_a_rank_and_honestly_not_at_one_far_too_small(
+    run: Run, tmp_path: Path
+) -> None:
+    """PB1000 on the bundled base: 100 records, 1,100 target tokens with the end of sequence.
+
+    Rank 32 in four layers needs about 1,500 of its 2,000 steps. Rank 64 in the default layer alone does it too, but at
+    step 1,969: too close to the end for a test on other machines (docs/log.md says why runs end late).
+    """
+    documented = ("--placement", "down_proj@2-5", "--rank", 32, "--lr", 5e-3)
+    base = ("--model", "memlaw/base")
+    until = ("--method", "ot", "--until", "recalled")
+    trained = run("train", OFFICIAL, *base, *documented, *until, "--out", tmp_path / "A", "--json").document
+    assert trained["recalled"] is True
+    recalled = run("recall", OFFICIAL, *base, "--adapter", tmp_path / "A", "--decode", "--json").document
+    assert (recalled["acc_em"], recalled["certified"]) == (1.0, 100)
+
+    small = run("train", OFFICIAL, *base, "--rank", 1, "--steps", 300, *until, "--out", tmp_path / "B", "--json")
+    assert small.document["recalled"] is False
+    recalled = run("recall", OFFICIAL, *base, "--adapter", tmp_path / "B", "--decode", "--json").document
+    assert recalled["acc_em"] < 0.1
+    assert recalled["certified"] == 0
+
+
+def test_an_option_that_gains_nothing_here_says_so_and_training_goes_on(
+    model: Path, facts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "A"
+    ran = process("train", facts, "--model", model, "--rank", 1, "--steps", 2, "--evict-prefix", "--out", out)
+    assert ran.code == 0
+    assert "Warning: The model is in main memory already: there is no accelerator to evict its layers from." in ran.err
+    assert (out / "adapter_model.safetensors").exists()
+
+
+def test_negative_minutes_between_checkpoints_are_refused(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+    ran = run(
+        "train", facts, "--model", model, "--rank", 1, "--checkpoint-minutes", -1, "--out", tmp_path / "A"
+    )  # fmt: skip
+    assert ran.code == 2
+    assert "checkpoint_minutes is -1.0: choose minutes from 0 up" in ran.err
+
+
+def test_a_tied_head_and_a_placement_from_layer_0_are_remarked(run: Run, facts: Path, tmp_path: Path) -> None:
+    tied = saved_model(tmp_path / "tied", tie_word_embeddings=True)
+    ran = run(
+        "train", facts, "--model", tied, "--rank", 1, "--steps", 1, "--placement", "all-linear", "--out", tmp_path / "A"
+    )  # fmt: skip
+    assert ran.code == 0
+    assert "tied" in ran.err
+    assert "every step runs the whole model" in ran.err

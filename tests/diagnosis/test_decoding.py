@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from transformers import GenerationConfig
+
+from helpers import slow_diagnosis as reference_diagnosis
+from helpers import slow_training as reference
+from helpers import tiny
+from helpers.recalls import FACTS, followed
+from memlaw.core.facts import EncodedFact
+from memlaw.diagnosis.measure import measure
+
+
+def test_a_saved_repetition_penalty_does_not_change_the_argmax() -> None:
+    base = tiny.base()
+    expected = measure(base, FACTS, decode=True)
+    base.model.generation_config = GenerationConfig(repetition_penalty=50.0, do_sample=True, temperature=9.0)
+    assert measure(base, FACTS, decode=True) == expected
+    assert base.model.generation_config.repetition_penalty == 50.0
+
+
+def test_nothing_after_the_end_of_sequence_counts_as_recalled() -> None:
+    base = tiny.base()
+    prompt = FACTS[0].prompt
+    decoded = reference.greedy(base.model, prompt, 6)
+    # A target that greedy decoding follows, with the end-of-sequence token declared to be its third token.
+    base.tokenizer.eos_token = base.tokenizer.convert_ids_to_tokens(decoded[2])
+    first = decoded.index(decoded[2])
+    (item,) = measure(base, [EncodedFact("x", (*prompt, *decoded), len(prompt))], decode=True).items
+    assert item.tokens.decoded == (True,) * (first + 1) + (False,) * (5 - first)
+    assert item.first_failure == first + 1
+
+
+def test_edits_count_what_was_emitted_against_the_target() -> None:
+    base = tiny.base()
+    for fact, item in zip(FACTS, measure(base, FACTS, decode=True).items, strict=True):
+        emitted = reference.greedy(base.model, fact.prompt, fact.length)
+        ended = emitted[: emitted.index(2) + 1] if 2 in emitted else emitted
+        assert item.edits == reference_diagnosis.edit_distance(tuple(ended), fact.target)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "mistral-sliding"])
+def test_one_token_short_of_verbatim_is_found_where_forcing_one_token_gives_the_rest(family: str) -> None:
+    base = tiny.base(family)
+    prompt, other = (5, 9, 33, 20), 77
+    whole = followed(base, prompt, 8, {})
+    assert whole.target[3] != other != whole.target[6]
+    short = followed(base, prompt, 8, {3: other})
+    twice = followed(base, prompt, 8, {3: other, 6: 78})
+    last = followed(base, prompt, 8, {7: other})
+    report = measure(base, [whole, short, twice, last], decode=True, explain=True)
+    assert [item.first_failure for item in report.items] == [None, 3, 3, 7]
+    assert [item.one_token_short for item in report.items] == [False, True, False, True]
+    assert report.items[1].why.endswith("All that follows comes back once this one token is put right.")
+    assert measure(base, [short], decode=True).items[0].one_token_short is None
+
+
+def test_how_the_end_of_sequence_fails_is_told() -> None:
+    base = tiny.base()
+    eos = 2
+    whole = followed(base, (5, 9, 33, 20), 6, {})
+    assert eos not in whole.target
+    late = dataclasses.replace(whole, id="late", ids=(*whole.ids[:-1], eos))
+    base.tokenizer.eos_token = base.tokenizer.convert_ids_to_tokens(whole.target[2])
+    stop = whole.target.index(whole.target[2])
+    early = dataclasses.replace(whole, id="early", ids=(*whole.ids[: 4 + stop], 78, *whole.ids[5 + stop :]))
+    inside, stopped = measure(base, [whole, early], decode=True, explain=True).items
+    assert (inside.reason, inside.first_failure, inside.one_token_short) == ("after_end", stop + 1, False)
+    assert (stopped.reason, stopped.first_failure) == ("stopped_early", stop)
+    base.tokenizer.eos_token = "<eos>"
+    (ran_on,) = measure(base, [late], decode=True, explain=True).items
+    assert (ran_on.reason, ran_on.first_failure) == ("ran_on", 5)

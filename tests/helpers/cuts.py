@@ -1,0 +1,142 @@
+"""Work cut short, or held up, at each of its system calls: kills, failing disks, writers that overtake each other."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+CALLS = [(os, name) for name in ("open", "fsync", "link", "replace", "rename", "mkdir", "rmdir", "unlink", "stat")]
+
+CALLS += [(io, "open")]  # by which pathlib reads
+
+
+@contextmanager
+def intercepted(before: Callable[[str], None], *, links: bool = True) -> Iterator[None]:
+    """Inside, `before(name)` runs before every call in CALLS; without `links` the file system has no hard links."""
+
+    def no_link(*_args: Any, **_options: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def wrap(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            before(name)
+            return work(*args, **options)
+
+        return call
+
+    with ExitStack() as stack:
+        for module, name in CALLS:
+            work = no_link if name == "link" and not links else getattr(module, name)
+            stack.enter_context(mock.patch.object(module, name, wrap(name, work)))
+        yield
+
+
+class Cut:
+    """Strikes once, at the call of this number, from 0."""
+
+    def __init__(self, number: int, blow: Callable[[], None]) -> None:
+        self.number, self.blow, self.calls = number, blow, 0
+
+    def __call__(self, _name: str) -> None:
+        self.calls += 1
+        if self.calls == self.number + 1:
+            self.blow()
+
+    @property
+    def struck(self) -> bool:
+        return self.calls > self.number
+
+
+def fails(code: int) -> Callable[[], None]:
+    def blow() -> None:
+        raise OSError(code, os.strerror(code))
+
+    return blow
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_at(number: int, program: str, *arguments: Any, links: bool = True) -> bool:
+    """Run Python code, in a process of its own, that is killed at a call of its last line; False if it came through."""
+    before, _, last = program.strip().rpartition("\n")
+    struck = f"with cuts.intercepted(cuts.Cut({number}, cuts.die), links={links}):"
+    code = f"from helpers import cuts; import sys, pathlib\n{before}\n{struck}\n    {last}"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    ended = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=env)
+    assert ended.returncode in (0, -signal.SIGKILL)
+    return ended.returncode != 0
+
+
+class Killed(BaseException):
+    """What a killed writer meets at its next call, and at every later one: it cleans up nothing."""
+
+
+class Interleaving:
+    """Several pieces of work, each stopped before every call in CALLS until it is its turn. What they returned is in
+    `results`, in the order in which they ended; what was killed returns nothing."""
+
+    def __init__(self, works: list[Callable[[], Any]], *, on_return: Callable[[int, Any], None]) -> None:
+        self.works, self.on_return = works, on_return
+        self.turns = [threading.Semaphore(0) for _ in works]
+        self.dead = [False] * len(works)
+        self.running = set(range(len(works)))
+        self.news: queue.Queue[tuple[int, bool, Any]] = queue.Queue()
+        self.numbers: dict[int, int] = {}
+
+    def run(self, schedule: Iterable[tuple[int, int, bool]], *, links: bool) -> None:
+        """(whose turn, for how many calls, whether it is killed then); at the end the others go on one by one."""
+        with intercepted(self._wait, links=links):
+            threads = [threading.Thread(target=self._work, args=(number,)) for number in range(len(self.works))]
+            for number, thread in enumerate(threads):
+                thread.start()
+                self.numbers[thread.ident or 0] = number
+            for number, calls, kill in schedule:
+                for call in range(calls):
+                    if number in self.running:
+                        self._step(number, kill and call == calls - 1)
+            while self.running:
+                self._step(max(self.running), False)
+            for thread in threads:
+                thread.join()
+
+    def _step(self, number: int, kill: bool) -> None:
+        self.dead[number] |= kill
+        self.turns[number].release()
+        who, ended, result = self.news.get(timeout=60)
+        assert who == number
+        if ended:
+            self.running.discard(number)
+            if not self.dead[number]:
+                self.on_return(number, result)
+
+    def _wait(self, _name: str) -> None:
+        number = self.numbers.get(threading.get_ident())
+        if number is not None and not self.dead[number]:
+            self.news.put((number, False, None))
+            self.turns[number].acquire()
+        if number is not None and self.dead[number]:
+            raise Killed
+
+    def _work(self, number: int) -> None:
+        self.turns[number].acquire()
+        result: Any = None
+        try:
+            result = self.works[number]()
+        except Killed:
+            pass
+        except BaseException as error:  # whatever it is, the test that waits has to hear of it
+            result = error
+        self.news.put((number, True, result))

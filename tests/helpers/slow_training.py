@@ -1,0 +1,181 @@
+"""Slow plain definitions that the fast code is compared with."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from memlaw.adapter.placement import Placement
+from memlaw.adapter.stack import AdapterStack
+from memlaw.core.config import TrainConfig
+from memlaw.core.facts import EncodedFact
+from memlaw.core.recall import LN2
+
+
+def nll_of(model: nn.Module, fact: EncodedFact) -> Tensor:
+    """-log p of each target token of one fact, one full forward, nothing padded."""
+    logits = model(input_ids=torch.tensor([fact.ids])).logits[0].double()
+    return F.cross_entropy(logits[fact.prompt_length - 1 : -1], torch.tensor(fact.target), reduction="none")
+
+
+def greedy(model: nn.Module, prompt: Sequence[int], count: int) -> list[int]:
+    """Greedy decoding with a whole forward for every token: no cache, no batch."""
+    ids = list(prompt)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@dataclass(eq=False)
+class Moment:
+    """Where a training stands, which is what its masks depend on."""
+
+    config: TrainConfig
+    rows: int
+    """Of a step."""
+    time: int
+    """Tokens of the longest fact."""
+    step: int = 0
+    row: int | None = None
+    """Place in the step of the fact in the model; None while nothing is dropped."""
+
+
+class OwnDropout(nn.Module):
+    """Dropout at one site, with masks that the adapter's seed, the step, the site and the row determine."""
+
+    def __init__(self, moment: Moment, site: str) -> None:
+        super().__init__()
+        self.moment, self.site = moment, site
+
+    def forward(self, x: Tensor) -> Tensor:
+        now, share = self.moment, self.moment.config.dropout
+        if now.row is None or not share:
+            return x
+        seed = zlib.crc32(f"{now.config.seed}/{now.step}/{self.site}".encode()) + 2_000_003
+        draw = torch.rand(now.rows, now.time, x.shape[-1], generator=torch.Generator().manual_seed(seed))
+        return x * (draw[now.row, : x.shape[-2]] >= share) / (1 - share)
+
+
+class PlainAdapter(nn.Module):
+    """y = module(x) + scale * drop(x) A B, around any module: the adapter as the paper writes it."""
+
+    def __init__(self, module: nn.Module, a: Tensor, b: Tensor, scale: float, drop: OwnDropout) -> None:
+        super().__init__()
+        self.module, self.scale, self.drop = module, scale, drop
+        self.a, self.b = nn.Parameter(a), nn.Parameter(b)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = self.module(x, *args, **kwargs)
+        return out + self.scale * (self.drop(x) @ self.a @ self.b)
+
+
+@dataclass(frozen=True, eq=False)
+class Alone:
+    """One adapter and how it came about."""
+
+    model: nn.Module
+    pairs: list[tuple[Tensor, Tensor]]
+    """A [d_in, rank] and B [rank, d_out] of each site, as they ended."""
+    losses: list[float]
+    """Mean nll of the target tokens of each step, before the step."""
+
+
+def train_alone(
+    model: nn.Module,
+    facts: Sequence[EncodedFact],
+    placement: Placement,
+    rank: int,
+    config: TrainConfig,
+    *,
+    batches: Sequence[Sequence[int]],
+) -> Alone:
+    """PEFT (`PlainAdapter` where PEFT has no name for it), torch.optim.AdamW, clip_grad_norm_; one fact after another.
+
+    Starts from the same weights as the stack, on a copy of `model`, with a full forward and all logits.
+    """
+    wrap = _with_plain_adapters if placement.parallel else _with_peft
+    now = Moment(config, rows=len(batches[0]), time=max(len(fact.ids) for fact in facts))
+    drops = [OwnDropout(now, site.path) for site in placement.sites]
+    tuned, halves = wrap(copy.deepcopy(model).requires_grad_(False).eval(), placement, rank, config, drops)
+    parameters = [p for p in tuned.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    losses = []
+    for step, batch in enumerate(batches):
+        each = []
+        for place, row in enumerate(batch):
+            now.step, now.row = step, place
+            each.append(nll_of(tuned, facts[row]))
+        now.row, nll = None, torch.cat(each)
+        losses.append(float(nll.detach().mean()))
+        active = torch.ones_like(nll) if config.method == "sft" else (nll.detach() >= LN2 - config.margin).to(nll)
+        if config.rule == "fallback" and not active.any():
+            active = torch.ones_like(nll)
+        optimizer.zero_grad()
+        (active * nll).sum().backward()
+        for parameter in parameters:  # d (sum / count) = (d sum) / count, and norms that round to float32 round d sum
+            parameter.grad = parameter.grad / (active.sum() + 1e-8)
+        if config.clip:
+            torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * (1 - step / config.steps if config.schedule == "linear" else 1)
+        optimizer.step()
+    return Alone(tuned, [(a.detach(), b.detach()) for a, b in halves], losses)
+
+
+def train_with_peft(
+    model: nn.Module,
+    facts: Sequence[EncodedFact],
+    placement: Placement,
+    rank: int,
+    config: TrainConfig,
+    *,
+    batches: Sequence[Sequence[int]],
+) -> tuple[nn.Module, list[float]]:
+    """The PEFT model that `train_alone` gives, and the loss before each step."""
+    alone = train_alone(model, facts, placement, rank, config, batches=batches)
+    return alone.model, alone.losses
+
+
+def _start(placement: Placement, rank: int, config: TrainConfig, model: Any) -> list[tuple[Tensor, Tensor]]:
+    """The stack's initial weights of each site: A [d_in, rank], B [rank, d_out]."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    start = AdapterStack.start(placement.sites, [(rank, config)], device="cpu", dtype=dtype)
+    return [(a[0], b[0]) for a, b in start.pairs]
+
+
+def _with_peft(
+    model: Any, placement: Placement, rank: int, config: TrainConfig, drops: Sequence[OwnDropout]
+) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    from peft import LoraConfig, get_peft_model
+
+    pairs, dtype = _start(placement, rank, config, model), model.dtype
+    tuned = get_peft_model(model, LoraConfig(**placement.lora_config(rank, scale=config.factor(rank)))).to(dtype)
+    halves = []
+    for site, (a, b), drop in zip(placement.sites, pairs, drops, strict=True):
+        module: Any = tuned.get_submodule(f"base_model.model.{site.path}")
+        module.lora_dropout["default"] = drop
+        first, second = module.lora_A["default"].weight, module.lora_B["default"].weight
+        with torch.no_grad():
+            first.copy_(a.T)
+            second.copy_(b.T)
+        halves.append((first.T, second.T))
+    return tuned.eval(), halves
+
+
+def _with_plain_adapters(
+    model: Any, placement: Placement, rank: int, config: TrainConfig, drops: Sequence[OwnDropout]
+) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    halves = []
+    for site, (a, b), drop in zip(placement.sites, _start(placement, rank, config, model), drops, strict=True):
+        adapter = PlainAdapter(model.get_submodule(site.path), a, b, config.factor(rank), drop)
+        model.set_submodule(site.path, adapter)
+        halves.append((adapter.a, adapter.b))
+    return model.eval(), halves

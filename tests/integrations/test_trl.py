@@ -1,0 +1,228 @@
+"""MemFT in TRL's `SFTTrainer`: the gradient of `memft_loss` on all rows at once, with TRL's own metrics beside it."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import peft
+import pytest
+import transformers
+import trl
+
+from helpers import tiny, trainers
+from helpers.trainers import Gradients, assert_same, whole_batch
+from helpers.trl_runs import ROWS, SETTINGS, sft
+from memlaw.core.errors import ConfigError
+from memlaw.core.facts import Fact, MemorySet
+from memlaw.integrations.curriculum import use_curriculum
+from memlaw.integrations.recall import watch_recall
+from memlaw.integrations.transformers import MemFTLoss
+from memlaw.integrations.trl import memft
+from memlaw.losses import IGNORED, WindowState
+
+LONG = trainers.rows(trainers.LONG)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cheap_collections() -> Iterator[None]:
+    """A Trainer collects garbage at each start: with what the libraries brought set aside, in no time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_bars() -> None:
+    datasets.disable_progress_bars()
+
+
+class OlderSFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
+    """As it was before the fused head: the model's own loss, from logits."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        return transformers.Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("accumulation", [1, 2, 4, 8])
+def test_the_gradient_of_a_step_does_not_depend_on_its_micro_batches(
+    tmp_path: Path, accumulation: int, name: str
+) -> None:
+    seen = Gradients()
+    memft(sft(tmp_path, accumulation, seen=seen), **SETTINGS[name]).train()
+    loss, gradient = whole_batch(ROWS, **SETTINGS[name])
+    assert_same(seen.steps[0], gradient)
+    assert seen.losses == [pytest.approx(loss, rel=1e-5)]
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_trl_without_fused_head_is_served_from_logits(tmp_path: Path, accumulation: int) -> None:
+    seen = Gradients()
+    memft(sft(tmp_path, accumulation, seen=seen, kind=OlderSFTTrainer), **SETTINGS["ot"]).train()
+    assert_same(seen.steps[0], whole_batch(ROWS, **SETTINGS["ot"])[1])
+
+
+def test_a_loss_function_is_right_in_it_too_and_costs_a_second_forward(tmp_path: Path) -> None:
+    seen = Gradients()
+    settings = trainers.arguments(tmp_path, 4, shuffle_dataset=False, bf16=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TRL's own, that compute_loss_func will go
+        built = trl.SFTTrainer(
+            model=trainers.adapted(), args=trl.SFTConfig(**settings), train_dataset=datasets.Dataset.from_list(ROWS),
+            processing_class=tiny.tokenizer(), compute_loss_func=MemFTLoss(**SETTINGS["ot"]), callbacks=[seen],
+        )  # fmt: skip
+    built.train()
+    assert_same(seen.steps[0], whole_batch(ROWS, **SETTINGS["ot"])[1])
+
+
+def test_no_logits_appear_and_the_metrics_of_trl_are_its_own(tmp_path: Path) -> None:
+    own, ours = sft(tmp_path, 2), memft(sft(tmp_path, 2), **SETTINGS["ot"])
+    calls: list[int] = []
+    ours.model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    own.train()
+    ours.train()
+    assert calls == []
+    for metric in ("entropy", "mean_token_accuracy", "num_tokens"):
+        assert ours.state.log_history[0][metric] == pytest.approx(own.state.log_history[0][metric])
+
+
+@pytest.mark.parametrize("name", ["ot", "position"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_packing_changes_nothing(tmp_path: Path, accumulation: int, name: str) -> None:
+    seen = Gradients()
+    changes = {"packing": True, "max_length": 24, "per_device_train_batch_size": 4 // accumulation}
+    built = memft(sft(tmp_path, accumulation, seen=seen, **changes), **SETTINGS[name])
+    assert 1 < len(built.train_dataset) <= 4
+    built.train()
+    assert_same(seen.steps[0], whole_batch(ROWS, **SETTINGS[name])[1])
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_sw_keeps_a_window_for_every_sample(tmp_path: Path, packing: bool) -> None:
+    model, state = trainers.adapted(), WindowState()
+    ids = list(range(len(LONG)))
+    wanted = [whole_batch(LONG, model, method="sw", state=state, sample_ids=ids)[1] for _ in range(4)]
+    seen = Gradients()
+    changes = {"train_sampling_strategy": "random", "max_steps": 4, "learning_rate": 0.0, "packing": packing}
+    built = memft(sft(tmp_path, 4, data=LONG, seen=seen, per_device_train_batch_size=2, **changes), "sw")
+    built.train()
+    assert len(built.memft_step.windows) == len(LONG)
+    for found, gradient in zip(seen.steps, wanted, strict=True):
+        assert_same(found, gradient)
+
+
+def test_only_completions_are_targets(tmp_path: Path) -> None:
+    texts = [{"prompt": f"{name} is ", "completion": target} for name, target in (("a", "Xq7!"), ("bc", "k9"))]
+    seen = Gradients()
+    built = sft(tmp_path, 1, data=texts, seen=seen, per_device_train_batch_size=2)
+    tokens, rows = tiny.tokenizer(), []
+    for text in texts:
+        prompt = tokens(text["prompt"])["input_ids"]
+        target = [*tokens(text["completion"])["input_ids"], tokens.eos_token_id]
+        rows.append({"input_ids": prompt + target, "labels": [IGNORED] * len(prompt) + target})
+    memft(built, "ot", threshold=0.99).train()
+    assert_same(seen.steps[0], whole_batch(rows, method="ot", threshold=0.99)[1])
+
+
+def test_evaluation_is_that_of_trl(tmp_path: Path) -> None:
+    evaluated = datasets.Dataset.from_list(ROWS)
+    own, ours = sft(tmp_path).evaluate(evaluated), memft(sft(tmp_path), **SETTINGS["ot"]).evaluate(evaluated)
+    for metric in ("eval_loss", "eval_entropy", "eval_mean_token_accuracy"):
+        assert ours[metric] == pytest.approx(own[metric])
+
+
+def test_recall_and_curriculum_work_in_it_too(tmp_path: Path) -> None:
+    facts = MemorySet((Fact("a:", "Xq7", "a"), Fact("b:", "k9!Z", "b")), True, "test")
+    texts = [{"prompt": fact.prompt, "completion": fact.target} for fact in facts.facts]
+    model = trainers.adapted().float()
+    built = sft(tmp_path, data=texts, model=model, max_steps=-1, per_device_train_batch_size=2, learning_rate=1e-2,
+                logging_steps=1000)  # fmt: skip
+    use_curriculum(built, boundaries=(10, 20, 30, 40, 200))
+    memft(built, "ot", margin=0.1)
+    callback = watch_recall(built, facts, every=5)
+    built.train()
+    assert callback.report is not None
+    assert callback.report.certified == 2
+    assert built.state.global_step < built.state.max_steps
+    assert built.state.log_history[-2].items() >= {"recall/exact_match": 1.0, "recall/stubborn": 0}.items()
+    assert "entropy" in built.state.log_history[-2]
+
+
+def test_a_target_that_max_length_may_have_cut_is_pointed_out(tmp_path: Path) -> None:
+    ended = [{"input_ids": [5] * 9 + [2], "labels": [IGNORED] * 5 + [5] * 4 + [2]}]
+    built = sft(tmp_path, data=[*ROWS, *ended], max_length=10)
+    with pytest.warns(UserWarning, match="5 of 9 training rows reach max_length=10 without an end of sequence"):
+        memft(built)
+
+
+def test_samples_cut_by_packing_are_pointed_out(tmp_path: Path) -> None:
+    built = sft(tmp_path, data=LONG, max_length=60, packing=True)
+    with pytest.warns(UserWarning, match="training rows reach max_length=60 without an end of sequence"):
+        memft(built)
+
+
+def test_nothing_is_said_where_nothing_was_cut(tmp_path: Path) -> None:
+    for built in (sft(tmp_path, max_length=15), sft(tmp_path, max_length=None)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            memft(built)
+
+
+def test_other_losses_and_trainers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="loss_type is 'dft', and two losses"):
+        memft(sft(tmp_path, loss_type="dft"))
+    with pytest.raises(ConfigError, match="has the loss of MemFT already"):
+        memft(memft(sft(tmp_path)))
+    with pytest.raises(ConfigError, match=r"a Trainer does not have: give an SFTTrainer, or use memlaw\.integrations"):
+        memft(trainers.trainer(tmp_path))
+    with pytest.raises(ConfigError, match="Setting method is 'sww': choose sft, ot, sw or curriculum. Did you mean sw"):
+        memft(sft(tmp_path), "sww")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TRL's own, that label smoothing will go
+        smoothed = sft(tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(ConfigError, match=r"label_smoothing_factor is 0\.1"):
+        memft(smoothed)
+
+
+def test_a_mixture_of_experts_with_a_load_balancing_loss_is_refused(tmp_path: Path) -> None:
+    built = sft(tmp_path)
+    built.aux_loss_enabled = True
+    with pytest.raises(ConfigError, match=r"set router_aux_loss_coef=0\.0"):
+        memft(built)
+
+
+def test_prompt_learning_is_refused(tmp_path: Path) -> None:
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = peft.get_peft_model(tiny.model(), config)
+    with pytest.raises(ConfigError, match="prompt learning and shifted labels are none of MemFT's"):
+        memft(sft(tmp_path, model=model)).train()
+
+
+def test_a_curriculum_of_packed_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="set packing=False"):
+        use_curriculum(sft(tmp_path, packing=True, max_steps=-1), boundaries=(1, 2, 3, 4, 5))
+
+
+def test_a_transformers_that_divides_once_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = sft(tmp_path)
+    monkeypatch.delattr(transformers.Trainer, "loss_is_scaled_for_ga")
+    memft(sft(tmp_path))
+    built.model_accepts_loss_kwargs = False
+    with pytest.raises(ConfigError, match="install transformers 5.19 or later"):
+        memft(built)
+
+
+def test_the_gradient_is_the_same_where_the_model_takes_no_item_count(tmp_path: Path) -> None:
+    seen = Gradients()
+    built = sft(tmp_path, 4, seen=seen)
+    built.model_accepts_loss_kwargs = False
+    memft(built, **SETTINGS["ot"]).train()
+    assert_same(seen.steps[0], whole_batch(ROWS, **SETTINGS["ot"])[1])

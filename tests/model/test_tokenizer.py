@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import GPT2Tokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+
+from helpers import tiny
+from memlaw.core.errors import ModelError
+from memlaw.model.tokenizer import auto_tokenizer, load_tokenizer, tokenizer_fingerprint
+
+TEXTS = ("The code is 4711.", " leading", "trailing \n\n", "naïve — 数字", "<|endoftext|>", "<bos>", "")
+
+CHAT = [{"role": "user", "content": "Which code?"}]
+
+
+def alphabet() -> dict[str, int]:
+    return {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+
+
+def saved(tokenizer: Any, folder: Path, family: str) -> str:
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
+    return str(folder)
+
+
+def with_bos() -> PreTrainedTokenizerFast:
+    """One that puts BOS before every text, by its post-processor, and renders chats."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+    )
+    tokenizer.chat_template = "{% for m in messages %}<bos>{{ m['content'] }}<eos>{% endfor %}"
+    return tokenizer
+
+
+def assert_same(one: Any, two: Any) -> None:
+    """The same in everything that memlaw asks of a tokenizer."""
+    for text in TEXTS:
+        for special in (False, True):
+            assert one.encode(text, add_special_tokens=special) == two.encode(text, add_special_tokens=special)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "all_special_ids", "chat_template"):
+        assert getattr(one, name) == getattr(two, name), name
+    assert len(one) == len(two)
+    assert tokenizer_fingerprint(one) == tokenizer_fingerprint(two)
+    if one.chat_template is not None:
+        rendered = [t.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True) for t in (one, two)]
+        assert rendered[0] == rendered[1]
+
+
+BASE, BASE_BY_AUTO = load_tokenizer(), auto_tokenizer("memlaw/base")
+
+
+def test_the_bundled_tokenizer() -> None:
+    assert_same(BASE, BASE_BY_AUTO)
+
+
+@given(st.text(max_size=40))
+def test_the_bundled_tokenizer_cuts_any_text_alike(text: str) -> None:
+    assert BASE.encode(text) == BASE_BY_AUTO.encode(text)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2", "gemma2", "olmo2"])
+@pytest.mark.parametrize("make", [tiny.tokenizer, with_bos])
+def test_a_tokenizer_of_the_general_class(make: Any, family: str, tmp_path: Path) -> None:
+    name = saved(make(), tmp_path, family)
+    assert_same(load_tokenizer(name), auto_tokenizer(name))
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"), [(Qwen2Tokenizer, "qwen3"), (GPT2Tokenizer, "gpt2"), (GPT2Tokenizer, "llama")]
+)
+def test_a_tokenizer_of_a_class_that_agrees_with_its_file(
+    kind: Any, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = saved(kind(vocab=alphabet(), merges=[]), tmp_path, family)
+    expected = auto_tokenizer(name)
+    monkeypatch.setattr("transformers.AutoTokenizer", None)  # it is not needed
+    found = load_tokenizer(name)
+    assert type(found) is kind
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_where_class_and_file_disagree_autotokenizer_decides(family: str, tmp_path: Path) -> None:
+    """As in checkpoints that call a byte-level tokenizer a LlamaTokenizer, which would cut at other places."""
+    backend = Tokenizer(models.BPE(vocab=alphabet(), merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    name = saved(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="Z"), tmp_path, family)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"tokenizer_class": "LlamaTokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    found = load_tokenizer(name)
+    assert_same(found, auto_tokenizer(name))
+    assert found.encode(" a b") != LlamaTokenizer.from_pretrained(name).encode(" a b")
+
+
+def test_a_tokenizer_without_tokenizer_json_is_autotokenizers(tmp_path: Path) -> None:
+    name = saved(GPT2Tokenizer(vocab=alphabet(), merges=[]), tmp_path, "gpt2")
+    (tmp_path / "vocab.json").write_text(json.dumps(alphabet()))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer.json").unlink()
+    assert_same(load_tokenizer(name), auto_tokenizer(name))
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, auto_tokenizer])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"model": 3}', b"\xff", None])
+def test_a_tokenizer_that_cannot_be_loaded_is_named(load: Any, content: bytes | None, tmp_path: Path) -> None:
+    name = saved(tiny.tokenizer(), tmp_path, "qwen3")
+    if content is None:
+        (tmp_path / "tokenizer.json").unlink()
+    else:
+        (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ModelError, match="has no tokenizer that can be loaded"):
+        load(name)
+
+
+def test_a_missing_directory_is_named() -> None:
+    with pytest.raises(ModelError, match="There is no model directory ./nowhere"):
+        load_tokenizer("./nowhere")

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from helpers.pages import HOSTILE, content, hostile_content, laws
+from helpers.sample import recall
+from memlaw.core.recall import LN2
+from memlaw.report import write
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium: apt-get install -y chromium")
+
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=QUIET)
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.browser
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_opens_quietly_in_a_browser(browser, tmp_path, width, scheme):
+    path = Path(tmp_path) / "report.html"
+    write(dataclasses.replace(hostile_content(), fits=laws()), path, show_text=True)
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    complaints, requests = [], []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(path.as_uri())
+
+    assert page.evaluate("window.broken") is None
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    drawn = [svg.bounding_box() for svg in page.locator("figure svg").all()]
+    assert len(drawn) == 12
+    assert all(box["width"] > 200 and box["height"] > 50 for box in drawn)
+    assert len(Image.open(io.BytesIO(page.screenshot())).getcolors(1 << 24)) > 100
+    details = page.locator("details").first
+    was_open = details.evaluate("element => element.open")
+    details.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert details.evaluate("element => element.open") != was_open
+
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}[scheme]
+    assert complaints == []
+    assert requests == [path.as_uri()]
+    page.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """A page of thirty records, one of them with hostile text, and the list of its complaints."""
+    records = {f"record-{k:02d}": [0.1, 0.1 + 0.03 * k, 0.2] for k in range(29)} | {HOSTILE: [0.1, 2.0, 0.1]}
+    path = Path(tmp_path) / "report.html"
+    texts = {name: ["one", HOSTILE, "three"] for name in records}
+    write(content(recall=recall(records), texts=texts), path, show_text=True)
+    page = browser.new_page(viewport={"width": 1000, "height": 900})
+    complaints = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(path.as_uri())
+    yield page
+    assert page.evaluate("window.broken") is None
+    assert complaints == []
+    page.close()
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_a_record_opens_to_its_tokens_by_mouse(opened):
+    worst_row = opened.locator("#records button.row").first
+    assert worst_row.locator("bdi").text_content() == HOSTILE
+    worst_row.click()
+    assert worst_row.get_attribute("aria-expanded") == "true"
+    details = opened.locator("#records .details")
+    assert details.locator(".why").text_content().startswith("Decoding goes wrong at position 1: the target's token")
+    assert details.locator(".told").text_content().startswith("position 1: p 0.135, loss 2.000 nats; stubborn")
+    assert details.locator(".token").all_text_contents() == ["one", HOSTILE, "three"]
+    details.locator(".token").nth(2).hover()
+    assert details.locator(".told").text_content() == "position 2: p 0.905, loss 0.100 nats; ordered"
+    worst_row.click()
+    assert details.count() == 0
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_a_record_opens_to_its_tokens_by_keyboard(opened):
+    opened.locator("#find").focus()
+    opened.keyboard.type("record-07")
+    assert opened.locator("#found").text_content() == "1 of 30 records"
+    for _ in range(3):  # the order, the box, the only record
+        opened.keyboard.press("Tab")
+    opened.keyboard.press("Enter")
+    opened.keyboard.press("Tab")
+    told = opened.locator("#records .told")
+    assert told.text_content().startswith("position 0:")
+    for key, position in (("ArrowRight", 1), ("End", 2), ("ArrowRight", 2), ("ArrowLeft", 1), ("Home", 0)):
+        opened.keyboard.press(key)
+        assert told.text_content().startswith(f"position {position}:")
+        assert opened.evaluate("document.activeElement.getAttribute('aria-label')") == told.text_content()
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_records_are_found_ordered_and_filtered(opened):
+    shown = opened.locator("#records button.row")
+    assert shown.count() == 25
+    opened.locator("#more").click()
+    assert shown.count() == 30
+    assert opened.locator("#more").is_hidden()
+    opened.locator("#order").select_option("id")
+    assert shown.nth(1).locator("bdi").text_content() == "record-00"
+    opened.locator("#order").select_option("failure")
+    assert shown.first.locator("bdi").text_content() == HOSTILE
+    opened.locator("#stubborn-only").check()
+    stubborn = sum(0.1 + 0.03 * k >= LN2 for k in range(29)) + 1
+    assert opened.locator("#found").text_content() == f"{stubborn} of 30 records"
+    assert shown.count() == stubborn
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_the_slider_tells_the_predicted_loss(opened):
+    told = opened.locator("#law-told")
+    opened.locator("#law-size").focus()
+    opened.keyboard.press("Home")
+    opened.locator("#law-length").focus()
+    opened.keyboard.press("Home")
+    gain = laws()[0].predictor.predict(1, 16)
+    assert told.text_content() == (
+        f"At rank 1 and 16 target tokens the mean loss falls by {gain:.3f} nats a token, from 10.000 to "
+        f"{10 - gain:.3f}: not under ln 2."
+    )
+    opened.locator("#law-size").focus()
+    opened.keyboard.press("End")
+    assert told.text_content().startswith("At rank 8 and 16 target tokens")
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_a_printed_page_shows_the_table_and_not_the_list(opened):
+    assert opened.locator(".still").is_hidden()
+    opened.emulate_media(media="print")
+    assert opened.locator(".still").is_visible()
+    assert opened.locator("#explorer").is_hidden()

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers import sample
+from helpers.result_directories import LENGTHS, RANKS, a_probe, grid
+from memlaw import __version__
+from memlaw.core.canonical import canonical_json
+from memlaw.core.cells import CellResult
+from memlaw.core.config import TrainConfig
+from memlaw.core.errors import DataError, JournalError
+from memlaw.core.files import write_text
+from memlaw.diagnosis.documents import report_to_dict
+from memlaw.law import compare
+from memlaw.report import render
+from memlaw.report.collect import collect
+
+
+def test_a_probe_is_shown_with_the_best_form_of_its_law_and_the_papers_beside_it(tmp_path: Path) -> None:
+    shown = collect(a_probe(tmp_path / "P", grid()))
+    assert len(shown.cells) == len(RANKS) * len(LENGTHS)
+    best = compare(shown.fits[0].points, source="codes").best
+    assert best.form != "paper"
+    assert [law.summary["form"] for law in shown.fits] == [best.form, "paper"]
+    assert shown.fits[0].predictor == best
+    assert shown.title == "Parametric memory of tiny"
+    assert shown.sources == {"d" * 64: "codes"}
+    assert shown.made["memlaw"] == __version__
+    assert (shown.plan, shown.recall, shown.commands) == (None, None, ())
+    assert "codes" in render(shown)
+
+
+def test_a_directory_of_probes_is_shown_with_what_lies_beside_them(tmp_path: Path) -> None:
+    a_probe(tmp_path / "a", grid(), data="codes")
+    a_probe(tmp_path / "b", grid(data="e" * 64)[:4], data="names")
+    report = sample.recall({"x": [0.1], "y": [0.9]})
+    write_text(tmp_path / "recall.json", canonical_json(report_to_dict(report)))
+    write_text(tmp_path / "plan.json", canonical_json({"records": 2, "tokens": 2, "bits": 3.0, "rank": {"value": 1}}))
+    write_text(tmp_path / "commands.json", canonical_json({"commands": ["memlaw demo"]}))
+    shown = collect(tmp_path)
+    assert len(shown.cells) == len(RANKS) * len(LENGTHS) + 4
+    assert shown.recall == report
+    assert shown.plan is not None
+    assert shown.plan["rank"] == {"value": 1}
+    assert shown.commands == ["memlaw demo"]
+    assert set(shown.sources.values()) == {"codes", "names"}
+    assert {(law.label, len(law.points)) for law in shown.fits} == {("codes", len(RANKS) * len(LENGTHS))}
+
+
+@pytest.mark.parametrize("setting", [{"method": "ot"}, {"placement": "down_proj@1"}, {"data": "e" * 64}])
+def test_the_law_of_a_page_is_that_of_its_largest_family(tmp_path: Path, setting: dict[str, str]) -> None:
+    others = [sample.cell(rank, length, 9.0, **setting) for rank in RANKS for length in (16, 64)]
+    shown = collect(a_probe(tmp_path / "P", [*grid(), *others]))
+    assert {len(law.points) for law in shown.fits} == {len(RANKS) * len(LENGTHS)}
+
+
+def test_cells_of_other_seeds_are_of_the_same_family(tmp_path: Path) -> None:
+    shown = collect(a_probe(tmp_path / "P", [*grid(), *grid(seed=1)]))
+    assert {(law.label, len(law.points)) for law in shown.fits} == {("", 2 * len(RANKS) * len(LENGTHS))}
+
+
+def test_what_no_law_can_be_fitted_to_is_shown_without_one(tmp_path: Path) -> None:
+    alone = collect(a_probe(tmp_path / "alone", [sample.cell(1, 16), sample.cell(2, 16)]))
+    assert [law.summary["status"].startswith("All cells") for law in alone.fits] == [True]
+    assert "All cells" in render(alone)
+    assert collect(a_probe(tmp_path / "diverged", [sample.diverged(1, 16)])).fits == ()
+    assert collect(a_probe(tmp_path / "none", [])).fits == ()
+
+
+def test_cells_that_stopped_early_are_shown_but_not_fitted(tmp_path: Path) -> None:
+    early = [_until_recalled(result) for result in grid()]
+    shown = collect(a_probe(tmp_path / "early", early))
+    assert (len(shown.cells), shown.fits) == (len(early), ())
+    both = collect(a_probe(tmp_path / "both", [*early, *grid()[:6]]))
+    assert {len(law.points) for law in both.fits} == {6}
+
+
+def _until_recalled(result: CellResult) -> CellResult:
+    cell = dataclasses.replace(result.cell, train=TrainConfig(until="recalled"))
+    return dataclasses.replace(result, cell=cell)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "recall.json", "commands.json"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    a_probe(tmp_path / "P", grid())
+    (tmp_path / "P" / name).write_bytes(b'{"records": 1')
+    with pytest.raises(JournalError, match=rf"{name} is not JSON .* damaged or cut short\. Write it again"):
+        collect(tmp_path / "P")
+    (tmp_path / "P" / name).write_bytes(b"\xff\xfe")
+    with pytest.raises(JournalError, match=rf"{name} is not UTF-8 text \(byte 0\)"):
+        collect(tmp_path / "P")
+
+
+def test_a_certificate_that_was_edited_is_refused(tmp_path: Path) -> None:
+    document = report_to_dict(sample.recall({"x": [0.9]}))
+    document["items"][0]["certified"] = True
+    write_text(tmp_path / "recall.json", json.dumps(document))
+    with pytest.raises(DataError, match="so the file was changed after it was written"):
+        collect(tmp_path)
+
+
+def test_a_directory_with_nothing_to_show_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match=r"holds no probe \(probe\.json\) and no recall\.json"):
+        collect(tmp_path)

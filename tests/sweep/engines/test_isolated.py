@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from helpers import tiny, workers
+from helpers.engines import killed_driver_leaves_nobody, outcomes
+from helpers.probes import FACTS, GRID, assert_same
+from memlaw.core.errors import ConfigError, JournalError
+from memlaw.sweep.config import ProbeConfig
+from memlaw.sweep.engines.base import WorkerDiedError
+from memlaw.sweep.engines.isolated import Isolated
+from memlaw.sweep.probe import probe
+from memlaw.sweep.scheduler import ProbeProgress
+
+
+def test_a_fresh_process_for_each_says_how_it_ended(tmp_path):
+    written = [f"write:{tmp_path / name}" for name in ("a", "b")]
+    found = outcomes(Isolated(), *written, "exit:3", "kill:9", "kill:11", "raise:journal", "raise:picky")
+    assert [found[spec] for spec in written] == [None, None]
+    assert len({(tmp_path / name).read_text() for name in ("a", "b")} | {str(os.getpid())}) == 3
+    said = {spec: str(error) for spec, error in found.items() if isinstance(error, WorkerDiedError)}
+    assert said == {
+        "exit:3": "The process of the pack ended with exit code 3 before it was done.",
+        "kill:9": "The process of the pack was ended by SIGKILL, as the kernel does where memory runs out.",
+        "kill:11": "The process of the pack was ended by SIGSEGV, a crash in compiled code.",
+    }
+    assert isinstance(found["raise:journal"], JournalError)
+    assert (type(found["raise:picky"]), str(found["raise:picky"])) == (RuntimeError, "PickyError")
+
+
+def test_an_interrupt_ends_the_process_of_the_pack(tmp_path):
+    path = tmp_path / "pid"
+    threading.Thread(target=lambda: (workers.appears(path), os.kill(os.getpid(), signal.SIGINT))).start()
+    with pytest.raises(KeyboardInterrupt):
+        outcomes(Isolated(), f"hang:{path}")
+    assert workers.gone(int(path.read_text()))
+
+
+def test_a_killed_driver_leaves_no_process_behind(tmp_path):
+    killed_driver_leaves_nobody("isolated", tmp_path / "pid")
+
+
+def test_a_model_that_is_only_in_memory_trains_inline_alone(tmp_path):
+    events: list[ProbeProgress] = []
+    with pytest.raises(ConfigError) as refused:
+        probe(tiny.base(), FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=Isolated(), on_progress=events.append)
+    assert str(refused.value) == (
+        "The model tiny-qwen3 is in the memory of this process only, and another process has nothing to load it from. "
+        "Save it and its tokenizer with `save_pretrained` and load them from there, or train inline."
+    )
+    assert events == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_probe_in_fresh_processes_comes_to_the_same_bits(base, quiet, tmp_path):
+    assert probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=Isolated()).failed == 0
+    assert_same(tmp_path / "out", quiet)

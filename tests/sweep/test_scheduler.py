@@ -1,0 +1,182 @@
+"""Packs run anywhere, in any order, more than once, and die in any way: the results are those of a quiet run."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import warnings
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from helpers import tiny
+from helpers.probes import FACTS, GRID, SECRETS, assert_same, cells_of
+from memlaw.core.cells import CellResult
+from memlaw.core.config import Execution
+from memlaw.core.errors import ConfigError, JournalError
+from memlaw.sweep.config import ProbeConfig
+from memlaw.sweep.engines.base import Outcome, Outcomes, Resources, Spec, WorkerDiedError
+from memlaw.sweep.engines.shards import Shard
+from memlaw.sweep.journal import Journal
+from memlaw.sweep.pack import PackSpec, run_pack
+from memlaw.sweep.probe import probe
+from memlaw.sweep.scheduler import RETRIES, Pack, ProbeProgress
+
+
+class Elsewhere:
+    """Does here what others do elsewhere, several at a time or not; what it is told to strike never gets that far."""
+
+    in_process = False
+
+    def __init__(
+        self, *, parallel: bool = False, strike: Callable[[int], Exception | None] = lambda _call: None
+    ) -> None:
+        self.parallel, self.strike, self.specs = parallel, strike, list[Any]()
+
+    def run(self, fn: Callable[[Spec], object], specs: deque[Spec], _resources: Resources, /) -> Outcomes[Spec]:
+        while specs:
+            spec = specs.popleft()
+            self.specs.append(spec)
+            error = self.strike(len(self.specs) - 1)
+            if error is None:
+                fn(spec)
+            yield Outcome(spec, error)
+
+
+def test_a_pack_run_from_what_it_was_told_gives_the_same_bits_and_run_again_does_nothing(base, quiet, tmp_path):
+    engine = Elsewhere(parallel=True)
+    events: list[ProbeProgress] = []
+    summary = probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=engine, on_progress=events.append)
+    assert (summary.cells, summary.finished, summary.failed) == (8, 8, 0)
+    assert_same(tmp_path / "out", quiet)
+    specs = [PackSpec.from_json(text) for text in engine.specs]
+    assert [spec.cells[0].length for spec in specs] == [20, 10], "the longest first"
+    assert [(event.pack, event.recorded, event.failed) for event in events] == [(2, 4, 0), (1, 8, 0)]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    for text, spec in zip(engine.specs, specs, strict=True):
+        assert run_pack(text, str(tmp_path / "out")) == [cell.key for cell in spec.cells]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_another_model_under_the_same_name_stops_the_probe(base, tmp_path):
+    changed = dataclasses.replace(tiny.base(seed=1), name=base.name)
+    with pytest.raises(ConfigError, match="in the process of a pack is not the one the probe was started with"):
+        probe(changed, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=Elsewhere())
+    assert Journal(tmp_path / "out").results() == ()
+
+
+def dies(*calls: int) -> Callable[[int], Exception | None]:
+    return lambda call: WorkerDiedError("The process of the pack was ended by SIGKILL.") if call in calls else None
+
+
+def test_a_pack_whose_worker_dies_is_tried_again_behind_the_others(base, quiet, tmp_path):
+    engine = Elsewhere(strike=dies(0, 2))
+    assert probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=engine).failed == 0
+    lengths = [PackSpec.from_json(text).cells[0].length for text in engine.specs]
+    assert lengths == [20, 10, 20, 20]
+    assert cells_of(tmp_path / "out") == cells_of(quiet)
+    again = Elsewhere()
+    probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=again)
+    assert again.specs == []
+
+
+def test_a_pack_that_dies_three_times_is_recorded_with_how_and_left_to_the_next_run(base, quiet, tmp_path):
+    engine = Elsewhere(strike=lambda call: dies(*range(9))(call) if call != 1 else None)
+    events: list[ProbeProgress] = []
+    summary = probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=engine, on_progress=events.append)
+    assert len(engine.specs) == 1 + 1 + RETRIES
+    assert (summary.finished, summary.failed) == (4, 4)
+    assert [(event.recorded, event.failed) for event in events] == [(0, 4), (4, 4), (4, 4), (4, 4)]
+    failed = [result for result in Journal(tmp_path / "out").results() if result.status == "failed"]
+    assert {result.message for result in failed} == {"WorkerDiedError: The process of the pack was ended by SIGKILL."}
+    assert {result.parameters for result in failed} == {80, 240}
+    assert probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out").finished == 8
+    assert cells_of(tmp_path / "out") == cells_of(quiet)
+
+
+def test_a_journal_that_cannot_be_written_stops_everybody(base, tmp_path):
+    engine = Elsewhere(strike=lambda call: JournalError("disk full") if call == 1 else None)
+    with pytest.raises(JournalError, match="disk full"):
+        probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=engine)
+    assert len(engine.specs) == 2
+    assert len(Journal(tmp_path / "out").results()) == 4
+
+
+def test_no_secret_is_in_what_a_failed_pack_leaves_behind(base, tmp_path, capfd):
+    engine = Elsewhere(strike=lambda call: KeyError(SECRETS[0]))
+    probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=engine)
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert {result.message for result in Journal(tmp_path / "out").results()} == {"KeyError"}
+    said = "".join(capfd.readouterr())
+    assert not [secret for secret in SECRETS if secret.encode() in written or secret in said]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_is_finished_and_rebuilds_the_table(base, quiet, tmp_path, number):
+    out, before = tmp_path / "out", signal.getsignal(signal.SIGTERM)
+
+    def interrupt(event: ProbeProgress) -> None:
+        if isinstance(event.news, CellResult) and event.recorded == 5:
+            signal.raise_signal(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        probe(base, FACTS, ProbeConfig(**GRID), out, on_progress=interrupt)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert len(cells_of(out)) == 5
+    assert (out / "results.parquet").exists()
+    probe(base, FACTS, ProbeConfig(**GRID), out)
+    assert_same(out, quiet)
+
+
+WIDE: dict[str, Any] = {"ranks": [1, 3], "lengths": [5, 10, 15, 20], "steps": 3}
+
+
+def test_shards_in_any_order_make_the_probe_and_each_tells_of_its_own_cells(base, tmp_path):
+    probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "whole")
+    counted = []
+    for index in (2, 3, 1):
+        summary = probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "out", shard=Shard(index, 3))
+        assert summary.finished == summary.cells
+        counted.append(summary.cells)
+        assert len(cells_of(tmp_path / "out")) == sum(counted)
+    assert sorted(counted) == [2, 2, 4]
+    assert_same(tmp_path / "out", tmp_path / "whole")
+
+
+def test_a_shard_with_nothing_to_do_is_done(base, tmp_path):
+    summary = probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "out", shard=Shard(5, 5))
+    assert (summary.cells, summary.finished, summary.failed) == (0, 0, 0)
+
+
+def test_the_packs_to_train_can_be_chosen_one_by_one(base, tmp_path):
+    offered: list[tuple[list[int], int]] = []
+
+    def longest_then_enough(packs: Any, results: Any) -> Pack | None:
+        offered.append(([pack[0].length for pack in packs], len(results)))
+        return None if len(offered) == 3 else max(packs, key=lambda pack: pack[0].length)
+
+    summary = probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "out", choose=longest_then_enough)
+    assert offered == [([5, 10, 15, 20], 0), ([5, 10, 15], 2), ([5, 10], 4)]
+    assert (summary.cells, summary.finished, summary.failed) == (8, 4, 0)
+    assert {result.cell.length for result in Journal(tmp_path / "out").results()} == {15, 20}
+    assert probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "out").finished == 8
+
+
+def test_choosing_is_refused_where_others_train(base, tmp_path):
+    with pytest.raises(ConfigError, match="can only be chosen where packs are trained one after the other"):
+        probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "out", engine=Elsewhere(), choose=lambda packs, _: packs[0])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_probe_finds_what_another_kept_and_comes_to_the_same_bits(base, quiet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shared, engine = Execution(prefix_cache="cache"), Elsewhere()
+    for name in ("a", "b"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            probe(base, FACTS, ProbeConfig(**GRID), tmp_path / name, execution=shared, engine=engine)
+        assert_same(tmp_path / name, quiet)
+        assert len(list((tmp_path / "cache").iterdir())) == 2, "one for each length"
+    assert PackSpec.from_json(engine.specs[0]).execution.prefix_cache == str(tmp_path / "cache")

@@ -1,0 +1,236 @@
+"""A training that is interrupted goes on to the same last bit."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from helpers import cuts, tiny
+from helpers.interrupted import FACTS, RUNS, InterruptedTrainingError, train
+from memlaw.adapter.on_model import placement_on
+from memlaw.core.errors import ConfigError
+from memlaw.sweep.journal import CheckpointStatus, Journal, ProbeSpec, status
+from memlaw.training.checkpoint import Checkpoint
+from memlaw.training.result import Trained
+from memlaw.training.stack import train_stack
+
+
+def assert_same(found: list[Trained], expected: list[Trained]) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in ("rank", "config", "status", "steps", "loss_init", "loss_final", "recalled", "message"):
+            assert getattr(ours, name) == getattr(theirs, name)
+        for a, b in zip(ours.stack.tensors, theirs.stack.tensors, strict=True):
+            assert torch.equal(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_interrupted_training_goes_on_to_the_same_last_bit(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    for stop in (4, 9, 12):
+        with pytest.raises(InterruptedTrainingError):
+            train(name, path, stop=stop, dtype=dtype)
+    assert path.exists()
+    assert_same(train(name, path, dtype=dtype), train(name, dtype=dtype))
+
+
+def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
+    path = tmp_path / "deeper" / "checkpoint"
+    with pytest.raises(InterruptedTrainingError):
+        train("sft", path, stop=10)
+    base = tiny.base()
+    seen: list[int] = []
+    train_stack(
+        base, FACTS, placement_on("down_proj@1+3", base.model), RUNS["sft"],
+        checkpoint=Checkpoint(path), on_step=lambda progress: seen.append(progress.step),
+    )  # fmt: skip
+    assert seen == [10, 11, 12, 13, 14]
+
+
+def test_nothing_is_saved_before_it_is_due(tmp_path: Path) -> None:
+    base = tiny.base()
+    path = tmp_path / "checkpoint"
+    train_stack(base, FACTS, placement_on(None, base.model), RUNS["sft"], checkpoint=Checkpoint(path, minutes=60))
+    assert not path.exists()
+
+
+def interrupted(path: Path, stop: int) -> None:
+    with pytest.raises(InterruptedTrainingError):
+        train("sft", path, stop=stop)
+
+
+def flip(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 0x10
+    file.write_bytes(content)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_the_newest_two_are_kept_and_the_newer_counts_whatever_their_times(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    interrupted(path, 9)
+    assert names(path) == ["8", "9"]
+    assert names(path / "9") == ["manifest.json", "state.json", "tensors.safetensors"]
+    os.utime(path / "8", (2**33, 2**33))
+    interrupted(path, 10)
+    assert names(path) == ["10", "9"]
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("place", [0, 9, 60, -3])
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(file: str, place: int, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    interrupted(path, 9)
+    flip(path / "9" / file, place)
+    with pytest.warns(UserWarning, match=r"checkpoint/9 is damaged .*: training starts again from the one before"):
+        found = train("sft", path)
+    assert_same(found, train("sft"))
+
+
+def test_without_any_intact_checkpoint_training_starts_from_its_beginning_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    interrupted(path, 9)
+    for number in ("8", "9"):
+        flip(path / number / "tensors.safetensors", -3)
+    with pytest.warns(UserWarning, match="is damaged") as told:
+        found = train("sft", path)
+    assert [str(warning.message) for warning in told] == [
+        f"The checkpoint {path / '9'} is damaged (tensors.safetensors is not the file that was saved): training starts "
+        "again from the one before.",
+        f"The checkpoint {path / '8'} is damaged (tensors.safetensors is not the file that was saved): training starts "
+        "again from its beginning.",
+    ]
+    assert_same(found, train("sft"))
+
+
+def test_what_is_damaged_does_not_push_out_what_is_intact(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    interrupted(path, 9)
+    flip(path / "9" / "state.json", 5)
+    with pytest.warns(UserWarning, match="is damaged"):
+        interrupted(path, 9)
+    assert names(path) == ["8", "9"]
+
+
+def test_a_truncated_or_missing_file_is_a_damaged_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    interrupted(path, 9)
+    tensors = path / "9" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-100])
+    (path / "8" / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match=r"is damaged") as told:
+        train("sft", path)
+    assert "(tensors.safetensors is not the file that was saved): training starts again from the one" in str(told[0])
+    assert "(it cannot be read: No such file or directory): training starts again from its beginning" in str(told[1])
+
+
+def test_files_of_others_are_not_taken_for_checkpoints_nor_removed(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    interrupted(path, 9)
+    (path / "notes").mkdir()
+    (path / ".10.0123.tmp").mkdir()
+    train("sft", path)
+    Checkpoint(path).discard()
+    assert names(path) == ["notes"]
+
+
+def test_the_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    with pytest.raises(InterruptedTrainingError):
+        train("sft", path, stop=9)
+    with pytest.raises(ConfigError, match="is the checkpoint of another training"):
+        train("ot", path)
+    with pytest.raises(ConfigError, match="is the checkpoint of another training"):
+        train("sft", path, seed=5)
+
+
+@pytest.mark.parametrize("full", ["fsync", "mkdir"])
+def test_a_disk_that_fails_costs_the_checkpoints_and_not_the_training(
+    full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint"
+    interrupted(path, 6)
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, full, fail)
+        with pytest.warns(UserWarning, match=r"cannot be written \(No space left.*\): training goes on without"):
+            found = train("sft", path)
+    assert_same(found, train("sft"))
+    assert names(path) == ["5"]
+    assert_same(train("sft", path), found)
+
+
+def test_every_call_of_a_save_may_fail_and_the_one_before_is_still_there(tmp_path: Path) -> None:
+    saved: list[tuple[Any, Any]] = []
+
+    def keep(_self: Checkpoint, engine: Any, snapshot: Any) -> None:
+        saved.append((engine, replace(snapshot, states=list(snapshot.states))))
+
+    with mock.patch.object(Checkpoint, "save", keep):
+        interrupted(tmp_path / "unused", 9)
+    engine, snapshot = saved[-1]
+    for number in itertools.count():
+        checkpoint = Checkpoint(tmp_path / str(number))
+        for _ in range(2):
+            checkpoint.save(engine, snapshot)
+        cut = cuts.Cut(number, cuts.fails(errno.EIO))
+        with contextlib.suppress(OSError), cuts.intercepted(cut):
+            checkpoint.save(engine, snapshot)
+        found = checkpoint.load(engine)
+        assert found is not None
+        assert torch.equal(found.states[0].stack.tensors[0], snapshot.states[0].stack.tensors[0])
+        if not cut.struck:
+            break
+    assert number > 20
+
+
+def test_the_status_of_a_probe_tells_the_step_of_a_pack_in_training(tmp_path: Path) -> None:
+    pack = ("a", "b")
+    journal = Journal(tmp_path)
+    journal.claim(ProbeSpec(identity={}, packs=(("c",), pack)))
+    interrupted(journal.checkpoint(pack), 9)
+    assert status(tmp_path).checkpoints == (CheckpointStatus(pack=2, step=8),)
+
+
+PROGRAM = """
+import sys
+from helpers import interrupted as t
+from pathlib import Path
+t.train(sys.argv[1], Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "sw"])
+def test_a_killed_process_leaves_a_checkpoint_that_goes_on(name: str, tmp_path: Path) -> None:
+    """SIGKILL as soon as there is a checkpoint, again and again, each time somewhere else in a step."""
+    path = tmp_path / "checkpoint"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for delay in (0.0, 0.01, 0.03):
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM, name, str(path)], env=env)
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == before):
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert_same(train(name, path), train(name))

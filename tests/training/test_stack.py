@@ -1,0 +1,417 @@
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from helpers import slow_training as reference
+from helpers import tiny
+from memlaw.adapter.on_model import placement_on
+from memlaw.adapter.stack import AdapterStack
+from memlaw.core.config import TrainConfig
+from memlaw.core.errors import AdapterError, ConfigError, TrainError
+from memlaw.core.recall import LN2
+from memlaw.losses import IGNORED, WindowState, memft_loss
+from memlaw.model.base import Base
+from memlaw.training.optimizer import StackedAdamW
+from memlaw.training.result import StackProgress, Trained
+from memlaw.training.rows import row_order
+from memlaw.training.settings import Settings
+from memlaw.training.stack import train_stack
+
+FACTS = tiny.facts([(5, 4), (3, 7), (6, 2)])
+
+SHORT = TrainConfig(steps=12, learning_rate=2e-2)
+
+
+def close(ours: Trained, theirs: Trained, tolerance: float) -> None:
+    for (a, b), (c, d) in zip(ours.stack.pairs, theirs.stack.pairs, strict=True):
+        torch.testing.assert_close(a, c, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(b, d, rtol=tolerance, atol=tolerance)
+
+
+def mean_loss(model: torch.nn.Module) -> float:
+    with torch.no_grad():
+        return float(torch.cat([reference.nll_of(model, fact) for fact in FACTS]).mean())
+
+
+def train(base: Base, runs: list[tuple[int, TrainConfig]], placement: str | None = None) -> list[Trained]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return train_stack(base, FACTS, placement_on(placement, base.model), runs)
+
+
+@pytest.mark.parametrize("placement", ["down_proj@2", "mlp@1", "q_proj,v_proj", "all-linear"])
+def test_a_stack_gives_each_adapter_what_it_would_get_alone(placement: str) -> None:
+    base = tiny.base(dtype=torch.float64)
+    runs = [
+        (1, SHORT),
+        (4, replace(SHORT, method="ot", seed=1)),
+        (3, replace(SHORT, learning_rate=1e-3, schedule="constant", clip=0.1, scale=2.0)),
+        (4, replace(SHORT, steps=5, dropout=0.1, weight_decay=0.1, init="paper")),
+    ]
+    together = train(base, runs, placement)
+    for run, result in zip(runs, together, strict=True):
+        (alone,) = train(base, [run], placement)
+        close(result, alone, 1e-10)
+        assert result.loss_final == pytest.approx(alone.loss_final, rel=1e-10)
+        assert (result.steps, result.status) == (alone.steps, alone.status)
+
+
+def test_adapters_of_different_placements_train_together_as_they_would_alone() -> None:
+    base = tiny.base(dtype=torch.float64)
+    places = [placement_on(text, base.model) for text in ("down_proj@3", "q_proj,v_proj@2", "mlp@1", "up_proj@1+3")]
+    runs = [(1, SHORT), (4, replace(SHORT, seed=1, weight_decay=0.1)), (3, SHORT), (2, replace(SHORT, dropout=0.1))]
+    together = train_stack(base, FACTS, places, runs)
+    for place, run, result in zip(places, runs, together, strict=True):
+        (alone,) = train_stack(base, FACTS, place, [run])
+        assert result.placement == place
+        assert result.stack.sites == place.sites
+        close(result, alone, 1e-10)
+        assert result.loss_final == pytest.approx(alone.loss_final, rel=1e-10)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("method", ["sft", "ot"])
+def test_a_stack_trains_what_peft_trains(family: str, method: str) -> None:
+    model = tiny.model(family, dtype=torch.float64)
+    placement = placement_on("c_proj@2" if family == "gpt2" else "down_proj@2+3", model)
+    config = TrainConfig(method=method, steps=10, learning_rate=2e-2, scale=2.0)  # type: ignore[arg-type]
+    base = tiny.wrap(model, tiny.tokenizer())
+    (ours, _) = train_stack(base, FACTS, placement, [(3, config), (5, replace(config, seed=7))])
+    tuned, losses = reference.train_with_peft(model, FACTS, placement, 3, config, batches=[range(len(FACTS))] * 10)
+    assert losses[0] == pytest.approx(ours.loss_init, rel=1e-6)
+    assert mean_loss(tuned) == pytest.approx(ours.loss_final, rel=1e-6)
+    for site, (a, b) in zip(ours.stack.sites, ours.stack.pairs, strict=True):
+        module = tuned.get_submodule(f"base_model.model.{site.path}")
+        for theirs, mine in ((module.lora_A["default"].weight, a[0].T), (module.lora_B["default"].weight, b[0].T)):
+            theirs = theirs.detach()
+            assert float((theirs - mine).norm() / theirs.norm()) < 1e-6
+
+
+METHODS = {
+    "sw": {"method": "sw"},
+    "sw position": {"method": "sw", "position": 1.0},
+    "ot position": {"method": "ot", "position": 2.0},
+    "ot focus": {"method": "ot", "focus": 1.0},
+    "sft focus": {"method": "sft", "focus": 0.5},
+    "ot margin": {"method": "ot", "margin": 0.3},
+    "curriculum": {"method": "curriculum"},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_what_memft_loss_trains_in_a_loop(name: str) -> None:
+    model = tiny.model(dtype=torch.float64)
+    facts = tiny.facts([(5, 4), (3, 7), (6, 2), (4, 5), (3, 3)])
+    placement = placement_on("down_proj@2", model)
+    settings = METHODS[name]
+    config = TrainConfig(steps=14, learning_rate=5e-2, batch_size=2, **settings)  # type: ignore[arg-type]
+    others = [(3, SHORT), (2, replace(SHORT, method="sw"))]
+    base = tiny.wrap(model, tiny.tokenizer())
+    runs = [(rank, replace(run, batch_size=2)) for rank, run in others]
+    ours = train_stack(base, facts, placement, [runs[0], (4, config), runs[1]])[1]
+
+    start = AdapterStack.start(placement.sites, [(4, config)], device="cpu", dtype="float64")
+    tuned = get_peft_model(model, LoraConfig(**placement.lora_config(4, scale=config.scale))).to(torch.float64)
+    module = tuned.get_submodule(f"base_model.model.{placement.sites[0].path}")
+    module.lora_A["default"].weight.data = start.pairs[0][0][0].T.clone()
+    trains = [module.lora_A["default"].weight, module.lora_B["default"].weight]
+    optimizer = torch.optim.AdamW(trains, lr=config.learning_rate, weight_decay=0.0)
+    state, order = WindowState(), row_order(len(facts), config)
+    for step in range(config.steps):
+        rows = next(order).tolist()
+        time = max(len(facts[row].ids) for row in rows)
+        ids, labels = torch.zeros(2, time, dtype=torch.long), torch.full((2, time), IGNORED)
+        for place, fact in enumerate(facts[row] for row in rows):
+            ids[place, : len(fact.ids)] = torch.tensor(fact.ids)
+            labels[place, fact.prompt_length : len(fact.ids)] = torch.tensor(fact.target)
+        window = {"state": state, "sample_ids": rows} if config.method == "sw" else {}
+        optimizer.zero_grad()
+        memft_loss(tuned(input_ids=ids).logits, labels, **settings, **window).backward()  # type: ignore[arg-type]
+        torch.nn.utils.clip_grad_norm_(trains, config.clip)
+        optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / config.steps)
+        optimizer.step()
+    for theirs, mine in zip(trains, (ours.stack.pairs[0][0][0].T, ours.stack.pairs[0][1][0].T), strict=True):
+        assert float((theirs.detach() - mine).norm() / theirs.detach().norm()) < 1e-5
+
+
+def test_once_nothing_is_under_the_threshold_fallback_trains_on_all_and_zero_on_nothing() -> None:
+    model = tiny.model(dtype=torch.float64)
+    base = tiny.wrap(model, tiny.tokenizer())
+    placement = placement_on(None, model)
+    zero = TrainConfig(method="ot", steps=80, learning_rate=2e-2, schedule="constant")
+    fallback = replace(zero, rule="fallback")
+    (stopped, went_on) = train_stack(base, FACTS, placement, [(8, zero), (8, fallback)])
+    assert stopped.recalled
+    assert went_on.loss_final is not None
+    assert stopped.loss_final is not None
+    assert went_on.loss_final < 0.5 * stopped.loss_final
+    tuned, _ = reference.train_with_peft(model, FACTS, placement, 8, fallback, batches=[range(len(FACTS))] * 80)
+    assert mean_loss(tuned) == pytest.approx(went_on.loss_final, rel=1e-4)
+
+
+def test_the_loss_falls_and_the_base_stays() -> None:
+    base = tiny.base()
+    (result,) = train(base, [(4, replace(SHORT, steps=60))])
+    assert result.loss_final is not None
+    assert result.loss_final < result.loss_init - 1
+    assert tiny.wrap(base.model, base.tokenizer).fingerprint == base.fingerprint
+
+
+def test_stacked_adamw_is_torch_adamw() -> None:
+    stream = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(3, 4, 2, generator=stream, dtype=torch.float64) for _ in range(2)]
+    rates, decays = torch.tensor([1e-2, 1e-1, 0.0]), torch.tensor([0.0, 0.1, 0.5])
+    copies = [[t[k].clone().requires_grad_(True) for t in tensors] for k in range(3)]
+    theirs = [torch.optim.AdamW(copies[k], lr=float(rates[k]), weight_decay=float(decays[k])) for k in range(3)]
+    ours = StackedAdamW(tensors)
+    for _ in range(5):
+        gradients = [torch.randn(t.shape, generator=stream, dtype=torch.float64) for t in tensors]
+        ours.step(tensors, gradients, rates, decays)
+        for k, optimizer in enumerate(theirs):
+            for parameter, gradient in zip(copies[k], gradients, strict=True):
+                parameter.grad = gradient[k]
+            optimizer.step()
+    for k in range(3):
+        for tensor, copy in zip(tensors, copies[k], strict=True):
+            torch.testing.assert_close(tensor[k], copy.detach(), rtol=1e-6, atol=1e-9)
+
+
+def test_the_published_schedule_falls_linearly_to_zero_without_warm_up() -> None:
+    config = TrainConfig(steps=4, learning_rate=1.0)
+    settings = Settings.of([config, replace(config, schedule="constant", learning_rate=0.5)], "cpu")
+    assert [settings.rates(step).tolist() for step in range(5)] == [[1 - step / 4, 0.5] for step in range(5)]
+
+
+def test_every_epoch_shows_every_row_once_in_a_new_order() -> None:
+    order = row_order(7, TrainConfig(batch_size=3))
+    seen: list[int] = torch.cat([next(order) for _ in range(14)]).tolist()
+    epochs = [seen[i : i + 7] for i in range(0, 42, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_batches_of_rows_train_what_peft_trains_on_the_same_batches() -> None:
+    model = tiny.model(dtype=torch.float64)
+    base = tiny.wrap(model, tiny.tokenizer())
+    placement = placement_on("up_proj@3", model)
+    config = TrainConfig(steps=9, learning_rate=2e-2, batch_size=2)
+    (ours,) = train_stack(base, FACTS, placement, [(2, config)])
+    order = row_order(len(FACTS), config)
+    batches = [next(order).tolist() for _ in range(9)]
+    tuned, _ = reference.train_with_peft(model, FACTS, placement, 2, config, batches=batches)
+    assert mean_loss(tuned) == pytest.approx(ours.loss_final, rel=1e-6)
+
+
+def test_until_recalled_stops_when_every_token_has_the_margin_and_not_before() -> None:
+    base = tiny.base()
+    config = TrainConfig(steps=600, until="recalled", margin=0.2, learning_rate=2e-2, method="ot", schedule="constant")
+    placement = placement_on(None, base.model)
+    one, two = train_stack(base, FACTS, placement, [(8, config), (2, replace(config, steps=3))])
+    assert one.recalled
+    assert one.steps < 600
+    with one.attached(base.model), torch.no_grad():
+        worst = max(float(reference.nll_of(base.model, fact).max()) for fact in FACTS)
+    assert worst < LN2 - 0.2
+    assert not two.recalled
+    assert two.steps == 3
+    (shorter,) = train_stack(base, FACTS, placement, [(8, replace(config, until="budget", steps=one.steps - 1))])
+    with shorter.attached(base.model), torch.no_grad():
+        assert max(float(reference.nll_of(base.model, fact).max()) for fact in FACTS) >= LN2 - 0.2
+
+
+def test_a_budget_run_takes_exactly_its_steps_however_well_it_knows_the_facts() -> None:
+    (result,) = train(tiny.base(), [(8, replace(SHORT, steps=150))])
+    assert result.recalled
+    assert result.steps == 150
+
+
+def test_a_diverging_run_leaves_the_stack_and_the_others_finish_as_if_alone() -> None:
+    base = tiny.base()
+    wild = replace(SHORT, learning_rate=1e38, clip=0.0)
+    steady, broken = train(base, [(2, SHORT), (2, wild)])
+    assert (broken.status, broken.loss_final) == ("diverged", None)
+    assert 0 < broken.steps < SHORT.steps
+    assert f"at step {broken.steps}" in broken.message
+    (alone,) = train(base, [(2, SHORT)])
+    assert steady.status == "finished"
+    close(steady, alone, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"), [(0, "needs at least 1"), (-3, "needs at least 1"), (33, "above 32, the smaller dimension of")]
+)
+def test_impossible_ranks_are_refused_before_training(rank: int, message: str) -> None:
+    with pytest.raises(AdapterError, match=message):
+        train(tiny.base(), [(2, SHORT), (rank, SHORT)])
+
+
+def test_a_stack_shares_its_batch_size() -> None:
+    with pytest.raises(ConfigError, match="one batch_size"):
+        train(tiny.base(), [(2, SHORT), (2, replace(SHORT, batch_size=1))])
+
+
+def test_a_base_in_training_mode_with_checkpointing_gives_the_same_result() -> None:
+    model = tiny.model()
+    (expected,) = train(tiny.wrap(model, tiny.tokenizer()), [(2, SHORT)])
+    model.train()
+    model.gradient_checkpointing_enable()
+    (found,) = train(tiny.wrap(model, tiny.tokenizer()), [(2, SHORT)])
+    close(found, expected, 0.0)
+    assert model.training
+
+
+def test_an_adapter_starts_the_same_whatever_it_is_stacked_with() -> None:
+    base = tiny.base()
+    sites = placement_on("all-linear", base.model).sites
+    alone = AdapterStack.start(sites, [(3, SHORT)], device="cpu", dtype="float32")
+    among = AdapterStack.start(sites, [(8, replace(SHORT, seed=5)), (3, SHORT)], device="cpu", dtype="float32")
+    for (a, b), (c, d) in zip(alone.pairs, among.select([1]).pairs, strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)
+        assert not b.any()
+
+
+def test_the_paper_starts_a_with_a_bound_of_one_over_root_rank() -> None:
+    base = tiny.base()
+    site = placement_on("mlp@1", base.model).sites
+    for init, bound in (("paper", 1 / math.sqrt(4)), ("peft", 1 / math.sqrt(32))):
+        config = replace(SHORT, init=init)  # type: ignore[arg-type]
+        a: Tensor = AdapterStack.start(site, [(4, config)], device="cpu", dtype="float32").pairs[0][0]
+        assert 0.9 * bound < float(a.abs().max()) <= bound
+
+
+@pytest.mark.parametrize(("scaling", "use_rslora"), [("lora", False), ("rslora", True)])
+def test_the_factor_is_that_of_peft_with_the_same_alpha(scaling: str, use_rslora: bool) -> None:
+    model = tiny.model()
+    settings = {"r": 3, "lora_alpha": 8, "use_rslora": use_rslora, "target_modules": ["up_proj"]}
+    theirs = get_peft_model(model, LoraConfig(**settings)).get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+    ours = replace(SHORT, scale=8.0, scaling=scaling)  # type: ignore[arg-type]
+    assert ours.factor(3) == pytest.approx(theirs.scaling["default"], rel=1e-15)
+    sites = placement_on("mlp@1", tiny.model()).sites
+    stack = AdapterStack.start(sites, [(3, ours), (2, SHORT)], device="cpu", dtype="float64")
+    assert stack.scale.flatten().tolist() == [ours.factor(3), SHORT.scale]
+
+
+def test_progress_counts_what_is_left() -> None:
+    seen: list[StackProgress] = []
+    base = tiny.base()
+    train_stack(
+        base, FACTS, placement_on(None, base.model), [(2, SHORT), (1, replace(SHORT, steps=4))], on_step=seen.append
+    )
+    assert [p.step for p in seen] == list(range(1, 13))
+    assert [p.adapters for p in seen] == [2] * 4 + [1] * 8
+    assert all(p.steps == 12 and 0 <= p.ordered <= 1 for p in seen)
+    assert seen[-1].loss < seen[0].loss
+
+
+@contextmanager
+def room_for(base: Base, rows: int) -> Iterator[list[int]]:
+    """The last layer runs out of memory with more than `rows` rows; yields the sizes that were tried."""
+    tried: list[int] = []
+
+    def check(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        tried.append(len(args[0]))
+        if len(args[0]) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    handle = base.model.model.layers[-1].register_forward_pre_hook(check)
+    try:
+        yield tried
+    finally:
+        handle.remove()
+
+
+SHORT_OF_MEMORY = [
+    (2, replace(SHORT, batch_size=2)),
+    (4, replace(SHORT, batch_size=2, method="ot", rule="fallback", seed=1)),
+    (1, replace(SHORT, batch_size=2, dropout=0.1)),
+    (3, replace(SHORT, batch_size=2, method="sw", steps=7)),
+    (3, replace(SHORT, batch_size=2, method="ot", until="recalled", learning_rate=5e-2, steps=30)),
+]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 9])
+def test_a_stack_that_does_not_fit_goes_on_in_parts_and_gives_the_same(rows: int) -> None:
+    base = tiny.base(dtype=torch.float64)
+    placement = placement_on("down_proj@1+2", base.model)
+    expected = train_stack(base, FACTS, placement, SHORT_OF_MEMORY)
+    with room_for(base, rows) as tried, pytest.warns(UserWarning, match="more memory than there is: going on with"):
+        found = train_stack(base, FACTS, placement, SHORT_OF_MEMORY)
+    assert max(tried) > rows
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.steps, ours.status, ours.recalled) == (theirs.steps, theirs.status, theirs.recalled)
+        assert ours.loss_final == pytest.approx(theirs.loss_final, rel=1e-10)
+        close(ours, theirs, 1e-9)
+
+
+def test_memory_that_runs_out_in_the_middle_costs_no_step() -> None:
+    base = tiny.base(dtype=torch.float64)
+    placement = placement_on(None, base.model)
+    expected = train_stack(base, FACTS, placement, SHORT_OF_MEMORY)
+    with ExitStack() as hooks:
+        hooks.enter_context(pytest.warns(UserWarning, match="5 adapters at once"))
+
+        def shrink(progress: StackProgress) -> None:
+            if progress.step == 4:
+                hooks.enter_context(room_for(base, 6))
+
+        found = train_stack(base, FACTS, placement, SHORT_OF_MEMORY, on_step=shrink)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.steps == theirs.steps
+        close(ours, theirs, 1e-9)
+
+
+def test_one_row_of_one_adapter_that_does_not_fit_is_an_error_a_person_can_act_on() -> None:
+    base = tiny.base()
+    full = torch.OutOfMemoryError("CUDA out of memory")
+
+    def never(*_args: object) -> None:
+        raise full
+
+    placement = placement_on(None, base.model)
+
+    def fill(progress: StackProgress) -> None:
+        if progress.step == 2:
+            base.model.model.layers[-1].register_forward_pre_hook(never)
+
+    sentence = "One adapter with one row of the facts needs more memory than there is"
+    with pytest.warns(UserWarning, match="going on with"), pytest.raises(TrainError, match=sentence):
+        train_stack(base, FACTS, placement, [(2, SHORT), (3, SHORT)], on_step=fill)
+
+
+REAL = """
+import resource, sys, warnings, torch, tiny
+from memlaw.adapter import parse_placement
+from memlaw.records import TrainConfig
+from memlaw.training import train_stack
+torch.set_num_threads(1)
+base = tiny.base(max_position_embeddings=4096, attn_implementation="eager")
+facts = tiny.facts([(4, 1500)])
+placement = parse_placement("down_proj@1", base.model)
+train_stack(base, facts, placement, [(2, TrainConfig(steps=1))])
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 700 * 2**20, resource.RLIM_INFINITY))
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    trained = train_stack(base, facts, placement, [(2, TrainConfig(steps=2, seed=k)) for k in range(12)])
+assert any("more memory than there is" in str(w.message) for w in said), [str(w.message) for w in said]
+assert [t.steps for t in trained] == [2] * 12 and all(t.status == "finished" for t in trained)
+"""
+
+
+@pytest.mark.slow
+def test_a_machine_that_really_has_no_more_memory_trains_in_parts() -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", REAL], env=env, check=True)
