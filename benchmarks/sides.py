@@ -24,11 +24,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.placement import Placement
 from memlaw.adapter.stack import AdapterStack
-from memlaw.core.config import TrainConfig
+from memlaw.core.config import Execution, TrainConfig
 from memlaw.core.facts import EncodedFact
 from memlaw.losses import IGNORED
 from memlaw.model.base import Base, fingerprint
 from memlaw.training.result import StackProgress
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 Batch = tuple[Tensor, Tensor]
@@ -205,8 +206,8 @@ def _stacked(
     def mark(_progress: StackProgress) -> None:
         marks.append(time.process_time())
 
-    runs = [(RANK, TrainConfig(steps=WARM + STEPS, seed=seed)) for seed in range(count)]
-    trained = train_stack(base, [fact], placement, runs, on_step=mark, compiled=compiled)
+    runs = [Run(RANK, placement, TrainConfig(steps=WARM + STEPS, seed=seed)) for seed in range(count)]
+    trained = train_stack(base, [fact], runs, execution=Execution(compiled=compiled), on_step=mark)
     return (marks[-1] - marks[WARM - 1]) / STEPS, [float(t.loss_final or 0) for t in trained]
 
 

@@ -31,6 +31,7 @@ from memlaw.planning.library import KnownLaw
 from memlaw.planning.rank_check import rank_findings
 from memlaw.training.adapter import train_adapter
 from memlaw.training.result import StackProgress, Trained
+from memlaw.training.run import Run
 
 if TYPE_CHECKING:
     from memlaw.sweep.probe import ProbeSummary
@@ -58,9 +59,8 @@ def train(
     chosen = replace(config or UNTIL_RECALLED, **settings)
     base = wrap(model, tokenizer)
     memory_set = load_memory_set(base, facts)
-    encoded = encode(memory_set, tokenizer, context=base.context)
-    where = placement_on(placement, model)
-    return train_adapter(base, memory_set, encoded, rank, where, chosen, out=out, execution=execution, on_step=on_step)
+    run = Run(rank, placement_on(placement, model), chosen)
+    return train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
 
 
 def recall(

@@ -9,12 +9,13 @@ from memlaw.adapter.on_model import placement_on
 from memlaw.cli.train import train_lines
 from memlaw.core.config import TrainConfig
 from memlaw.training.result import Trained
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 
 def trained(**settings: Any) -> Trained:
     base, facts = tiny.base(), tiny.facts([(5, 2)])
-    [result] = train_stack(base, facts, placement_on(None, base.model), [(4, TrainConfig(**settings))])
+    [result] = train_stack(base, facts, [Run(4, placement_on(None, base.model), TrainConfig(**settings))])
     return result
 
 

@@ -39,6 +39,7 @@ from memlaw.sweep.laws import kept_with, law_chooser, probe_results
 from memlaw.sweep.probe import ProbeSummary, probe
 from memlaw.training.adapter import train_adapter
 from memlaw.training.result import Trained
+from memlaw.training.run import Run
 
 RANDOM = ProbeConfig(ranks=(1, 2, 4, 8, 16), lengths=(16, 32, 64, 128, 256), steps=600)
 """Random tokens have nothing to compress: how much a rank holds of them is capacity and nothing else."""
@@ -105,7 +106,7 @@ def run_demo(out: Path, *, say: Say) -> tuple[dict[str, Any], list[str]]:
         folder.keep(PLAN, plan.to_dict())
     rank = plan.rank.value or plan.largest_rank
     with _timed(say, f"4/6 train: rank {rank} until recalled"):
-        trained = train_adapter(base, some, facts, rank, placement, UNTIL_RECALLED, out=folder.adapter)
+        trained = train_adapter(base, some, Run(rank, placement, UNTIL_RECALLED), out=folder.adapter)
     with _timed(say, "5/6 recall: every token, and greedy decoding"), attach(base, folder.adapter):
         report = measure(base, facts, decode=True, explain=True)
         folder.keep(RECALL, report_to_dict(report))

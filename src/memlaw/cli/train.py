@@ -59,6 +59,7 @@ def train(
     from memlaw.adapter.on_model import placement_on
     from memlaw.cli.progress import training_bar
     from memlaw.training.adapter import train_adapter
+    from memlaw.training.run import Run
 
     config = _train_config(
         preset,
@@ -71,14 +72,13 @@ def train(
         seed=seed,
     )
     execution = Execution(compiled=compiled, evict_prefix=evict_prefix, checkpoint_minutes=checkpoint_minutes)
-    base, memory_set, facts = inputs.load()
+    base, memory_set, _ = inputs.load()
     where = placement_on(placement, base.model)
     if where.caution:
         note(where.caution)
     with training_bar(f"rank {rank}") as on_step:
-        trained = train_adapter(
-            base, memory_set, facts, rank, where, config, out=out, execution=execution, on_step=on_step
-        )
+        run = Run(rank, where, config)
+        trained = train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
     if trained.status != "finished":
         raise TrainError(f"Training {trained.status}: {trained.message}. Nothing was saved.")
     document = {

@@ -103,6 +103,7 @@ def plan_for(
 def seconds_per_step(base: Base, facts: Sequence[EncodedFact], placement: Placement, rank: int) -> float:
     """The median of a few real steps of `memlaw train`'s own settings, after one that is not counted."""
     from memlaw.training.result import StackProgress
+    from memlaw.training.run import Run
     from memlaw.training.stack import train_stack
 
     ticks: list[float] = []
@@ -111,7 +112,7 @@ def seconds_per_step(base: Base, facts: Sequence[EncodedFact], placement: Placem
         ticks.append(time.perf_counter())
 
     few = replace(UNTIL_RECALLED, until="budget", steps=_TIMED_STEPS + 2)
-    train_stack(base, facts, placement, [(rank, few)], on_step=tick)
+    train_stack(base, facts, [Run(rank, placement, few)], on_step=tick)
     return statistics.median(later - earlier for earlier, later in pairwise(ticks[1:]))
 
 

@@ -135,6 +135,7 @@ def train_pack(
     the cells it struck. Raises JournalError if nothing can be recorded any more.
     """
     from memlaw.training.checkpoint import Checkpoint
+    from memlaw.training.run import Run
     from memlaw.training.stack import train_stack
 
     execution = execution or Execution()
@@ -151,17 +152,8 @@ def train_pack(
             record(unmeasured(cell, placement, len(facts), why))
 
     with _failing(cells, fail):
-        runs = [(cell.rank, cell.train) for cell in cells]
-        stack = train_stack(
-            base,
-            facts,
-            placement,
-            runs,
-            on_step=on_news,
-            checkpoint=checkpoint,
-            compiled=execution.compiled,
-            prefix_cache=execution.prefix_cache,
-        )
+        runs = [Run(cell.rank, placement, cell.train) for cell in cells]
+        stack = train_stack(base, facts, runs, execution=execution, checkpoint=checkpoint, on_step=on_news)
         for cell, trained in zip(cells, stack, strict=True):
             if not journal.holds(cell.key):
                 with _failing([cell], fail):
