@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from memlaw.diagnosis.lint.model import adapter_findings, base_findings, reach_f
 from memlaw.diagnosis.lint.tokens import encodable, set_findings, token_findings
 from memlaw.diagnosis.measure import measure
 from memlaw.model.base import Base, wrap
+from memlaw.model.reach import reachable_ids
 from memlaw.planning.library import KnownLaw
 from memlaw.planning.rank_check import rank_findings
 from memlaw.training.adapter import train_adapter
@@ -58,7 +60,7 @@ def train(
     """
     chosen = replace(config or UNTIL_RECALLED, **settings)
     base = wrap(model, tokenizer)
-    memory_set = load_memory_set(base, facts)
+    memory_set = load_memory_set(facts, tokenizer, partial(reachable_ids, base))
     run = Run(rank, placement_on(placement, model), chosen)
     return train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
 
@@ -77,7 +79,7 @@ def recall(
     Raises AdapterError, DataError.
     """
     base = wrap(model, tokenizer)
-    encoded = encode(load_memory_set(base, facts), tokenizer, context=base.context)
+    encoded = encode(load_memory_set(facts, tokenizer, partial(reachable_ids, base)), tokenizer, context=base.context)
     with nullcontext() if adapter is None else attach(base, Path(adapter)):
         return measure(base, encoded, decode=decode, explain=True)
 
@@ -99,7 +101,8 @@ def probe(
     from memlaw.sweep.probe import probe as run
 
     base = wrap(model, tokenizer)
-    return run(base, load_memory_set(base, facts), ProbeConfig(**settings), out, execution=execution)
+    memory_set = load_memory_set(facts, tokenizer, partial(reachable_ids, base))
+    return run(base, memory_set, ProbeConfig(**settings), out, execution=execution)
 
 
 __all__ = ["check", "check_on"]
@@ -122,7 +125,7 @@ def check(
     AdapterError for an adapter that cannot be, ConfigError for a law with no rank to judge.
     """
     base = wrap(model, tokenizer)
-    memory_set = load_memory_set(base, facts)
+    memory_set = load_memory_set(facts, tokenizer, partial(reachable_ids, base))
     return check_on(base, memory_set, adapter=adapter, law=law, rank=rank, placement=placement)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,14 +34,14 @@ def check(
     from memlaw.api import check_on
     from memlaw.data.load import load_memory_set
     from memlaw.model.base import load
+    from memlaw.model.reach import reachable_ids
     from memlaw.sweep.laws import known_law
 
     known = None if law is None else known_law(law)
     # What the other commands note on stderr is among the findings here.
     quiet_transformers()
     base = load(inputs.model, dtype=inputs.dtype, device=inputs.device)
-    reading = {name: getattr(inputs, name) for name in ("eos", "on_conflict", "prompt_field", "target_field")}
-    memory_set = load_memory_set(base, inputs.data, **reading)
+    memory_set = load_memory_set(inputs.data, base.tokenizer, partial(reachable_ids, base), inputs.reading)
     found = check_on(base, memory_set, adapter=adapter, law=known, rank=rank, placement=placement)
     emit(as_json, found.to_dict(), check_lines(found))
 

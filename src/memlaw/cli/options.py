@@ -17,6 +17,7 @@ from memlaw.data import OnConflict
 
 if TYPE_CHECKING:
     from memlaw.core.facts import EncodedFact, MemorySet
+    from memlaw.data import Reading
     from memlaw.model.base import Base
     from memlaw.model.outline import Outline
     from memlaw.model.tokenizer import Tokenizer
@@ -60,15 +61,9 @@ class Inputs:
     def memory_set(self, base: Base) -> MemorySet:
         """The facts; what deserves a warning goes to stderr."""
         from memlaw.data.load import load_memory_set
+        from memlaw.model.reach import reachable_ids
 
-        memory_set = load_memory_set(
-            base,
-            self.data,
-            eos=self.eos,
-            on_conflict=self.on_conflict,
-            prompt_field=self.prompt_field,
-            target_field=self.target_field,
-        )
+        memory_set = load_memory_set(self.data, base.tokenizer, functools.partial(reachable_ids, base), self.reading)
         for warning in memory_set.warnings:
             note(f"Warning: {warning}")
         return memory_set
@@ -82,19 +77,13 @@ class Inputs:
 
     def outlined(self) -> tuple[Outline, tuple[EncodedFact, ...], Names]:
         """The model's outline, the facts as its tokens and the names of both, by its files alone: without torch."""
-        from memlaw.data import encode, read
+        from memlaw.data import encode
+        from memlaw.data.facts import read_as
         from memlaw.model.outline_from_files import outline_of_files
         from memlaw.model.tokenizer import load_tokenizer
 
         outline, tokenizer = outline_of_files(self.model), load_tokenizer(self.model)
-        memory_set = read(
-            self.data,
-            eos=self.eos,
-            on_conflict=self.on_conflict,
-            tokenizer=tokenizer,
-            prompt_field=self.prompt_field,
-            target_field=self.target_field,
-        )
+        memory_set = read_as(self.data, self.reading, tokenizer)
         for warning in memory_set.warnings:
             note(f"Warning: {warning}")
         return outline, encode(memory_set, tokenizer, context=outline.context), self.names(memory_set, tokenizer)
@@ -104,10 +93,22 @@ class Inputs:
         from memlaw.model.tokenizer import tokenizer_fingerprint
         from memlaw.planning.for_facts import Names
 
-        return Names(self.model, self.data, self.reading, tokenizer_fingerprint(tokenizer), memory_set.fingerprint)
+        tokens = tokenizer_fingerprint(tokenizer)
+        return Names(self.model, self.data, self.typed_reading, tokens, memory_set.fingerprint)
 
     @property
-    def reading(self) -> tuple[str, ...]:
+    def reading(self) -> Reading:
+        from memlaw.data import Reading
+
+        return Reading(
+            eos=self.eos,
+            on_conflict=self.on_conflict,
+            prompt_field=self.prompt_field,
+            target_field=self.target_field,
+        )
+
+    @property
+    def typed_reading(self) -> tuple[str, ...]:
         """The options given that say how the facts are read, as they are typed."""
         end = {None: (), True: ("--eos",), False: ("--no-eos",)}[self.eos]
         conflict = () if self.on_conflict == "error" else ("--on-conflict", self.on_conflict)
