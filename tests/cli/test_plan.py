@@ -107,7 +107,7 @@ def test_a_plan_aims_at_all_at_a_share_or_at_a_loss(run: Run, model: Path, facts
     assert found["50%"] == found["0.5"]
     assert found["all"]["target"] == {"share": 1.0, "loss": None}
     assert found["loss=0.5"]["target"] == {"share": None, "loss": 0.5}
-    assert found["loss=0.5"]["loss_needed"] == {"nats": 0.5, "why": "as asked for."}
+    assert found["loss=0.5"]["loss_needed"] == {"nats": 0.5, "why": "as requested."}
     assert found["all"]["loss_needed"]["nats"] < found["50%"]["loss_needed"]["nats"]
 
 
