@@ -37,7 +37,7 @@ def test_plan_takes_a_law_file_a_probe_or_a_few_cells_to_calibrate_with(
     of_file = run("plan", facts, "--model", model, "--law", law, "--json").document
     assert (of_file["law"]["source"], of_file["law"]["borrowed"]) == (str(probed), False)
     assert of_file["law"]["near"] == [
-        "The weights were not compared, only name and shape: --calibrate compares them."
+        "Only the model's name and shape were compared: add --calibrate to compare the weights."
     ]  # fmt: skip
 
     of_probe = run("plan", facts, "--model", model, "--law", single, "--json").document

@@ -95,7 +95,7 @@ def test_a_plan_without_a_rank_says_why_and_how_many_adapters_would_do() -> None
     assert "rank No rank up to 32, the most these modules can use, is predicted" in told
     assert re.search(r"several \d+ adapters of rank \d+ would, each for [\d,]+ of the target tokens", told)
     assert "LoraConfig" not in told
-    assert "Note: Outside what was measured" in told
+    assert "Note: Outside the measured range" in told
 
 
 def test_a_plan_says_how_near_its_law_is_and_what_it_takes_to_be_true() -> None:

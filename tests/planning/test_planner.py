@@ -320,8 +320,8 @@ def test_extrapolation_is_said() -> None:
     assert planned(tokens=1000, target=Target(None, 0.5)).extrapolates is None
     longer = planned(tokens=80_000).extrapolates
     assert longer is not None
-    assert longer.startswith("Outside what was measured: 80,000 target tokens (fitted: 500 to 8,000); rank ")
-    assert longer.endswith("The interval assumes that the law goes on unchanged.")
+    assert longer.startswith("Outside the measured range: 80,000 target tokens (fitted: 500 to 8,000); rank ")
+    assert longer.endswith("The interval assumes that the law continues unchanged.")
     borrowed = planned(default_law(), tokens=1000, loss_init=12.3, placement=TINY, target=LOW)
     beyond = planned(default_law(), tokens=9999, target=LOW).extrapolates
     assert beyond is not None
@@ -353,8 +353,8 @@ def test_other_data_than_the_laws_is_noticed() -> None:
     (caveat,) = planned(loss_init=3.0).caveats
     assert caveat.startswith(
         "The base starts at 3.00 nats per token on these targets, but 12.00 on the law's cells: this is another kind "
-        "of data, or the lengths were not counted in target tokens. Expect the rank to be right only within a factor of "
-        "4;"
+        "of data, or the lengths were not counted in target tokens. Expect the rank to be right only within a factor "
+        "of 4;"
     )
 
 
