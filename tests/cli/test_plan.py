@@ -37,7 +37,7 @@ def test_plan_takes_a_law_file_a_probe_or_a_few_cells_to_calibrate_with(
     of_file = run("plan", facts, "--model", model, "--law", law, "--json").document
     assert (of_file["law"]["source"], of_file["law"]["borrowed"]) == (str(probed), False)
     assert of_file["law"]["near"] == [
-        "The weights were not compared, only name and shape: --calibrate compares them."
+        "Only the model's name and shape were compared: add --calibrate to compare the weights."
     ]  # fmt: skip
 
     of_probe = run("plan", facts, "--model", model, "--law", single, "--json").document
@@ -107,7 +107,7 @@ def test_a_plan_aims_at_all_at_a_share_or_at_a_loss(run: Run, model: Path, facts
     assert found["50%"] == found["0.5"]
     assert found["all"]["target"] == {"share": 1.0, "loss": None}
     assert found["loss=0.5"]["target"] == {"share": None, "loss": 0.5}
-    assert found["loss=0.5"]["loss_needed"] == {"nats": 0.5, "why": "as asked for."}
+    assert found["loss=0.5"]["loss_needed"] == {"nats": 0.5, "why": "as requested."}
     assert found["all"]["loss_needed"]["nats"] < found["50%"]["loss_needed"]["nats"]
 
 

@@ -16,16 +16,28 @@ from memlaw.adapter.on_model import placement_on
 from memlaw.cli.output import WIDTH
 from memlaw.cli.plan import laws_lines, plan_lines
 from memlaw.law import Origin, fit_law, published
-from memlaw.planning import Capacity, Cost, RankChance, RankRange, Target, TrainingWork, plan
-from memlaw.planning.library import KnownLaw, listing
+from memlaw.planning import (
+    Capacity,
+    Cost,
+    KnownLaw,
+    MeasuredSet,
+    PlanRequest,
+    RankChance,
+    RankRange,
+    Target,
+    TrainingWork,
+    plan,
+)
+from memlaw.planning.library import listing
 
 
 def planned(placement: str, tokens: int = 400, **changes: Any) -> list[str]:
     base = tiny.base()
     law = fit_law(published.points(), "bounded", source="some cells")
-    options = {name: changes.pop(name) for name in ("target", "work", "near", "cells") if name in changes}
-    where = placement_on(placement, base.model)
-    answer = plan(law, records=40, tokens=tokens, loss_init=11.0, placement=where, **options)
+    known = KnownLaw(law, tuple(changes.pop("cells", ())), changes.pop("near", ()))
+    request, work = PlanRequest(changes.pop("target", Target())), changes.pop("work", None)
+    facts = MeasuredSet(records=40, tokens=tokens, loss_init=11.0)
+    answer = plan(known, facts, placement_on(placement, base.model), request, work=work)
     lines = list(plan_lines(dataclasses.replace(answer, **changes)))
     assert max(map(len, lines)) <= WIDTH
     return lines
@@ -39,7 +51,7 @@ def test_a_plan_gives_the_rank_its_doubt_and_a_config_that_python_takes() -> Non
     assert "brings the mean loss under ln 2" in told
     assert "most 32, the most these modules can use" in told
     assert "rule of thumb 5, with as many adapter parameters as target tokens (to compare)" in told
-    assert "nats, where all facts should come back verbatim: memlaw's own experience" in told
+    assert "nats, to recall all facts verbatim: from memlaw's experiments" in told
     assert "law bounded form on 70 cells (R^2 0.9994): some cells" in told
     pasted = "\n".join(lines[next(i for i, line in enumerate(lines) if line.startswith("LoraConfig(")) :])
     from peft import LoraConfig
@@ -83,7 +95,7 @@ def test_a_plan_without_a_rank_says_why_and_how_many_adapters_would_do() -> None
     assert "rank No rank up to 32, the most these modules can use, is predicted" in told
     assert re.search(r"several \d+ adapters of rank \d+ would, each for [\d,]+ of the target tokens", told)
     assert "LoraConfig" not in told
-    assert "Note: Outside what was measured" in told
+    assert "Note: Outside the measured range" in told
 
 
 def test_a_plan_says_how_near_its_law_is_and_what_it_takes_to_be_true() -> None:
@@ -93,7 +105,7 @@ def test_a_plan_says_how_near_its_law_is_and_what_it_takes_to_be_true() -> None:
     assert "the target, 0.9 of the facts" in words(planned("down_proj@2", target=Target(0.9)))
     asked = words(planned("down_proj@2", target=Target(None, 0.5)))
     assert "the target, a mean loss of 0.5 nats" in asked
-    assert "loss needed 0.5 nats, as asked for." in asked
+    assert "loss needed 0.5 nats, as requested." in asked
 
 
 def test_a_plan_counts_what_training_takes() -> None:
@@ -111,7 +123,7 @@ def test_a_plan_counts_what_training_takes() -> None:
     ("parameters", "told"), [(640, "2.6 kB in float32; 7.7 kB"), (10**6, "4.00 MB in float32; 12.00 MB")]
 )
 def test_sizes_are_told_in_units_that_fit(parameters: int, told: str) -> None:
-    lines = planned("down_proj@2", cost=Cost.of(parameters, None))
+    lines = planned("down_proj@2", cost=Cost.from_parameters(parameters, None))
     assert f"adapter {parameters:,} parameters, {told} more to train it" in words(lines)
 
 

@@ -46,11 +46,12 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Will it fit? The rank DATA needs, how sure that is, what it costs, and a LoraConfig to paste."""
-    from memlaw.planning import Target
+    from memlaw.planning import PlanRequest, Target
     from memlaw.planning.for_facts import plan_for, plan_from_files
     from memlaw.sweep.laws import law_chooser
 
-    aim, shelf = Target.parse(target), {} if law is not None else laws_in(laws)
+    shelf = {} if law is not None else laws_in(laws)
+    request = PlanRequest(Target.parse(target), rank, timed=calibrate)
     choose = law_chooser(law, cells, shelf=shelf.values())
     if calibrate or inputs.asks_the_model:
         from memlaw.adapter.on_model import placement_on
@@ -58,13 +59,13 @@ def plan(
         base, memory_set, facts = inputs.load()
         names = inputs.names(memory_set, base.tokenizer)
         where = placement_on(placement, base.model)
-        answer = plan_for(base, facts, where, choose, names=names, target=aim, rank=rank, timed=calibrate)
+        answer = plan_for(base, facts, where, choose, names, request)
     else:
         from memlaw.adapter.placement import resolve
 
         outline, facts, names = inputs.outlined()
         where = resolve(placement, outline)
-        answer = plan_from_files(outline, facts, where, choose, names=names, target=aim, rank=rank)
+        answer = plan_from_files(outline, facts, where, choose, names, request)
     emit(as_json, answer.to_dict(), plan_lines(answer))
 
 
