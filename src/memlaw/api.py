@@ -97,9 +97,11 @@ def probe(
     """
     from memlaw.sweep.config import ProbeConfig
     from memlaw.sweep.probe import probe as run
+    from memlaw.sweep.scheduler import ProbeRun
 
     base = wrap(model, tokenizer)
-    return run(base, load_memory_set(base, facts), ProbeConfig(**settings), out, execution=execution)
+    memory_set = load_memory_set(base, facts)
+    return run(base, memory_set, ProbeConfig(**settings), out, ProbeRun(execution=execution or Execution()))
 
 
 __all__ = ["check", "check_on"]

@@ -20,7 +20,7 @@ from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.journal import Journal, PackCounts, rebuild, status, verify
 from memlaw.sweep.laws import probe_results
 from memlaw.sweep.probe import probe
-from memlaw.sweep.scheduler import ProbeProgress
+from memlaw.sweep.scheduler import ProbeProgress, ProbeRun
 from memlaw.training.result import StackProgress
 
 FINISHED, INTERRUPTED = FIXTURES / "before_the_move" / "probe", FIXTURES / "before_the_move" / "probe_interrupted"
@@ -88,7 +88,7 @@ def test_an_interrupted_probe_shows_what_is_left_and_where_its_checkpoint_stands
 def test_the_same_probe_trains_nothing_again(base, tmp_path):
     out = copy_of(FINISHED, tmp_path)
     events: list[ProbeProgress] = []
-    summary = probe(base, FACTS, CONFIG, out, on_progress=events.append)
+    summary = probe(base, FACTS, CONFIG, out, ProbeRun(on_progress=events.append))
     assert events == []
     assert (summary.cells, summary.finished, summary.warnings) == (4, 4, ())
 
@@ -101,7 +101,7 @@ def test_an_interrupted_probe_resumes_from_its_checkpoint(base, tmp_path):
         if isinstance(event.news, StackProgress):
             steps.append((event.pack, event.news.step))
 
-    assert probe(base, FACTS, CONFIG, out, on_progress=note).finished == 4
+    assert probe(base, FACTS, CONFIG, out, ProbeRun(on_progress=note)).finished == 4
     assert {pack for pack, _ in steps} == {2}
     assert min(step for _, step in steps) > 1
     expected = Journal(FINISHED).results_by_key()
