@@ -99,10 +99,11 @@ def probe(
     """
     from memlaw.sweep.config import ProbeConfig
     from memlaw.sweep.probe import probe as run
+    from memlaw.sweep.scheduler import ProbeRun
 
     base = wrap(model, tokenizer)
     memory_set = load_memory_set(facts, tokenizer, partial(reachable_ids, base))
-    return run(base, memory_set, ProbeConfig(**settings), out, execution=execution)
+    return run(base, memory_set, ProbeConfig(**settings), out, ProbeRun(execution=execution or Execution()))
 
 
 __all__ = ["check", "check_on"]

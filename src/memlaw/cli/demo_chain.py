@@ -37,6 +37,7 @@ from memlaw.report.collect import COMMANDS, LAW, PLAN, RECALL, collect
 from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.laws import kept_with, law_chooser, probe_results
 from memlaw.sweep.probe import ProbeSummary, probe
+from memlaw.sweep.scheduler import ProbeRun
 from memlaw.training.adapter import train_adapter
 from memlaw.training.result import Trained
 from memlaw.training.run import Run
@@ -129,7 +130,7 @@ def _probe(base: Base, memory_set: MemorySet, config: ProbeConfig, out: Path) ->
     from memlaw.cli.progress import probe_bar
 
     with probe_bar() as on_progress:
-        return probe(base, memory_set, config, out, on_progress=on_progress)
+        return probe(base, memory_set, config, out, ProbeRun(on_progress=on_progress))
 
 
 @contextmanager

@@ -84,9 +84,11 @@ def probe(
     from memlaw.cli.progress import probe_bar
     from memlaw.sweep.budget import seconds_of, within_budget
     from memlaw.sweep.config import ProbeConfig
+    from memlaw.sweep.engines.base import Inline
     from memlaw.sweep.engines.shards import Shard
     from memlaw.sweep.laws import probe_results
     from memlaw.sweep.probe import probe as run
+    from memlaw.sweep.scheduler import ProbeRun
 
     given = {
         "ranks": integers("--ranks", ranks),
@@ -122,12 +124,14 @@ def probe(
             memory_set,
             settings,
             out,
-            execution=execution,
-            on_progress=on_progress,
-            engine=where,
-            resources=resources,
-            shard=part,
-            choose=chooser,
+            ProbeRun(
+                execution=execution,
+                engine=where or Inline(),
+                resources=resources,
+                shard=part,
+                chooser=chooser,
+                on_progress=on_progress,
+            ),
         )
     if chooser is not None and chooser.why:
         note(chooser.why)

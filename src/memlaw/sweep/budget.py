@@ -27,7 +27,7 @@ from memlaw.law import FORMS, Array, compare, fit_law, points_from_results
 from memlaw.law.bits import memoryless_loss
 from memlaw.planning import DRIFT, AdapterPlacement, KnownLaw, MeasuredSet, Plan, plan, recall_curve
 from memlaw.sweep.laws import recalled
-from memlaw.sweep.scheduler import Pack
+from memlaw.sweep.pack import Pack
 
 if TYPE_CHECKING:
     from memlaw.core.facts import MemorySet
