@@ -92,7 +92,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     """The plan as printed: a table, notes, a LoraConfig and a command to paste."""
     yield (
         f"{counted(plan.records, 'record')}, {counted(plan.tokens, 'target token')}: about {plan.bits:,.0f} bits, at "
-        f"{plan.loss_memoryless:.2f} nats a token."
+        f"{plan.loss_memoryless:.2f} nats per token."
     )
     yield ""
     yield from aligned_rows(_plan_rows(plan))

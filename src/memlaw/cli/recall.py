@@ -76,7 +76,7 @@ def recall_lines(report: RecallReport, advice: Sequence[str] = ()) -> Iterator[s
     from memlaw.diagnosis.verdicts import stubborn_counts, worst
 
     records = counted(report.records, "record")
-    yield f"{records}, {counted(report.tokens, 'target token')}, judged in {report.dtype}."
+    yield f"{records}, {counted(report.tokens, 'target token')}, measured in {report.dtype}."
     yield ""
     yield from aligned_rows({**_verbatim(report), **_probabilities(report), **_causes(patterns(report))})
     stubborn = dict(zip((item.id for item in report.items), stubborn_counts(report), strict=True))
@@ -107,7 +107,7 @@ def _verbatim(report: RecallReport) -> dict[str, str]:
 def _probabilities(report: RecallReport) -> dict[str, str]:
     return {
         "ordered": f"{report.ordered:,} of {counted(report.tokens, 'token')} have p > 1/2",
-        "mean loss": f"{report.mean_loss:.4f} nats a token",
+        "mean loss": f"{report.mean_loss:.4f} nats per token",
         "smallest margin": f"{report.min_margin:+.4f} nats (ln 2 minus the largest token loss)",
     }
 

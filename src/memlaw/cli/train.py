@@ -105,5 +105,5 @@ def train_lines(trained: Trained, out: Path) -> Iterator[str]:
     yield f"{out}: rank {trained.rank} at {trained.placement}, {counted(trained.parameters, 'parameter')}."
     yield (
         f"{counted(trained.steps, 'step')} in {trained.seconds:.0f} s, loss {trained.loss_init:.3f} -> "
-        f"{trained.loss_final:.4f} nats a token; {ended}."
+        f"{trained.loss_final:.4f} nats per token; {ended}."
     )
