@@ -70,7 +70,7 @@ def train(
     from memlaw.training.run import Run
 
     rank, out, config, execution = adapter.rank, adapter.out, training.config(), options.execution()
-    base, memory_set, facts = inputs.load()
+    base, memory_set, _ = inputs.load()
     where = placement_on(adapter.placement, base.model)
     if where.caution:
         note(where.caution)
