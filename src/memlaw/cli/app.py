@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from memlaw import __version__
 from memlaw.cli.output import note
 from memlaw.core.errors import MemlawError
+from memlaw.core.version import installed_version
 
 COMMANDS = {
     "demo": "Run every step once on the bundled model",
@@ -95,7 +95,7 @@ def main() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"memlaw {__version__}")
+        print(f"memlaw {installed_version()}")
         raise typer.Exit
 
 

@@ -22,6 +22,8 @@ from memlaw.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from memlaw.model.base import Base
+    from memlaw.model.outline import Outline
     from memlaw.planning import Capacity, Cost, Plan, RankChance, RankRange
 
 
@@ -58,26 +60,25 @@ class Question:
 
 def plan(*, source: LawOptions, question: Question, inputs: Inputs, as_json: AsJson = False) -> None:
     """Will it fit? Predict the rank that DATA needs, with its uncertainty and cost, and a LoraConfig to paste."""
-    from memlaw.planning import PlanRequest, Target
-    from memlaw.planning.for_facts import plan_for, plan_from_files
+    from memlaw.api import PlanSettings, plan_on
+    from memlaw.planning import Target
     from memlaw.sweep.laws import law_chooser
 
     library = {} if source.law is not None else laws_in(source.laws)
-    request = PlanRequest(Target.parse(question.target), question.rank, timed=question.calibrate)
     choose = law_chooser(source.law, source.cells, shelf=library.values())
+    model: Base | Outline
     if question.calibrate or inputs.needs_model:
-        from memlaw.adapter.on_model import placement_on
-
         base, memory_set, facts = inputs.load()
-        names = inputs.names(memory_set, base.tokenizer)
-        where = placement_on(question.placement, base.model)
-        answer = plan_for(base, facts, where, choose, names, request)
+        model, names = base, inputs.names(memory_set, base.tokenizer)
     else:
-        from memlaw.adapter.placement import resolve
-
-        outline, facts, names = inputs.read_outline()
-        where = resolve(question.placement, outline)
-        answer = plan_from_files(outline, facts, where, choose, names, request)
+        model, facts, names = inputs.read_outline()
+    settings = PlanSettings(
+        target=Target.parse(question.target),
+        rank=question.rank,
+        placement=question.placement,
+        calibrate=question.calibrate,
+    )
+    answer = plan_on(model, facts, names, choose, **settings)
     emit(as_json, answer.to_dict(), plan_lines(answer))
 
 

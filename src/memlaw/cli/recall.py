@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memlaw.cli.options import AsJson, Inputs, ShowText
+from memlaw.cli.options import AsJson, Inputs, Laws, ShowText
 from memlaw.cli.output import SHOWN, aligned_rows, counted, emit, note, paragraph, printable
 from memlaw.core.canonical import canonical_json
-from memlaw.core.config import TrainConfig
 from memlaw.core.recall import RecallReport
 
 if TYPE_CHECKING:
+    from memlaw.core.facts import MemorySet
     from memlaw.core.recall import RecordRecall
     from memlaw.diagnosis.patterns import Patterns
+    from memlaw.model.base import Base
 
 
 def recall(
@@ -30,6 +31,7 @@ def recall(
         Path | None, typer.Option(help="Save per-token results as JSON; `memlaw report DIR` includes DIR/recall.json.")
     ] = None,
     show_text: ShowText = False,
+    laws: Laws = None,
     inputs: Inputs,
     as_json: AsJson = False,
 ) -> None:
@@ -50,24 +52,22 @@ def recall(
         )
     with nullcontext() if adapter is None else attach(base, adapter):
         report = measure(base, facts, decode=decode, explain=True)
-    advice = _advice(report, adapter)
+    advice = _advice(base, memory_set, report, adapter, laws)
     document = report_to_dict(report, texts=token_texts(base, facts) if show_text else None, advice=advice)
     if out is not None:
         write_text(out, canonical_json(document), private=show_text)
     emit(as_json, document, recall_lines(report, advice))
 
 
-def _advice(report: RecallReport, adapter: Path | None) -> list[str]:
+def _advice(
+    base: Base, memory_set: MemorySet, report: RecallReport, adapter: Path | None, laws: Path | None
+) -> list[str]:
     """What would help, where an adapter was judged: the bare base is not expected to recall anything."""
-    from memlaw.adapter.peft import load_info
-    from memlaw.planning.advice import advise
+    from memlaw.api import advise_on
 
     if adapter is None:
         return []
-    info = load_info(adapter) or {}
-    train = info.get("train")
-    config = TrainConfig(**train) if train else None
-    return [str(a) for a in advise(report, rank=info.get("rank"), placement=info.get("placement"), config=config)]
+    return [str(advice) for advice in advise_on(base, memory_set, report, adapter=adapter, laws=laws)]
 
 
 def recall_lines(report: RecallReport, advice: Sequence[str] = ()) -> Iterator[str]:

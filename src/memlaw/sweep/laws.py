@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,20 +11,24 @@ from memlaw.core.cells import CellResult
 from memlaw.core.errors import ConfigError, FitError, JournalError
 from memlaw.core.files import read_text
 from memlaw.core.points import LawPoint
+from memlaw.core.version import installed_version
 from memlaw.law import Axis, LawFit, Origin, calibrate, compare, points_from_results, read_points
 from memlaw.planning import CellRecall
 from memlaw.planning.library import KnownLaw, LawChooser, PlanContext, adapt_law, nearest
 from memlaw.sweep.journal import PROBE, Journal
 
 
-def law_chooser(source: Path | None, cells: Path | None = None, *, shelf: Iterable[KnownLaw] = ()) -> LawChooser:
+def law_chooser(
+    source: Path | KnownLaw | None, cells: Path | None = None, *, shelf: Iterable[KnownLaw] = ()
+) -> LawChooser:
     """Which law a plan rests on: the one named by `source`, or the nearest of those on the `shelf`.
 
-    `source` is a file of `memlaw fit --save` or a probe. `cells` is a probe of a few cells of the kind of facts in
-    question: the law is calibrated to them, and they say which loss recall needs. Everything is read here, before the
-    model is. Raises FitError, JournalError, ConfigError; so does the chooser, for cells of another model or placement.
+    `source` is a law, a file of `memlaw fit --save` or a probe. `cells` is a probe of a few cells of the kind of facts
+    in question: the law is calibrated to them, and they say which loss recall needs. Everything is read here, before
+    the model is. Raises FitError, JournalError, ConfigError; so does the chooser, for cells of another model or
+    placement.
     """
-    known = None if source is None else known_law(source)
+    known = known_law(source) if isinstance(source, Path) else source
     few = None if cells is None else _of_one_method(probe_results(cells), cells)
     if few is not None and not points_from_results(few):
         raise FitError(f"{cells} has no finished cell to calibrate a law with. Run its probe again, or leave it out.")
@@ -97,7 +100,7 @@ def _origin(results: Sequence[CellResult], source: Path) -> Origin:
         steps=cell.train.steps,
         dtype=cell.dtype,
         date=datetime.date.today().isoformat(),
-        version=importlib.metadata.version("memlaw"),
+        version=installed_version(),
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from memlaw.adapter.peft import check_free, save
 from memlaw.core.canonical import to_dict
@@ -18,6 +19,9 @@ from memlaw.training.checkpoint import Checkpoint
 from memlaw.training.result import StackProgress, Trained
 from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
+
+CURVE_POINTS = 200
+"""Values of a training curve that are kept at most."""
 
 
 def train_adapter(
@@ -40,9 +44,17 @@ def train_adapter(
         Path(out).parent.mkdir(parents=True, exist_ok=True)
     execution = execution or Execution()
     encoded = encode(memory_set, base.tokenizer, context=base.context)
+    shares: dict[int, float] = {}
+
+    def record(progress: StackProgress) -> None:
+        shares[progress.step] = progress.ordered  # by step: one that ran out of memory is taken again
+        if on_step is not None:
+            on_step(progress)
+
     checkpoint = None if out is None else Checkpoint(_beside(Path(out)), minutes=execution.checkpoint_minutes)
     with evicted(base, run.placement.first_layer, wanted=execution.evict_prefix):
-        (trained,) = train_stack(base, encoded, [run], execution=execution, checkpoint=checkpoint, on_step=on_step)
+        (trained,) = train_stack(base, encoded, [run], execution=execution, checkpoint=checkpoint, on_step=record)
+    trained = replace(trained, curve=thinned(shares))
     if out is not None and trained.status == "finished":
         details = {
             "facts_fingerprint": memory_set.fingerprint,
@@ -50,6 +62,7 @@ def train_adapter(
             "tokens": target_tokens(encoded),
             "train": to_dict(replace(run.config, steps=trained.steps)),
             "loss_final": trained.loss_final,
+            "curve": trained.curve,
         }
         save(trained.stack, run.placement, base, Path(out), details=details)
     if checkpoint is not None:
@@ -59,3 +72,16 @@ def train_adapter(
 
 def _beside(out: Path) -> Path:
     return out.with_name(f"{out.name}.checkpoint")
+
+
+def thinned(shares: Mapping[int, float], points: int = CURVE_POINTS) -> tuple[float | None, ...]:
+    """Step (from 1) -> share, as at most `points` means over blocks of equally many steps; the last may be shorter.
+
+    A block without any step is None: a training that resumed from a checkpoint did not see the steps before it.
+    """
+    steps = max(shares, default=0)
+    block = max(1, -(-steps // points))
+    blocks = (
+        [shares[step] for step in range(start, start + block) if step in shares] for start in range(1, steps + 1, block)
+    )
+    return tuple(fmean(values) if values else None for values in blocks)

@@ -61,6 +61,8 @@ class Trained(Ending):
     run: Run
     stack: AdapterStack
     """This adapter alone."""
+    curve: tuple[float | None, ...] = ()
+    """Share of the target tokens with p > 1/2 at evenly spaced steps, where they were recorded (`memlaw train`)."""
 
     @property
     def rank(self) -> int:

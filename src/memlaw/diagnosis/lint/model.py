@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from memlaw.adapter.peft import attach, load_info
+from memlaw.adapter.history import History
+from memlaw.adapter.peft import INFO, attach, load_info
 from memlaw.core.config import UNTIL_RECALLED
 from memlaw.core.errors import ModelError
 from memlaw.core.facts import EncodedFact, MemorySet
@@ -94,6 +95,8 @@ def adapter_findings(
             f"Use --model {info['base']}, or train the adapter again.",
         )
         return
+    if (later := History.from_info(info or None, str(directory / INFO)).warning) is not None:
+        yield Finding("info", None, "adapter-of-a-later-memlaw", later, "Update memlaw.")
     if info.get("facts_fingerprint", memory_set.fingerprint) != memory_set.fingerprint:
         yield Finding(
             "info",
