@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, overload
+from typing import Any, ClassVar, Literal, NamedTuple, overload
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from memlaw.core.canonical import canonical_json, to_dict
 from memlaw.core.errors import ConfigError, FitError
@@ -22,9 +23,6 @@ from memlaw.law.curve import FORMS, Curve, Form
 from memlaw.law.growth import Array
 from memlaw.law.points import Axis
 from memlaw.law.residuals import SCALES, Residuals
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter, ValidationError
 
 Intervals = Literal["standard", "profile", "bootstrap"]
 
@@ -385,8 +383,6 @@ def parse_law_file(text: str, *, name: str) -> dict[str, Any]:
 @contextmanager
 def damage_reported(name: str) -> Iterator[None]:
     """Turn a value that does not belong in a law file into a FitError that names the file and the entry."""
-    from pydantic import ValidationError
-
     try:
         yield
     except ValidationError as error:
@@ -407,8 +403,6 @@ def _first_fault(error: ValidationError) -> str:
 
 @cache
 def _reader() -> TypeAdapter[LawFit]:
-    from pydantic import TypeAdapter
-
     return TypeAdapter(LawFit)
 
 

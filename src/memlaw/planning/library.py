@@ -9,16 +9,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, NonNegativeInt, TypeAdapter
 
 from memlaw.core.canonical import canonical_json
 from memlaw.core.errors import FitError
 from memlaw.law import LawFit, Origin, borrow, fit_law, over_parameters, published
 from memlaw.law.result import damage_reported, parse_law_file
 from memlaw.planning.recall_loss import CellRecall
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 FOLDER = Path("laws")
 """The default directory of a library."""
@@ -66,20 +65,22 @@ class KnownLaw:
         return KnownLaw(LawFit.from_dict(values, name=name), tuple(CellRecall(*cell) for cell in cells))
 
 
-@cache
-def _cells_reader() -> TypeAdapter[dict[str, list[tuple[float, int, int, int]]]]:
-    from pydantic import AfterValidator, Field, TypeAdapter
-
-    loss, count = Annotated[float, Field(ge=0, allow_inf_nan=False)], Annotated[int, Field(ge=0)]
-    cell = Annotated[tuple[loss, count, count, count], AfterValidator(_possible)]
-    return TypeAdapter(dict[str, list[cell]])  # type: ignore[valid-type]
-
-
 def _possible(cell: tuple[float, int, int, int]) -> tuple[float, int, int, int]:
     _, exact, records, tokens = cell
     if not exact <= records <= tokens or records == 0:
         raise ValueError(f"{exact} of {records} records with {tokens} target tokens cannot have come back")
     return cell
+
+
+_Loss = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+_Cell = Annotated[tuple[_Loss, NonNegativeInt, NonNegativeInt, NonNegativeInt], AfterValidator(_possible)]
+"""loss_final, exact, records, tokens: a `CellRecall` as law files hold it."""
+
+
+@cache
+def _cells_reader() -> TypeAdapter[dict[str, list[_Cell]]]:
+    return TypeAdapter(dict[str, list[_Cell]])
 
 
 def default_law() -> LawFit:
