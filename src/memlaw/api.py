@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
@@ -23,7 +24,7 @@ from memlaw.data import border_merges, encode, read, target_tokens
 from memlaw.data.tasks import SPEC_PREFIX
 from memlaw.diagnosis.findings import SEVERITIES, CheckReport, Finding
 from memlaw.model.outline import Outline
-from memlaw.planning import Plan, Target
+from memlaw.planning import Plan, PlanRequest, Target
 from memlaw.planning.library import FOLDER, KnownLaw, LawChooser, library
 
 if TYPE_CHECKING:
@@ -124,17 +125,16 @@ def plan_on(
     """`plan`, for facts already encoded: by a loaded model, or by the outline that its files give."""
     from memlaw.planning.for_facts import plan_for, plan_from_files
 
-    target, rank = _target(settings.get("target", "all")), settings.get("rank")
+    timed = settings.get("calibrate", False)
+    request = PlanRequest(_target(settings.get("target", "all")), settings.get("rank"), timed=timed)
     if isinstance(source, Outline):
         from memlaw.adapter.placement import resolve
 
-        where = resolve(settings.get("placement"), source)
-        return plan_from_files(source, encoded, where, choose, names=names, target=target, rank=rank)
+        return plan_from_files(source, encoded, resolve(settings.get("placement"), source), choose, names, request)
     from memlaw.adapter.on_model import placement_on
 
     where = placement_on(settings.get("placement"), source.model)
-    timed = settings.get("calibrate", False)
-    return plan_for(source, encoded, where, choose, names=names, target=target, rank=rank, timed=timed)
+    return plan_for(source, encoded, where, choose, names, request)
 
 
 def check(model: Any, tokenizer: Any, facts: Facts, **options: Unpack[CheckOptions]) -> CheckReport:
@@ -191,14 +191,14 @@ def train(
     """
     from memlaw.adapter.on_model import placement_on
     from memlaw.training.adapter import train_adapter
+    from memlaw.training.run import Run
 
     execution: Execution | None = options.pop("execution", None)
     on_step = options.pop("on_step", None)
     config = replace(options.pop("config", None) or UNTIL_RECALLED, **options)
     base, memory_set = _wrap(model, tokenizer, facts)
-    encoded = encode(memory_set, tokenizer, context=base.context)
-    where = placement_on(placement, model)
-    return train_adapter(base, memory_set, encoded, rank, where, config, out=out, execution=execution, on_step=on_step)
+    run = Run(rank, placement_on(placement, model), config)
+    return train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
 
 
 def recall(
@@ -281,9 +281,10 @@ def probe(
     """
     from memlaw.sweep.config import ProbeConfig
     from memlaw.sweep.probe import probe as run
+    from memlaw.sweep.scheduler import ProbeRun
 
     base, memory_set = _wrap(model, tokenizer, facts)
-    return run(base, memory_set, ProbeConfig(**settings), out, execution=execution)
+    return run(base, memory_set, ProbeConfig(**settings), out, ProbeRun(execution=execution or Execution()))
 
 
 def _wrap(model: Any, tokenizer: Any, facts: Facts) -> tuple[Base, MemorySet]:
@@ -303,8 +304,9 @@ def _load(name: str, facts: Facts) -> tuple[Base, MemorySet]:
 
 def _memory_set(base: Base, facts: Facts) -> MemorySet:
     from memlaw.data.load import load_memory_set
+    from memlaw.model.reach import reachable_ids
 
-    return load_memory_set(base, facts)
+    return load_memory_set(facts, base.tokenizer, partial(reachable_ids, base))
 
 
 def _from_files(name: str, tokenizer: Any, facts: Facts) -> tuple[Outline, Any, MemorySet]:

@@ -6,13 +6,21 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from helpers import tiny
 from helpers.commands import LENGTH, OFFICIAL, Ran, Run, assert_refused, process, saved_model
+from helpers.words import words
+from memlaw.adapter.on_model import placement_on
 from memlaw.cli import progress
+from memlaw.cli.train import train_lines
+from memlaw.core.config import TrainConfig
+from memlaw.training.result import Trained
+from memlaw.training.run import Run as TrainingRun
+from memlaw.training.stack import train_stack
 
 
 def test_train_and_recall_make_it_stick_and_certify_it(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
@@ -42,7 +50,7 @@ def test_a_training_that_falls_short_says_so_and_what_to_do(run: Run, model: Pat
     out = tmp_path / "A"
     ran = run("train", facts, "--model", model, "--rank", 1, "--steps", 5, "--out", out, "--json")
     assert ran.document["recalled"] is False
-    assert ran.err.startswith("Not everything is recalled. More --steps or a higher --rank get further")
+    assert ran.err.startswith("Some facts are not recalled yet. Try more --steps or a higher --rank")
     assert f"`memlaw recall {facts} --model {model} --adapter {out} --decode` shows what is missing." in ran.err
     recalled = run("recall", facts, "--model", model, "--adapter", out, "--decode", "--json").document
     assert recalled["acc_em"] < 1
@@ -82,7 +90,7 @@ def test_the_paper_preset_is_the_published_recipe(run: Run, model: Path, facts: 
         ("--rank 2 --method dft", "Invalid value for '--method': Value error, 'dft' is not one of 'sft', 'ot'"),
         ("--rank 2 --until never", "'never' is not one of 'budget', 'recalled'"),
         ("--rank 2 --on-conflict merge", "'merge' is not one of 'error', 'first', 'last'"),
-        ("--rank 2 --preset quick", "There is no preset 'quick'; known: default, paper"),
+        ("--rank 2 --preset quick", "Unknown preset 'quick'; known: default, paper"),
         ("--rank 2 --dtype int8", "Unknown dtype 'int8'; known: auto, float32"),
         ("--rank 2 --device tpu", "The device 'tpu' cannot be used here"),
         ("--rank two", "Invalid value for '--rank'"),
@@ -197,3 +205,19 @@ def test_a_tied_head_and_a_placement_from_layer_0_are_remarked(run: Run, facts: 
     assert ran.code == 0
     assert "tied" in ran.err
     assert "every step runs the whole model" in ran.err
+
+
+def trained(**settings: Any) -> Trained:
+    base, facts = tiny.base(), tiny.facts([(5, 2)])
+    [result] = train_stack(base, facts, [TrainingRun(4, placement_on(None, base.model), TrainConfig(**settings))])
+    return result
+
+
+def test_a_training_says_how_it_ended() -> None:
+    result = trained(steps=400, until="recalled", margin=0.1)
+    told = words(train_lines(result, Path("A")))
+    assert told.startswith("A: rank 4 at down_proj@2, 320 parameters. ")
+    assert f"{result.steps} steps in " in told
+    assert told.endswith("nats per token; every target token is ordered with a margin of at least 0.1 nats.")
+    assert words(train_lines(trained(steps=400), Path("A"))).endswith("; every target token is ordered.")
+    assert words(train_lines(trained(steps=1), Path("A"))).endswith("; some target tokens are still stubborn.")

@@ -24,7 +24,7 @@ from memlaw.core.recall import RecallReport
 from memlaw.data import encode
 from memlaw.diagnosis.findings import Finding
 from memlaw.model.base import Base, load
-from memlaw.planning import Plan, RankRange, default_law, plan
+from memlaw.planning import MeasuredSet, Plan, RankRange, default_law, plan
 from memlaw.planning.advice import Advice
 from memlaw.planning.advice import advise as advise_by_history
 from memlaw.planning.for_facts import plan_for
@@ -208,7 +208,7 @@ class Module:
 def plan_of(value: int | None, low: int | None = None, high: int | None = None) -> Plan:
     """A plan that asks for this rank, or for more than there is."""
     tokens = 20 if value is not None else 100_000
-    made = plan(default_law(), records=10, tokens=tokens, loss_init=5.0, placement=Module())
+    made = plan(KnownLaw(default_law()), MeasuredSet(records=10, tokens=tokens, loss_init=5.0), Module())
     assert (made.rank.value is None) == (value is None)
     return made if value is None else replace(made, rank=RankRange(value, low, high))
 

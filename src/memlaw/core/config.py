@@ -1,4 +1,7 @@
-"""The settings of a training run: one home for each setting, with its default, range and meaning."""
+"""The settings of a training run: one home for each setting, with its default, range and meaning.
+
+The first sentence below a setting is also its `--help`.
+"""
 
 from __future__ import annotations
 
@@ -65,9 +68,9 @@ class Weighting:
     """How MemFT spreads a training step over the target tokens: what every trainer of memlaw has in common."""
 
     rule: Rule = "zero"
-    """What ot does when no token is left under the threshold: zero gradient, or fall back to the sft loss."""
+    """What ot does once every token is above the threshold: zero gradient, or fall back to the sft loss."""
     margin: Nats = 0.0
-    """How far under ln 2 every token's loss must get; ot keeps training a token until it does."""
+    """How far below ln 2 the loss of every target token must fall; ot trains a token until it does."""
     position: Annotated[Number, Field(ge=0), Choose("a number above 0 (published: 2), or 0 to turn it off")] = 0.0
     """lambda: the n disordered tokens of a record get weights exp(-lambda * rank / (n - 1)); 0 = all alike."""
     focus: Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 to turn it off")] = 0.0
@@ -79,20 +82,21 @@ class Recipe(Weighting):
     """How an adapter is trained, whichever method and seed: what all cells of a probe share."""
 
     steps: Count = 1000
-    """Optimizer steps: the whole budget, or the upper limit under until="recalled"."""
+    """Optimizer steps; an upper limit if training stops once everything is recalled."""
     until: Until = "budget"
-    """budget: exactly `steps` (law cells); recalled: stop once every target token is ordered with `margin`."""
+    """Stop after all steps (budget), or as soon as every target token is ordered by the margin (recalled). Cells of a
+    law need budget."""
     boundaries: Epochs = (20, 40, 60, 80, 300)
     """Of the curriculum: epochs until which 20, 40, 60, 80 and 100% of the records are exposed. `steps` is the budget,
     so they count by their proportions: the last epoch ends with the last step."""
     learning_rate: Positive = 2e-2
-    """AdamW step size at the first step."""
+    """Initial learning rate of AdamW."""
     schedule: Schedule = "linear"
     """linear: to 0 over `steps`, no warm-up (the published recipe); constant."""
     batch_size: Annotated[
         Whole, Field(ge=0), Choose("a whole number of records from 1 up, or 0 for all of them", unit="records")
     ] = 0
-    """Records per optimizer step, in a seeded order; 0 = all of them."""
+    """Records per optimizer step, in a seeded order."""
     clip: Annotated[Number, Field(ge=0), Choose("a gradient norm above 0, or 0 for no clipping")] = 1.0
     """Largest gradient norm of one adapter; 0 = no clipping."""
     weight_decay: Annotated[Number, Field(ge=0), Choose("a number from 0 up")] = 0.0
@@ -117,10 +121,10 @@ class TrainConfig(Recipe):
     """Everything about one training run that changes its outcome. Raises ConfigError for a value out of range."""
 
     method: Method = "sft"
-    """Token weights of the loss (MemFT): sft = all target tokens; ot = those with p <= 1/2; sw = those at and behind
-    each record's first error; curriculum = ot, on more and more of the records."""
+    """Target tokens to train on: all (sft), those with p <= 1/2 (ot), those from each record's first error on (sw), or
+    as ot, on a growing share of the records (curriculum). They set the token weights of the loss (MemFT)."""
     seed: Seed = 42
-    """Of the initial weights, the data order and dropout."""
+    """Seed of the initial weights, the data order and dropout."""
 
 
 UNTIL_RECALLED = TrainConfig(method="ot", until="recalled", margin=0.1, steps=2000, batch_size=16)
@@ -138,10 +142,10 @@ class Execution:
     """How a training is run: what it costs in time and memory, never what it computes. Raises ConfigError."""
 
     compiled: bool = False
-    """Compile the layers above the last adapted one (`torch.compile`), for trainings of thousands of steps."""
+    """Compile the layers above the last adapted one; worthwhile for thousands of steps. Uses `torch.compile`."""
     evict_prefix: bool = False
     """Keep the layers below the first adapted one in main memory, off the accelerator."""
     prefix_cache: str | None = None
-    """A directory that keeps what those layers make of the facts, for the next training on them."""
+    """Directory that caches the output of the layers below the adapters, for later runs on the same facts."""
     checkpoint_minutes: Annotated[Number, Field(ge=0), Choose("minutes from 0 up", unit="minutes")] = 10.0
-    """Minutes between two checkpoints of a stack in training."""
+    """Minutes between checkpoints of a training run."""
