@@ -122,7 +122,7 @@ def test_where_everything_is_recalled_nothing_is_listed() -> None:
 def test_a_record_that_decoding_misses_in_spite_of_its_probabilities_is_listed() -> None:
     tokens = TokenRecall((0.1, 0.2), (True, True), (True, False))
     told = words(recall_lines(diagnose([sample.fact("a", 2)], [tokens], tolerance=0.0, dtype="bfloat16")))
-    assert "a no token stubborn. Decoding goes wrong at position 1, where teacher-forced" in told
+    assert "a no token stubborn. Decoding goes wrong at position 1, although teacher-forced" in told
 
 
 def test_what_the_failures_have_in_common_is_told() -> None:

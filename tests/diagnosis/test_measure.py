@@ -139,7 +139,7 @@ def test_a_tokenizer_that_cannot_decode_its_own_ids_is_named_without_a_word_of_t
         raise KeyError("s3cret")
 
     base.tokenizer.decode = fail
-    with pytest.raises(ModelError, match=r"tokenizer of tiny-qwen3 cannot turn its own ids of record 'f0'") as error:
+    with pytest.raises(ModelError, match=r"tokenizer of tiny-qwen3 cannot decode its own ids of record 'f0'") as error:
         token_texts(base, FACTS)
     assert "s3cret" not in str(error.value)
 
