@@ -76,7 +76,7 @@ def token_texts(base: Base, facts: Sequence[EncodedFact]) -> dict[str, tuple[str
 
 
 def unfaithful(base: Base, memory_set: MemorySet, facts: Sequence[EncodedFact]) -> tuple[str, ...]:
-    """Ids of the facts whose target tokens do not decode to their target text, white space aside: with every token recalled,
+    """Ids of the facts whose target tokens do not decode to their target text, white space aside: with all recalled,
     the text still differs. Raises ModelError for a tokenizer that cannot decode its own ids."""
     return tuple(
         fact.id
