@@ -11,7 +11,6 @@ import typer
 from memlaw.cli.options import AsJson, Inputs, ShowText
 from memlaw.cli.output import SHOWN, aligned_rows, counted, emit, note, paragraph, printable
 from memlaw.core.canonical import canonical_json
-from memlaw.core.config import TrainConfig
 from memlaw.core.recall import RecallReport
 
 if TYPE_CHECKING:
@@ -59,15 +58,18 @@ def recall(
 
 def _advice(report: RecallReport, adapter: Path | None) -> list[str]:
     """What would help, where an adapter was judged: the bare base is not expected to recall anything."""
-    from memlaw.adapter.peft import load_info
+    from memlaw.adapter.info import load_info, recorded_training
     from memlaw.planning.advice import advise
 
     if adapter is None:
         return []
-    info = load_info(adapter) or {}
-    train = info.get("train")
-    config = TrainConfig(**train) if train else None
-    return [str(a) for a in advise(report, rank=info.get("rank"), placement=info.get("placement"), config=config)]
+    info = load_info(adapter)
+    if info is None:
+        return [str(a) for a in advise(report)]
+    config, warnings = recorded_training(info)
+    for warning in warnings:
+        note(f"Warning: {warning}")
+    return [str(a) for a in advise(report, rank=info.rank, placement=info.placement, config=config)]
 
 
 def recall_lines(report: RecallReport, advice: Sequence[str] = ()) -> Iterator[str]:

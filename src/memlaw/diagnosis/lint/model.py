@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from memlaw.adapter.peft import attach, load_info
+from memlaw.adapter.info import load_info
+from memlaw.adapter.peft import attach
 from memlaw.core.config import UNTIL_RECALLED
 from memlaw.core.errors import ModelError
 from memlaw.core.facts import EncodedFact, MemorySet
@@ -83,18 +84,18 @@ def adapter_findings(
     base: Base, memory_set: MemorySet, encoded: Sequence[EncodedFact], directory: Path
 ) -> Iterator[Finding]:
     """An adapter of another base, of other facts, or one that changes nothing. Raises AdapterError for no adapter."""
-    info = load_info(directory) or {}
-    if info and info["base_fingerprint"] != base.fingerprint:
+    info = load_info(directory)
+    if info is not None and info.base_fingerprint != base.fingerprint:
         yield Finding(
             "error",
             None,
             "adapter-of-another-base",
-            f"The adapter {directory} was trained on {info['base']} (weights {info['base_fingerprint'][:12]}), not on "
+            f"The adapter {directory} was trained on {info.base} (weights {info.base_fingerprint[:12]}), not on "
             f"{base.name} (weights {base.fingerprint[:12]}), where it would give other text without any error.",
-            f"Use --model {info['base']}, or train the adapter again.",
+            f"Use --model {info.base}, or train the adapter again.",
         )
         return
-    if info.get("facts_fingerprint", memory_set.fingerprint) != memory_set.fingerprint:
+    if info is not None and info.facts_fingerprint not in (None, memory_set.fingerprint):
         yield Finding(
             "info",
             None,
