@@ -105,8 +105,8 @@ def attach(base: Base, directory: Path) -> Iterator[None]:
     if info is not None and info.base_fingerprint != base.fingerprint:
         raise AdapterError(
             f"The adapter {directory} was trained on another base ({info.base}, weights "
-            f"{info.base_fingerprint[:12]}) than {base.name} (weights {base.fingerprint[:12]}), on which it would "
-            f"give wrong text without any error. Use --model {info.base}, or train the adapter again."
+            f"{info.base_fingerprint[:12]}) than {base.name} (weights {base.fingerprint[:12]}). On this one it "
+            f"would give other text without any error. Use --model {info.base}, or train the adapter again."
         )
     if (directory / PEFT_CONFIG).exists():
         with _attached_by_peft(base, directory):
