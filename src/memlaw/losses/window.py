@@ -76,7 +76,7 @@ class WindowState:
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """Integer tensors `anchor` and `unmoved` [slots], and the list `ids` of the last slots, as assigned by `slots`."""
+        """Integer tensors `anchor` and `unmoved` [slots], and `ids`, those of the last slots."""
         return {"anchor": self.anchor.clone(), "unmoved": self.unmoved.clone(), "ids": list(self._slot_of)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
