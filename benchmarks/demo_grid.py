@@ -33,7 +33,7 @@ from memlaw.model.base import Base, load
 from memlaw.model.reach import reachable_ids
 from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.probe import probe
-from memlaw.sweep.scheduler import ProbeProgress
+from memlaw.sweep.scheduler import ProbeProgress, ProbeRun
 from memlaw.training.result import StackProgress
 from memlaw.training.rows import row_order
 
@@ -73,7 +73,7 @@ def timed(base: Base, facts: MemorySet, config: ProbeConfig, steps: int) -> Side
 
     begun = time.process_time()
     with tempfile.TemporaryDirectory() as out:
-        summary = probe(base, facts, config, out, on_progress=on_progress)
+        summary = probe(base, facts, config, out, ProbeRun(on_progress=on_progress))
     sides.memlaw = time.process_time() - begun - elsewhere
     if summary.finished != sides.cells:
         raise SystemExit(f"memlaw finished {summary.finished} cells, PEFT {sides.cells}.")

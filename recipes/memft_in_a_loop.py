@@ -11,22 +11,16 @@ from memlaw.data.load import load_memory_set
 from memlaw.losses import EPS, memft_sums
 
 base = memlaw.load()
-
 facts = load_memory_set(base, "task:phonebook:tokens=90,seed=0")
-
 rows = [
     {"input_ids": list(fact.ids), "labels": [-100] * fact.prompt_length + list(fact.target)}
     for fact in encode(facts, base.tokenizer, context=base.context)
 ]
-
 loader = DataLoader(rows, batch_size=4, shuffle=True, collate_fn=transformers.DataCollatorForSeq2Seq(base.tokenizer))
 
 torch.manual_seed(0)
-
 model = peft.get_peft_model(base.model, peft.LoraConfig(r=16, lora_alpha=64, target_modules=["down_proj"]))
-
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0)
-
 before = report = memlaw.recall(model, base.tokenizer, facts)
 
 for step in range(1, 301):
@@ -48,5 +42,4 @@ for step in range(1, 301):
             break
 
 print(f"exact match {before.acc_em:.0%} -> {report.acc_em:.0%} in {step} steps,", end=" ")
-
 print(f"{report.certified} of {report.records} records certified")

@@ -13,7 +13,6 @@ from memlaw.integrations.transformers import MemFTLoss
 
 # The bundled base and a phone book made up for it; yours: memlaw.load("Qwen/Qwen3-8B"), memlaw.read("facts.jsonl").
 base = memlaw.load()
-
 facts = load_memory_set(base, "task:phonebook:tokens=90,seed=0")
 
 # Only targets are learnt, so prompts get the label -100.
@@ -23,11 +22,8 @@ rows = [
 ]
 
 transformers.set_seed(0)
-
 lora = peft.LoraConfig(r=16, lora_alpha=64, target_modules=["down_proj"], task_type="CAUSAL_LM")
-
 model = peft.get_peft_model(base.model, lora)
-
 before = memlaw.recall(model, base.tokenizer, facts)
 
 trainer = transformers.Trainer(
@@ -47,11 +43,8 @@ trainer = transformers.Trainer(
     compute_loss_func=MemFTLoss("ot"),
     callbacks=[RecallCallback(facts, every=10)],  # stops the run once every record is certified
 )
-
 trainer.train()
 
 after = memlaw.recall(model, base.tokenizer, facts)
-
 print(f"exact match {before.acc_em:.0%} -> {after.acc_em:.0%} in {trainer.state.global_step} steps,", end=" ")
-
 print(f"{after.certified} of {after.records} records certified")

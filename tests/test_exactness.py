@@ -45,6 +45,7 @@ from memlaw.model.split import Forward, FullForward, split
 from memlaw.training.engine import Engine
 from memlaw.training.result import StackProgress, Trained
 from memlaw.training.rows import row_order
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 FACTS = tiny.facts([(5, 4), (3, 7), (6, 2)])
@@ -68,11 +69,11 @@ MODULES = {
 
 USUAL = {"one": "down_proj", "two": "q_proj,v_proj"}
 
-Run = tuple[int, TrainConfig]
+Ranked = tuple[int, TrainConfig]
 
 CONFIG = TrainConfig(steps=6, learning_rate=2e-2, batch_size=2)
 
-RUNS: tuple[Run, ...] = (
+RUNS: tuple[Ranked, ...] = (
     (1, CONFIG),
     (4, replace(CONFIG, method="ot", learning_rate=1e-2, schedule="constant", clip=0.1, scale=2.0, seed=1)),
     (
@@ -140,7 +141,7 @@ class Outcome:
         return cls(a, b, trained.loss_final, losses)
 
     @classmethod
-    def by_hand(cls, base: Base, placement: Placement, run: Run) -> Outcome:
+    def by_hand(cls, base: Base, placement: Placement, run: Ranked) -> Outcome:
         rank, config = run
         alone = reference.train_alone(base.model, FACTS, placement, rank, config, batches=batches(config))
         with torch.no_grad():
@@ -158,15 +159,17 @@ class Outcome:
         return max(abs(mine - theirs) / theirs for mine, theirs in pairs)
 
 
-def stacked(base: Base, placement: Placement | Sequence[Placement], runs: Sequence[Run]) -> list[Outcome]:
+def stacked(base: Base, placement: Placement | Sequence[Placement], runs: Sequence[Ranked]) -> list[Outcome]:
     """What one stack gives."""
     seen: list[StackProgress] = []
-    trained = train_stack(base, FACTS, placement, runs, on_step=seen.append)
+    places = [placement] * len(runs) if isinstance(placement, Placement) else placement
+    placed_runs = [Run(rank, place, config) for place, (rank, config) in zip(places, runs, strict=True)]
+    trained = train_stack(base, FACTS, placed_runs, on_step=seen.append)
     losses = [[loss for progress in seen for run, loss in progress.losses if run == k] for k in range(len(runs))]
     return [Outcome.ours(*pair) for pair in zip(trained, losses, strict=True)]
 
 
-def check_all_three(base: Base, placement: Placement, runs: Sequence[Run], *, losses: float, weights: float) -> None:
+def check_all_three(base: Base, placement: Placement, runs: Sequence[Ranked], *, losses: float, weights: float) -> None:
     """One stack, a stack for each, and by hand: losses and weights within these relative distances."""
     for run, among in zip(runs, stacked(base, placement, runs), strict=True):
         (alone,), by_hand = stacked(base, placement, [run]), Outcome.by_hand(base, placement, run)
@@ -258,9 +261,9 @@ def test_a_step_in_parts_is_the_whole_step(where: str, rows: int) -> None:
         *(replace(together, method=method, seed=seed) for seed, method in enumerate(("sft", "ot", "sw"))),
         replace(together, method="ot", rule="fallback", margin=0.1),
     ]
-    runs = [(3, config) for config in methods]
+    runs = [Run(3, placement, config) for config in methods]
     with frozen(exact.model):
-        whole, parts = (Engine(exact, FACTS, [placement] * len(runs), runs, compiled=False) for _ in range(2))
+        whole, parts = (Engine(exact, FACTS, runs) for _ in range(2))
         one, two = whole.start(), parts.start()
         two.rows_at_once = rows
         for state in (one, two):

@@ -32,7 +32,7 @@ from memlaw.sweep.engines.base import Inline
 from memlaw.sweep.engines.isolated import Isolated
 from memlaw.sweep.engines.ray import OnRay
 from memlaw.sweep.journal import Journal
-from memlaw.sweep.scheduler import ProbeProgress
+from memlaw.sweep.scheduler import ProbeProgress, ProbeRun
 
 FACTS = MemorySet(tuple(Fact(f"key {n}:", f"#{7919 * n % 10_000:04d}", f"f{n}") for n in range(1, 9)), False, "codes")
 
@@ -61,7 +61,7 @@ def drive_probe(model: str, out: str, isolated: bool) -> None:
 
     torch.set_num_threads(1)
     engine = Isolated() if isolated else Inline()
-    probe(load(model, device="cpu"), FACTS, ProbeConfig(**GRID), out, engine=engine, on_progress=told)
+    probe(load(model, device="cpu"), FACTS, ProbeConfig(**GRID), out, ProbeRun(engine=engine, on_progress=told))
 
 
 def drive_simulated(out: str) -> None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,12 @@ from memlaw.diagnosis.lint.model import adapter_findings, base_findings, reach_f
 from memlaw.diagnosis.lint.tokens import encodable, set_findings, token_findings
 from memlaw.diagnosis.measure import measure
 from memlaw.model.base import Base, wrap
+from memlaw.model.reach import reachable_ids
 from memlaw.planning.library import KnownLaw
 from memlaw.planning.rank_check import rank_findings
 from memlaw.training.adapter import train_adapter
 from memlaw.training.result import StackProgress, Trained
+from memlaw.training.run import Run
 
 if TYPE_CHECKING:
     from memlaw.sweep.probe import ProbeSummary
@@ -57,10 +60,9 @@ def train(
     """
     chosen = replace(config or UNTIL_RECALLED, **settings)
     base = wrap(model, tokenizer)
-    memory_set = load_memory_set(base, facts)
-    encoded = encode(memory_set, tokenizer, context=base.context)
-    where = placement_on(placement, model)
-    return train_adapter(base, memory_set, encoded, rank, where, chosen, out=out, execution=execution, on_step=on_step)
+    memory_set = load_memory_set(facts, tokenizer, partial(reachable_ids, base))
+    run = Run(rank, placement_on(placement, model), chosen)
+    return train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
 
 
 def recall(
@@ -77,7 +79,7 @@ def recall(
     Raises AdapterError, DataError.
     """
     base = wrap(model, tokenizer)
-    encoded = encode(load_memory_set(base, facts), tokenizer, context=base.context)
+    encoded = encode(load_memory_set(facts, tokenizer, partial(reachable_ids, base)), tokenizer, context=base.context)
     with nullcontext() if adapter is None else attach(base, Path(adapter)):
         return measure(base, encoded, decode=decode, explain=True)
 
@@ -97,9 +99,11 @@ def probe(
     """
     from memlaw.sweep.config import ProbeConfig
     from memlaw.sweep.probe import probe as run
+    from memlaw.sweep.scheduler import ProbeRun
 
     base = wrap(model, tokenizer)
-    return run(base, load_memory_set(base, facts), ProbeConfig(**settings), out, execution=execution)
+    memory_set = load_memory_set(facts, tokenizer, partial(reachable_ids, base))
+    return run(base, memory_set, ProbeConfig(**settings), out, ProbeRun(execution=execution or Execution()))
 
 
 __all__ = ["check", "check_on"]
@@ -122,7 +126,7 @@ def check(
     AdapterError for an adapter that cannot be, ConfigError for a law with no rank to judge.
     """
     base = wrap(model, tokenizer)
-    memory_set = load_memory_set(base, facts)
+    memory_set = load_memory_set(facts, tokenizer, partial(reachable_ids, base))
     return check_on(base, memory_set, adapter=adapter, law=law, rank=rank, placement=placement)
 
 

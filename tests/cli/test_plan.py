@@ -16,7 +16,18 @@ from memlaw.adapter.on_model import placement_on
 from memlaw.cli.output import WIDTH
 from memlaw.cli.plan import plan_lines
 from memlaw.law import fit_law, published
-from memlaw.planning import Capacity, Cost, RankChance, RankRange, Target, TrainingWork, plan
+from memlaw.planning import (
+    Capacity,
+    Cost,
+    KnownLaw,
+    MeasuredSet,
+    PlanRequest,
+    RankChance,
+    RankRange,
+    Target,
+    TrainingWork,
+    plan,
+)
 
 
 def test_plan_without_a_law_borrows_the_published_one_and_says_so(run: Run) -> None:
@@ -48,7 +59,7 @@ def test_plan_takes_a_law_file_a_probe_or_a_few_cells_to_calibrate_with(
     of_file = run("plan", facts, "--model", model, "--law", law, "--json").document
     assert (of_file["law"]["source"], of_file["law"]["borrowed"]) == (str(probed), False)
     assert of_file["law"]["near"] == [
-        "The weights were not compared, only name and shape: --calibrate compares them."
+        "Only the model's name and shape were compared: add --calibrate to compare the weights."
     ]  # fmt: skip
 
     of_probe = run("plan", facts, "--model", model, "--law", single, "--json").document
@@ -118,7 +129,7 @@ def test_a_plan_aims_at_all_at_a_share_or_at_a_loss(run: Run, model: Path, facts
     assert found["50%"] == found["0.5"]
     assert found["all"]["target"] == {"share": 1.0, "loss": None}
     assert found["loss=0.5"]["target"] == {"share": None, "loss": 0.5}
-    assert found["loss=0.5"]["loss_needed"] == {"nats": 0.5, "why": "as asked for."}
+    assert found["loss=0.5"]["loss_needed"] == {"nats": 0.5, "why": "as requested."}
     assert found["all"]["loss_needed"]["nats"] < found["50%"]["loss_needed"]["nats"]
 
 
@@ -170,9 +181,10 @@ def test_laws_that_are_none_are_refused(run: Run, model: Path, facts: Path, prob
 def planned(placement: str, tokens: int = 400, **changes: Any) -> list[str]:
     base = tiny.base()
     law = fit_law(published.points(), "bounded", source="some cells")
-    options = {name: changes.pop(name) for name in ("target", "work", "near", "cells") if name in changes}
-    where = placement_on(placement, base.model)
-    answer = plan(law, records=40, tokens=tokens, loss_init=11.0, placement=where, **options)
+    known = KnownLaw(law, tuple(changes.pop("cells", ())), changes.pop("near", ()))
+    request, work = PlanRequest(changes.pop("target", Target())), changes.pop("work", None)
+    facts = MeasuredSet(records=40, tokens=tokens, loss_init=11.0)
+    answer = plan(known, facts, placement_on(placement, base.model), request, work=work)
     lines = list(plan_lines(dataclasses.replace(answer, **changes)))
     assert max(map(len, lines)) <= WIDTH
     return lines
@@ -186,7 +198,7 @@ def test_a_plan_gives_the_rank_its_doubt_and_a_config_that_python_takes() -> Non
     assert "brings the mean loss below ln 2" in told
     assert "largest rank 32, the most these modules can use" in told
     assert "rule of thumb 5, one adapter parameter per target token (for comparison)" in told
-    assert "nats, where all facts should come back verbatim: memlaw's own experience" in told
+    assert "nats, to recall all facts verbatim: from memlaw's experiments" in told
     assert "law bounded form on 70 cells (R^2 0.9994): some cells" in told
     pasted = "\n".join(lines[next(i for i, line in enumerate(lines) if line.startswith("LoraConfig(")) :])
     from peft import LoraConfig
@@ -230,7 +242,7 @@ def test_a_plan_without_a_rank_says_why_and_how_many_adapters_would_do() -> None
     assert "rank No rank up to 32, the most these modules can use, is predicted" in told
     assert re.search(r"several \d+ adapters of rank \d+ would do, each storing [\d,]+ target tokens", told)
     assert "LoraConfig" not in told
-    assert "Note: Outside what was measured" in told
+    assert "Note: Outside the measured range" in told
 
 
 def test_a_plan_says_how_near_its_law_is_and_what_it_takes_to_be_true() -> None:
@@ -240,7 +252,7 @@ def test_a_plan_says_how_near_its_law_is_and_what_it_takes_to_be_true() -> None:
     assert "the target, 0.9 of the facts" in words(planned("down_proj@2", target=Target(0.9)))
     asked = words(planned("down_proj@2", target=Target(None, 0.5)))
     assert "the target, a mean loss of 0.5 nats" in asked
-    assert "loss needed 0.5 nats, as asked for." in asked
+    assert "loss needed 0.5 nats, as requested." in asked
 
 
 def test_a_plan_counts_what_training_takes() -> None:
@@ -258,7 +270,7 @@ def test_a_plan_counts_what_training_takes() -> None:
     ("parameters", "told"), [(640, "2.6 kB in float32; 7.7 kB"), (10**6, "4.00 MB in float32; 12.00 MB")]
 )
 def test_sizes_are_told_in_units_that_fit(parameters: int, told: str) -> None:
-    lines = planned("down_proj@2", cost=Cost.of(parameters, None))
+    lines = planned("down_proj@2", cost=Cost.from_parameters(parameters, None))
     assert f"adapter {parameters:,} parameters, {told} more in training" in words(lines)
 
 

@@ -19,6 +19,7 @@ from memlaw.cli import progress
 from memlaw.cli.train import train_lines
 from memlaw.core.config import TrainConfig
 from memlaw.training.result import Trained
+from memlaw.training.run import Run as TrainingRun
 from memlaw.training.stack import train_stack
 
 
@@ -208,7 +209,7 @@ def test_a_tied_head_and_a_placement_from_layer_0_are_remarked(run: Run, facts: 
 
 def trained(**settings: Any) -> Trained:
     base, facts = tiny.base(), tiny.facts([(5, 2)])
-    [result] = train_stack(base, facts, placement_on(None, base.model), [(4, TrainConfig(**settings))])
+    [result] = train_stack(base, facts, [TrainingRun(4, placement_on(None, base.model), TrainConfig(**settings))])
     return result
 
 

@@ -180,7 +180,7 @@ def test_any_facts_written_as_csv_read_back_verbatim(tmp_path_factory, given_fac
 
 
 def test_reading_and_making_memory_sets_loads_no_model_library():
-    program = "import sys, memlaw.data, memlaw.tasks; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    program = "import sys, memlaw.data.load; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -227,6 +227,10 @@ SPECS = [
 ]
 
 
+def task(spec, **how):
+    return from_spec(spec, TOKENIZER, lambda: REACHABLE, **how)
+
+
 def test_a_task_is_the_same_in_every_process_whatever_its_hash_seed(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text(LONG_TEXT, "utf-8")
@@ -234,9 +238,9 @@ def test_a_task_is_the_same_in_every_process_whatever_its_hash_seed(tmp_path):
     program = (
         f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
         "from helpers.slow_data import byte_level\nfrom memlaw.data.tasks import from_spec\nimport json\n"
-        f"print(json.dumps([from_spec(spec, byte_level(), range(20, 120)).fingerprint for spec in {specs!r}]))"
+        f"print(json.dumps([from_spec(spec, byte_level(), lambda: range(20, 120)).fingerprint for spec in {specs!r}]))"
     )
-    here = [from_spec(spec, TOKENIZER, REACHABLE).fingerprint for spec in specs]
+    here = [task(spec).fingerprint for spec in specs]
     for hash_seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": hash_seed}
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env)
@@ -255,19 +259,27 @@ def test_the_stored_sets_are_pinned():
 def test_a_specification_builds_what_the_function_builds(tmp_path):
     path = tmp_path / "a:b=c.txt"
     path.write_text(LONG_TEXT, "utf-8")
-    assert from_spec("task:phonebook:tokens=300,seed=1", TOKENIZER, REACHABLE) == phonebook(300, 1, TOKENIZER)
-    assert from_spec("task:random:seed=2,tokens=64", TOKENIZER, REACHABLE) == random_tokens(64, 2, REACHABLE)
-    assert from_spec(f"task:stress:file={path},ratio=0.6,tokens=200,seed=1", TOKENIZER, REACHABLE) == stress(
+    assert task("task:phonebook:tokens=300,seed=1") == phonebook(300, 1, TOKENIZER)
+    assert task("task:random:seed=2,tokens=64") == random_tokens(64, 2, REACHABLE)
+    assert task(f"task:stress:file={path},ratio=0.6,tokens=200,seed=1") == stress(
         LONG_TEXT, 0.6, 200, 1, TOKENIZER, REACHABLE
     )
-    assert from_spec("task:linear-rule:pairs=20,seed=1", TOKENIZER, REACHABLE) == linear_rule(20, 1)[0]
-    assert from_spec("task:scenarios:seed=1", TOKENIZER, REACHABLE) == scenarios(1)
+    assert task("task:linear-rule:pairs=20,seed=1") == linear_rule(20, 1)[0]
+    assert task("task:scenarios:seed=1") == scenarios(1)
+
+
+def test_the_tokens_that_may_be_drawn_are_looked_for_only_where_some_are():
+    def refuse():
+        raise AssertionError("nothing is drawn here")
+
+    for spec in ("task:phonebook:tokens=300", "task:linear-rule", "task:scenarios"):
+        assert from_spec(spec, TOKENIZER, refuse) == task(spec)
 
 
 def test_seed_and_pairs_have_defaults():
-    assert from_spec("task:random:tokens=9", TOKENIZER, REACHABLE) == random_tokens(9, 0, REACHABLE)
-    assert from_spec("task:linear-rule", TOKENIZER, REACHABLE) == linear_rule()[0]
-    assert from_spec("task:scenarios:", TOKENIZER, REACHABLE) == scenarios(0)
+    assert task("task:random:tokens=9") == random_tokens(9, 0, REACHABLE)
+    assert task("task:linear-rule") == linear_rule()[0]
+    assert task("task:scenarios:") == scenarios(0)
 
 
 @pytest.mark.parametrize("eos", [True, False])
@@ -275,7 +287,7 @@ def test_the_end_of_sequence_rule_of_a_task_can_be_chosen(tmp_path, eos):
     path = tmp_path / "text.txt"
     path.write_text(LONG_TEXT, "utf-8")
     for spec in SPECS:
-        assert from_spec(spec.format(file=path), TOKENIZER, REACHABLE, eos=eos).eos == eos
+        assert task(spec.format(file=path), eos=eos).eos == eos
 
 
 @pytest.mark.parametrize(
@@ -297,9 +309,9 @@ def test_the_end_of_sequence_rule_of_a_task_can_be_chosen(tmp_path, eos):
 )
 def test_a_specification_that_means_nothing_is_refused_with_what_is_known(spec, message):
     with pytest.raises(ConfigError, match=message):
-        from_spec(spec, TOKENIZER, REACHABLE)
+        task(spec)
 
 
 def test_a_stress_test_of_a_missing_file_is_refused():
     with pytest.raises(DataError, match="There is no file 'missing"):
-        from_spec("task:stress:file=missing.txt,ratio=0.5,tokens=5", TOKENIZER, REACHABLE)
+        task("task:stress:file=missing.txt,ratio=0.5,tokens=5")

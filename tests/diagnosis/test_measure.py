@@ -16,6 +16,7 @@ from memlaw.core.facts import EncodedFact, Fact, MemorySet
 from memlaw.core.recall import LN2
 from memlaw.diagnosis.measure import SAFETY, TOLERANCE, measure, token_texts, unfaithful
 from memlaw.model.base import Base, load
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 
@@ -50,7 +51,7 @@ def test_without_decoding_nothing_is_said_about_verbatim_recall() -> None:
 def test_what_is_trained_until_recalled_is_certified_and_the_bare_base_is_not() -> None:
     base = tiny.base()
     config = TrainConfig(steps=800, until="recalled", margin=0.1, learning_rate=2e-2, method="ot", schedule="constant")
-    (result,) = train_stack(base, FACTS, placement_on("mlp@2", base.model), [(12, config)])
+    (result,) = train_stack(base, FACTS, [Run(12, placement_on("mlp@2", base.model), config)])
     assert result.recalled
     with result.attached(base.model):
         report = measure(base, FACTS, decode=True)

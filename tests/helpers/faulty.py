@@ -20,6 +20,7 @@ from memlaw.model.base import Base
 from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.journal import Journal
 from memlaw.sweep.probe import ProbeSummary, probe
+from memlaw.sweep.scheduler import ProbeRun
 
 SECRET = "hunter2-7919"
 """A target that no message may repeat."""
@@ -74,7 +75,7 @@ def refused(
 def probed(out: Path, *, base: Base | None = None, facts: MemorySet = FACTS, **changes: Any) -> ProbeSummary:
     """A probe of GRID; `on_progress` and `execution` are handed on."""
     handed = {name: changes.pop(name) for name in ("on_progress", "execution") if name in changes}
-    return probe(base or tiny.base(), facts, ProbeConfig(**GRID | changes), out, **handed)
+    return probe(base or tiny.base(), facts, ProbeConfig(**GRID | changes), out, ProbeRun(**handed))
 
 
 def rows(out: Path) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ from memlaw.core.facts import Fact, MemorySet
 from memlaw.model.base import Base
 from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.probe import probe
+from memlaw.sweep.scheduler import ProbeRun
 
 SECRETS = tuple(f"#{7919 * number % 10_000:04d}" for number in range(1, 9))
 
@@ -65,4 +66,4 @@ def _die_at(out: str, call: str | None, count: int) -> None:
     if call is not None:
         setattr(os, call, die(getattr(os, call)))
     told = die(lambda event: None) if call is None else None
-    probe(on_one_thread(), FACTS, ProbeConfig(**GRID), out, on_progress=told)
+    probe(on_one_thread(), FACTS, ProbeConfig(**GRID), out, ProbeRun(on_progress=told))

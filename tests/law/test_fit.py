@@ -231,8 +231,8 @@ def test_relative_least_squares_of_the_power_form_is_a_straight_line_in_logarith
 def test_relative_residuals_need_a_gain_in_every_cell():
     cells = [*simulate_for("paper"), LawPoint(3, 9000, -0.2), LawPoint(3, 9001, 0.0)]
     assert fit_law(cells, "paper", residuals="relative").status == (
-        "dL is not above 0 in 2 of the cells (rank 3, length 9000 is the first), so its logarithm does not exist, "
-        "which relative residuals need. Fit absolute residuals, or find out why training made those worse."
+        "dL is not positive in 2 of the cells (first: rank 3, length 9000), and relative residuals need its logarithm. "
+        "Fit absolute residuals, or find out why training did not lower the loss of these cells."
     )
 
 
@@ -372,7 +372,7 @@ def test_too_few_cells():
     assert fit.alpha.stderr is None
     assert fit.alpha.low is None
     assert math.isfinite(fit.predict(2, 150))
-    with pytest.raises(FitError, match=r"no error bars, so no interval\. 4 usable cells"):
+    with pytest.raises(FitError, match=r"no error bars, so it has no prediction interval\. 4 usable cells"):
         fit.interval(np.array([2.0]), np.array([1000.0]))
 
 

@@ -115,7 +115,7 @@ def test_calibration_needs_a_cell_that_tells_something():
     with pytest.raises(FitError, match="cannot calibrate the law: training made them no better"):
         calibrate(power, [LawPoint(4, 2000, -3.0)])
     relative = fit_law(simulate_for("power", noise=0.05), "power", residuals="relative")
-    with pytest.raises(FitError, match=r"These cells cannot calibrate the law\. dL is not above 0 in 1 of the cells"):
+    with pytest.raises(FitError, match=r"These cells cannot calibrate the law\. dL is not positive in 1 of the cells"):
         calibrate(relative, [LawPoint(4, 2000, -3.0)])
 
 

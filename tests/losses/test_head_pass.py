@@ -335,5 +335,5 @@ def test_forward_costs_one_product_and_backward_one_of_the_active_rows(active: f
 
 @pytest.mark.parametrize("vocabulary", [50_257, 131_072, 262_144])
 def test_the_chunk_for_a_cpu_keeps_the_logits_of_8192_rows_below_one_twenty_fifth(vocabulary: int) -> None:
-    chunk = Chunk.suited(torch.device("cpu"), vocabulary)
+    chunk = Chunk.for_device(torch.device("cpu"), vocabulary)
     assert chunk.rows + 2 * chunk.numbers / vocabulary < 8192 / 25

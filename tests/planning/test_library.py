@@ -114,7 +114,7 @@ def test_a_file_that_is_no_law_is_named(text: str, message: str) -> None:
 )
 def test_cells_that_cannot_be_are_a_damaged_file(rows: Any) -> None:
     file = json.dumps({**json.loads(LAW.to_json()), "recalled": rows})
-    with pytest.raises(FitError, match=r"laws/x\.json is a damaged law file: .*\. Fit it again\."):
+    with pytest.raises(FitError, match=r"laws/x\.json is a damaged law file: .*\. Fit the law again\."):
         KnownLaw.from_json(file, name="laws/x.json")
 
 
@@ -290,7 +290,7 @@ def test_a_law_of_another_placement_says_just_that() -> None:
     assert found.law.axis == "parameters"
     assert found.law.caveat == (
         "This law was fitted at q_proj@4, not at down_proj@4. Adapters are compared by their number of parameters, and "
-        "the rank is only taken to be right within a factor of 4."
+        "the rank is expected to be right only within a factor of 4."
     )
     assert found.near == ("Its adapters sit at q_proj@4, not at down_proj@4.",)
 
@@ -320,7 +320,8 @@ def test_a_law_of_nobody_knows_what_is_used_as_it_is_and_that_is_said() -> None:
 def test_a_law_of_another_tokenizer_is_said() -> None:
     found = adapt_law(known(tokenizer_fingerprint="u" * 64), USE)
     assert found.near == (
-        "Its lengths were counted by another tokenizer, under which the same text has another number of tokens.",
+        "Its lengths were counted with another tokenizer, which splits the same text into a different number of "
+        "tokens.",
     )
     assert adapt_law(known(tokenizer_fingerprint=None), USE).near == ()
 
@@ -329,7 +330,7 @@ def test_where_weights_were_not_compared_that_is_said() -> None:
     from_files = replace(USE, model_fingerprint=None)
     found = adapt_law(known(), from_files)
     assert found.law == LAW
-    assert found.near == ("The weights were not compared, only name and shape: --calibrate compares them.",)
+    assert found.near == ("Only the model's name and shape were compared: add --calibrate to compare the weights.",)
 
 
 def test_other_weights_under_the_same_name_are_another_model() -> None:
@@ -349,7 +350,7 @@ def test_the_same_shape_under_another_name_may_be_the_same_model() -> None:
     found = adapt_law(known(model="a/copy"), replace(USE, model_fingerprint=None))
     assert found.law.caveat.startswith("Borrowed")
     assert found.near == (
-        "Its model is a/copy, not org/model. Their shapes are the same: --calibrate compares the weights.",
+        "Its model is a/copy, not org/model. The shapes are the same: add --calibrate to compare the weights.",
     )
 
 

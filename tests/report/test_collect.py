@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers import sample
+from helpers.paths import FIXTURES
 from helpers.result_directories import LENGTHS, RANKS, a_probe, grid
 from memlaw import __version__
 from memlaw.core.canonical import canonical_json
@@ -18,6 +21,7 @@ from memlaw.diagnosis.documents import report_to_dict
 from memlaw.law import compare
 from memlaw.report import render
 from memlaw.report.collect import collect
+from memlaw.sweep.journal import Journal, ProbeSpec
 
 
 def test_a_probe_is_shown_with_the_best_form_of_its_law_and_the_papers_beside_it(tmp_path: Path) -> None:
@@ -63,6 +67,36 @@ def test_cells_of_other_seeds_are_of_the_same_family(tmp_path: Path) -> None:
     assert {(law.label, len(law.points)) for law in shown.fits} == {("", 2 * len(RANKS) * len(LENGTHS))}
 
 
+def test_two_probes_of_other_steps_get_a_heatmap_each_and_are_not_averaged(tmp_path: Path) -> None:
+    a_probe(tmp_path / "short", [_trained(sample.cell(2, 16, 4.0), steps=20)])
+    a_probe(tmp_path / "long", [_trained(sample.cell(2, 16, 1.0), steps=2000)])
+    page = render(collect(tmp_path))
+    maps = re.findall(r'<svg role="img" aria-label="Mean final loss.*?</svg>', page, flags=re.DOTALL)
+    assert len(maps) == 2
+    assert [re.findall(r">(\d\.\d\d)</text>", each) for each in maps] == [["1.00"], ["4.00"]]
+    names = re.findall(r"<h3><bdi>(.*?)</bdi></h3>", page)
+    assert names == ["codes, sft, mlp@3, float32, 2,000 steps", "codes, sft, mlp@3, float32, 20 steps"]
+
+
+def test_the_law_of_one_family_among_several_is_named_by_what_sets_it_apart(tmp_path: Path) -> None:
+    a_probe(tmp_path / "short", [_trained(result, steps=20) for result in grid()[:6]])
+    a_probe(tmp_path / "long", [_trained(result, steps=2000) for result in grid()])
+    assert {law.label for law in collect(tmp_path).fits} == {"codes, 2,000 steps"}
+
+
+def test_an_unfinished_probe_is_counted_by_its_grid() -> None:
+    shown = collect(FIXTURES / "before_the_move" / "probe_interrupted")
+    assert (len(shown.cells), shown.grid) == (2, 4)
+    assert "<dt>cells finished</dt><dd>2<small>of 4</small></dd>" in render(shown)
+
+
+def test_a_probe_that_was_stopped_before_its_first_cell_is_counted_by_its_grid(tmp_path: Path) -> None:
+    Journal(tmp_path).claim(ProbeSpec(identity={}, packs=(("a", "b"), ("c",))))
+    shown = collect(tmp_path)
+    assert (shown.cells, shown.grid) == ([], 3)
+    assert "<dt>cells finished</dt><dd>0<small>of 3</small></dd>" in render(shown)
+
+
 def test_what_no_law_can_be_fitted_to_is_shown_without_one(tmp_path: Path) -> None:
     alone = collect(a_probe(tmp_path / "alone", [sample.cell(1, 16), sample.cell(2, 16)]))
     assert [law.summary["status"].startswith("All cells") for law in alone.fits] == [True]
@@ -72,15 +106,15 @@ def test_what_no_law_can_be_fitted_to_is_shown_without_one(tmp_path: Path) -> No
 
 
 def test_cells_that_stopped_early_are_shown_but_not_fitted(tmp_path: Path) -> None:
-    early = [_until_recalled(result) for result in grid()]
+    early = [_trained(result, until="recalled") for result in grid()]
     shown = collect(a_probe(tmp_path / "early", early))
     assert (len(shown.cells), shown.fits) == (len(early), ())
     both = collect(a_probe(tmp_path / "both", [*early, *grid()[:6]]))
     assert {len(law.points) for law in both.fits} == {6}
 
 
-def _until_recalled(result: CellResult) -> CellResult:
-    cell = dataclasses.replace(result.cell, train=TrainConfig(until="recalled"))
+def _trained(result: CellResult, **settings: Any) -> CellResult:
+    cell = dataclasses.replace(result.cell, train=TrainConfig(**settings))
     return dataclasses.replace(result, cell=cell)
 
 

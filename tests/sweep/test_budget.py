@@ -18,8 +18,9 @@ from memlaw.core.facts import Fact, MemorySet
 from memlaw.law import points_from_results
 from memlaw.sweep.budget import NARROW, RANKS, Budget, Goal, _Belief, grid, planned, seconds_of
 from memlaw.sweep.config import ProbeConfig
+from memlaw.sweep.pack import Pack
 from memlaw.sweep.probe import probe
-from memlaw.sweep.scheduler import Pack
+from memlaw.sweep.scheduler import ProbeRun
 
 BASE = tiny.base()
 
@@ -155,7 +156,7 @@ def test_a_real_probe_trains_what_is_chosen_and_the_same_command_goes_on(tmp_pat
     def two(packs, results):
         return packs[-1] if next(took) <= 2 else None
 
-    summary = probe(BASE, memory_set, config, tmp_path / "P", choose=two)
+    summary = probe(BASE, memory_set, config, tmp_path / "P", ProbeRun(chooser=two))
     assert (summary.finished, summary.failed, summary.cells) == (6, 0, 9)
     again = probe(BASE, memory_set, config, tmp_path / "P")
     assert (again.finished, again.failed) == (9, 0)

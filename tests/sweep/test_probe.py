@@ -32,10 +32,11 @@ from memlaw.law.bits import memoryless_loss
 from memlaw.model.base import Base
 from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.journal import Journal, PackCounts, status
-from memlaw.sweep.pack import train_pack
+from memlaw.sweep.pack import LoadedPack, train_pack
 from memlaw.sweep.probe import ProbeSummary, probe
-from memlaw.sweep.scheduler import ProbeProgress
+from memlaw.sweep.scheduler import ProbeProgress, ProbeRun
 from memlaw.training.result import StackProgress
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 
@@ -63,7 +64,7 @@ def test_a_probe_measures_what_training_each_cell_alone_and_recalling_it_gives(b
         cell = result.cell
         facts = take(encode(FACTS, base.tokenizer, context=base.context), cell.length)
         placement = placement_on(None, base.model)
-        [alone] = train_stack(base, facts, placement, [(cell.rank, cell.train)])
+        [alone] = train_stack(base, facts, [Run(cell.rank, placement, cell.train)])
         before = measure(base, facts, decode=False)
         with alone.attached(base.model):
             after = measure(base, facts, decode=True)
@@ -102,7 +103,7 @@ def test_the_cells_are_the_grid_and_say_what_they_are_cells_of(base, uninterrupt
 
 def test_progress_tells_packs_steps_and_results(base, tmp_path):
     events: list[ProbeProgress] = []
-    summary = probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", on_progress=events.append)
+    summary = probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", ProbeRun(on_progress=events.append))
     assert summary == ProbeSummary(out=str(tmp_path / "out"), cells=8, finished=8, failed=0, diverged=0)
     assert [(event.pack, event.packs) for event in events if event.news is None] == [(1, 2), (2, 2)]
     assert sum(isinstance(event.news, StackProgress) for event in events) == 2 * 6
@@ -113,7 +114,7 @@ def test_progress_tells_packs_steps_and_results(base, tmp_path):
 def test_a_length_within_a_record_is_the_length_of_the_whole_records_before_it(base, tmp_path):
     summary = probe(base, FACTS, ProbeConfig(ranks=[1], lengths=[10, 11, 14, 15], steps=2), tmp_path / "out")
     assert summary.cells == 2
-    assert summary.warnings == ("Facts are kept whole, so of the lengths asked for 11 became 10, 14 became 10.",)
+    assert summary.warnings == ("Facts are kept whole, so of the requested lengths 11 became 10, 14 became 10.",)
     assert {result.cell.length for result in Journal(tmp_path / "out").results()} == {10, 15}
 
 
@@ -129,7 +130,7 @@ def test_the_target_text_is_nowhere_in_the_directory(uninterrupted):
 def test_a_finished_probe_trains_nothing_and_changes_nothing(base, uninterrupted):
     before = {path: path.stat().st_mtime_ns for path in (uninterrupted / "cells").iterdir()}
     events: list[ProbeProgress] = []
-    summary = probe(base, FACTS, ProbeConfig(**GRID), uninterrupted, on_progress=events.append)
+    summary = probe(base, FACTS, ProbeConfig(**GRID), uninterrupted, ProbeRun(on_progress=events.append))
     assert events == []
     assert (summary.cells, summary.finished) == (8, 8)
     assert {path: path.stat().st_mtime_ns for path in (uninterrupted / "cells").iterdir()} == before
@@ -153,7 +154,7 @@ def test_only_packs_with_a_missing_cell_train_and_only_missing_cells_are_recorde
     kept = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
 
     events: list[ProbeProgress] = []
-    probe(base, FACTS, ProbeConfig(**GRID), out, on_progress=events.append)
+    probe(base, FACTS, ProbeConfig(**GRID), out, ProbeRun(on_progress=events.append))
     assert set(recorded(events)) == missing
     assert len({event.pack for event in events}) == 1
     assert {event.news.adapters for event in events if isinstance(event.news, StackProgress)} == {4}
@@ -169,7 +170,7 @@ def test_a_damaged_cell_is_told_and_trained_again(base, uninterrupted, tmp_path)
     path.write_bytes(content)
 
     events: list[ProbeProgress] = []
-    summary = probe(base, FACTS, ProbeConfig(**GRID), out, on_progress=events.append)
+    summary = probe(base, FACTS, ProbeConfig(**GRID), out, ProbeRun(on_progress=events.append))
     assert recorded(events) == [path.stem]
     [warning] = summary.warnings
     assert warning.startswith(f"cells/{path.name} was damaged")
@@ -190,12 +191,12 @@ def test_an_interrupt_keeps_what_is_finished_rebuilds_the_table_and_can_be_conti
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        probe(base, FACTS, ProbeConfig(**GRID), out, on_progress=interrupt)
+        probe(base, FACTS, ProbeConfig(**GRID), out, ProbeRun(on_progress=interrupt))
     assert {result.cell.key for result in Journal(out).results()} == set(seen)
     assert pyarrow.parquet.read_table(out / "results.parquet")["key"].to_pylist() == sorted(seen)
 
     events: list[ProbeProgress] = []
-    probe(base, FACTS, ProbeConfig(**GRID), out, on_progress=events.append)
+    probe(base, FACTS, ProbeConfig(**GRID), out, ProbeRun(on_progress=events.append))
     assert len(recorded(events)) == 8 - after
     assert_same(out, uninterrupted)
 
@@ -267,20 +268,20 @@ def test_a_diverging_cell_is_recorded_with_its_step_and_the_others_go_on(base, t
     facts = take(encode(FACTS, base.tokenizer, context=None), 20)
     placement = placement_on(None, base.model)
     rates = (1e-2, 1e38, 1e-3)
-    pack = [dataclasses.replace(a_cell(2, 20), train=TrainConfig(steps=8, learning_rate=rate)) for rate in rates]
+    cells = [dataclasses.replace(a_cell(2, 20), train=TrainConfig(steps=8, learning_rate=rate)) for rate in rates]
     journal = Journal(tmp_path)
     told: list[Any] = []
-    train_pack(base, facts, placement, pack, journal, on_news=told.append)
+    train_pack(LoadedPack(base, placement, facts, tuple(cells)), journal, on_news=told.append)
 
     results = {result.cell.key: result for result in journal.results()}
-    good, diverged, slow = (results[cell.key] for cell in pack)
+    good, diverged, slow = (results[cell.key] for cell in cells)
     assert (good.status, diverged.status, slow.status) == ("finished", "diverged", "finished")
     assert 0 < diverged.steps < 8
     assert f"at step {diverged.steps}" in diverged.message
     assert diverged.loss_init == good.loss_init
     assert diverged.loss_final is diverged.delta_loss is diverged.acc_em is diverged.certified is None
     assert good.delta_loss > slow.delta_loss > 0
-    assert all(journal.holds(cell.key) for cell in pack)
+    assert all(journal.holds(cell.key) for cell in cells)
     assert [news for news in told if isinstance(news, CellResult)] == [good, diverged, slow]
 
 
@@ -290,7 +291,7 @@ def test_a_probe_that_diverges_counts_it_as_failed_and_does_not_try_again(base, 
         summary = probe(base, FACTS, config, tmp_path / "out")
         assert (summary.finished, summary.failed, summary.diverged) == (0, 1, 1)
     events: list[ProbeProgress] = []
-    probe(base, FACTS, config, tmp_path / "out", on_progress=events.append)
+    probe(base, FACTS, config, tmp_path / "out", ProbeRun(on_progress=events.append))
     assert events == []
 
 
@@ -311,7 +312,7 @@ def test_a_pack_that_runs_out_of_memory_goes_on_in_smaller_stacks(base, uninterr
 
     handle = base.model.model.layers[-1].register_forward_pre_hook(check)
     try:
-        with pytest.warns(UserWarning, match="more memory than there is: going on with"):
+        with pytest.warns(UserWarning, match="do not fit in memory: continuing with"):
             assert probe(base, FACTS, ProbeConfig(**GRID), out).failed == 0
     finally:
         handle.remove()
@@ -330,10 +331,10 @@ def test_a_pack_goes_on_from_its_checkpoint_and_leaves_none_behind(base, uninter
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        probe(base, FACTS, ProbeConfig(**GRID), out, execution=every_step, on_progress=stop)
+        probe(base, FACTS, ProbeConfig(**GRID), out, ProbeRun(execution=every_step, on_progress=stop))
     assert len(list((out / "checkpoints").iterdir())) == 1
     events: list[ProbeProgress] = []
-    probe(base, FACTS, ProbeConfig(**GRID), out, on_progress=events.append)
+    probe(base, FACTS, ProbeConfig(**GRID), out, ProbeRun(on_progress=events.append))
     assert next(event.news.step for event in events if isinstance(event.news, StackProgress)) == 5
     assert not list((out / "checkpoints").iterdir())
     (out / "checkpoints").rmdir()
@@ -343,12 +344,12 @@ def test_a_pack_goes_on_from_its_checkpoint_and_leaves_none_behind(base, uninter
 def test_an_error_in_one_pack_costs_its_cells_alone_and_they_are_tried_again(base, uninterrupted, tmp_path):
     out = tmp_path / "out"
     fault = RuntimeError("the accelerator does not answer")
-    summary = probe(base, FACTS, ProbeConfig(**GRID), out, on_progress=_struck(fault))
+    summary = probe(base, FACTS, ProbeConfig(**GRID), out, ProbeRun(on_progress=_struck(fault)))
     assert (summary.cells, summary.finished, summary.failed, summary.diverged) == (8, 4, 4, 0)
     failed = [result for result in Journal(out).results() if result.status == "failed"]
     assert {result.cell.key for result in failed} == set(Journal(out).spec().packs[0])
     for result in failed:
-        assert result.message.startswith("RuntimeError: the accelerator does not answer (test_sweep.py, line ")
+        assert result.message.startswith("RuntimeError: the accelerator does not answer (test_probe.py, line ")
         assert result.loss_init is None
         assert result.parameters == 80 * result.cell.rank
         assert result.records == 2
@@ -356,16 +357,16 @@ def test_an_error_in_one_pack_costs_its_cells_alone_and_they_are_tried_again(bas
     assert sorted(statuses) == ["failed"] * 4 + ["finished"] * 4
 
     events: list[ProbeProgress] = []
-    assert probe(base, FACTS, ProbeConfig(**GRID), out, on_progress=events.append).failed == 0
+    assert probe(base, FACTS, ProbeConfig(**GRID), out, ProbeRun(on_progress=events.append)).failed == 0
     assert set(recorded(events)) == {result.cell.key for result in failed}
     assert_same(out, uninterrupted)
 
 
 def test_an_error_that_quotes_a_target_is_recorded_without_it(base, tmp_path):
-    probe(base, FACTS, ProbeConfig(**GRID), tmp_path, on_progress=_struck(KeyError(SECRETS[0])))
+    probe(base, FACTS, ProbeConfig(**GRID), tmp_path, ProbeRun(on_progress=_struck(KeyError(SECRETS[0]))))
     messages = {result.message for result in Journal(tmp_path).results() if result.status == "failed"}
     assert len(messages) == 1
-    assert messages.pop().startswith("KeyError (test_sweep.py, line ")
+    assert messages.pop().startswith("KeyError (test_probe.py, line ")
 
 
 @pytest.mark.parametrize(("unlucky", "failed"), [({2}, 0), ({2, 8}, 0), ({2, 8, 9}, 1)])
@@ -402,7 +403,7 @@ def test_a_full_disk_stops_the_probe_with_a_sentence_and_loses_nothing(
         with pytest.raises(
             JournalError, match=r"No space left on device\. It was not recorded; .* trains only what is missing"
         ):
-            probe(base, FACTS, ProbeConfig(**GRID), out, on_progress=events.append)
+            probe(base, FACTS, ProbeConfig(**GRID), out, ProbeRun(on_progress=events.append))
     assert not list(out.rglob("*.tmp"))
     assert {result.cell.key for result in Journal(out).results()} >= set(recorded(events))
     assert Journal(out).findings == []
@@ -430,7 +431,7 @@ def test_a_disk_that_fails_once_stops_the_probe_rather_than_blame_a_cell(base, u
 def refused(base: Base, out: Path, error: type[Exception], sentence: str, **changes: Any) -> None:
     events: list[ProbeProgress] = []
     with pytest.raises(error, match=sentence):
-        probe(base, FACTS, ProbeConfig(**GRID | changes), out, on_progress=events.append)
+        probe(base, FACTS, ProbeConfig(**GRID | changes), out, ProbeRun(on_progress=events.append))
     assert events == []
     assert not out.exists()
 

@@ -20,9 +20,9 @@ from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.engines.base import Outcome, Outcomes, Resources, Spec, WorkerDiedError
 from memlaw.sweep.engines.shards import Shard
 from memlaw.sweep.journal import Journal
-from memlaw.sweep.pack import PackSpec, run_pack
+from memlaw.sweep.pack import Pack, PackSpec, run_pack
 from memlaw.sweep.probe import probe
-from memlaw.sweep.scheduler import RETRIES, Pack, ProbeProgress
+from memlaw.sweep.scheduler import RETRIES, ProbeProgress, ProbeRun
 
 
 class Elsewhere:
@@ -33,7 +33,7 @@ class Elsewhere:
     def __init__(
         self, *, parallel: bool = False, strike: Callable[[int], Exception | None] = lambda _call: None
     ) -> None:
-        self.parallel, self.strike, self.specs = parallel, strike, list[Any]()
+        self.parallel, self.strike, self.specs = parallel, strike, list[PackSpec]()
 
     def run(self, fn: Callable[[Spec], object], specs: deque[Spec], _resources: Resources, /) -> Outcomes[Spec]:
         while specs:
@@ -48,22 +48,23 @@ class Elsewhere:
 def test_a_pack_run_from_what_it_was_told_gives_the_same_bits_and_run_again_does_nothing(base, quiet, tmp_path):
     engine = Elsewhere(parallel=True)
     events: list[ProbeProgress] = []
-    summary = probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=engine, on_progress=events.append)
+    summary = probe(
+        base, FACTS, ProbeConfig(**GRID), tmp_path / "out", ProbeRun(engine=engine, on_progress=events.append)
+    )
     assert (summary.cells, summary.finished, summary.failed) == (8, 8, 0)
     assert_same(tmp_path / "out", quiet)
-    specs = [PackSpec.from_json(text) for text in engine.specs]
-    assert [spec.cells[0].length for spec in specs] == [20, 10], "the longest first"
+    assert [spec.cells[0].length for spec in engine.specs] == [20, 10], "the longest first"
     assert [(event.pack, event.recorded, event.failed) for event in events] == [(2, 4, 0), (1, 8, 0)]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    for text, spec in zip(engine.specs, specs, strict=True):
-        assert run_pack(text, str(tmp_path / "out")) == [cell.key for cell in spec.cells]
+    for spec in engine.specs:
+        assert run_pack(spec, str(tmp_path / "out")) == [cell.key for cell in spec.cells]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
 
 def test_another_model_under_the_same_name_stops_the_probe(base, tmp_path):
     changed = dataclasses.replace(tiny.base(seed=1), name=base.name)
-    with pytest.raises(ConfigError, match="in the process of a pack is not the one the probe was started with"):
-        probe(changed, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=Elsewhere())
+    with pytest.raises(ConfigError, match="got a model other than the one the probe was started with"):
+        probe(changed, FACTS, ProbeConfig(**GRID), tmp_path / "out", ProbeRun(engine=Elsewhere()))
     assert Journal(tmp_path / "out").results() == ()
 
 
@@ -73,19 +74,21 @@ def dies(*calls: int) -> Callable[[int], Exception | None]:
 
 def test_a_pack_whose_worker_dies_is_tried_again_behind_the_others(base, quiet, tmp_path):
     engine = Elsewhere(strike=dies(0, 2))
-    assert probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=engine).failed == 0
-    lengths = [PackSpec.from_json(text).cells[0].length for text in engine.specs]
+    assert probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", ProbeRun(engine=engine)).failed == 0
+    lengths = [spec.cells[0].length for spec in engine.specs]
     assert lengths == [20, 10, 20, 20]
     assert cells_of(tmp_path / "out") == cells_of(quiet)
     again = Elsewhere()
-    probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=again)
+    probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", ProbeRun(engine=again))
     assert again.specs == []
 
 
 def test_a_pack_that_dies_three_times_is_recorded_with_how_and_left_to_the_next_run(base, quiet, tmp_path):
     engine = Elsewhere(strike=lambda call: dies(*range(9))(call) if call != 1 else None)
     events: list[ProbeProgress] = []
-    summary = probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=engine, on_progress=events.append)
+    summary = probe(
+        base, FACTS, ProbeConfig(**GRID), tmp_path / "out", ProbeRun(engine=engine, on_progress=events.append)
+    )
     assert len(engine.specs) == 1 + 1 + RETRIES
     assert (summary.finished, summary.failed) == (4, 4)
     assert [(event.recorded, event.failed) for event in events] == [(0, 4), (4, 4), (4, 4), (4, 4)]
@@ -99,14 +102,14 @@ def test_a_pack_that_dies_three_times_is_recorded_with_how_and_left_to_the_next_
 def test_a_journal_that_cannot_be_written_stops_everybody(base, tmp_path):
     engine = Elsewhere(strike=lambda call: JournalError("disk full") if call == 1 else None)
     with pytest.raises(JournalError, match="disk full"):
-        probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=engine)
+        probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", ProbeRun(engine=engine))
     assert len(engine.specs) == 2
     assert len(Journal(tmp_path / "out").results()) == 4
 
 
 def test_no_secret_is_in_what_a_failed_pack_leaves_behind(base, tmp_path, capfd):
     engine = Elsewhere(strike=lambda call: KeyError(SECRETS[0]))
-    probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=engine)
+    probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", ProbeRun(engine=engine))
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert {result.message for result in Journal(tmp_path / "out").results()} == {"KeyError"}
     said = "".join(capfd.readouterr())
@@ -122,7 +125,7 @@ def test_a_signal_keeps_what_is_finished_and_rebuilds_the_table(base, quiet, tmp
             signal.raise_signal(number)
 
     with pytest.raises(KeyboardInterrupt):
-        probe(base, FACTS, ProbeConfig(**GRID), out, on_progress=interrupt)
+        probe(base, FACTS, ProbeConfig(**GRID), out, ProbeRun(on_progress=interrupt))
     assert signal.getsignal(signal.SIGTERM) == before
     assert len(cells_of(out)) == 5
     assert (out / "results.parquet").exists()
@@ -137,7 +140,7 @@ def test_shards_in_any_order_make_the_probe_and_each_tells_of_its_own_cells(base
     probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "whole")
     counted = []
     for index in (2, 3, 1):
-        summary = probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "out", shard=Shard(index, 3))
+        summary = probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "out", ProbeRun(shard=Shard(index, 3)))
         assert summary.finished == summary.cells
         counted.append(summary.cells)
         assert len(cells_of(tmp_path / "out")) == sum(counted)
@@ -146,7 +149,7 @@ def test_shards_in_any_order_make_the_probe_and_each_tells_of_its_own_cells(base
 
 
 def test_a_shard_with_nothing_to_do_is_done(base, tmp_path):
-    summary = probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "out", shard=Shard(5, 5))
+    summary = probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "out", ProbeRun(shard=Shard(5, 5)))
     assert (summary.cells, summary.finished, summary.failed) == (0, 0, 0)
 
 
@@ -157,7 +160,7 @@ def test_the_packs_to_train_can_be_chosen_one_by_one(base, tmp_path):
         offered.append(([pack[0].length for pack in packs], len(results)))
         return None if len(offered) == 3 else max(packs, key=lambda pack: pack[0].length)
 
-    summary = probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "out", choose=longest_then_enough)
+    summary = probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "out", ProbeRun(chooser=longest_then_enough))
     assert offered == [([5, 10, 15, 20], 0), ([5, 10, 15], 2), ([5, 10], 4)]
     assert (summary.cells, summary.finished, summary.failed) == (8, 4, 0)
     assert {result.cell.length for result in Journal(tmp_path / "out").results()} == {15, 20}
@@ -165,8 +168,14 @@ def test_the_packs_to_train_can_be_chosen_one_by_one(base, tmp_path):
 
 
 def test_choosing_is_refused_where_others_train(base, tmp_path):
-    with pytest.raises(ConfigError, match="can only be chosen where packs are trained one after the other"):
-        probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "out", engine=Elsewhere(), choose=lambda packs, _: packs[0])
+    with pytest.raises(ConfigError, match="only works while packs train one by one in this process"):
+        probe(
+            base,
+            FACTS,
+            ProbeConfig(**WIDE),
+            tmp_path / "out",
+            ProbeRun(engine=Elsewhere(), chooser=lambda packs, _: packs[0]),
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -176,7 +185,7 @@ def test_a_probe_finds_what_another_kept_and_comes_to_the_same_bits(base, quiet,
     for name in ("a", "b"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            probe(base, FACTS, ProbeConfig(**GRID), tmp_path / name, execution=shared, engine=engine)
+            probe(base, FACTS, ProbeConfig(**GRID), tmp_path / name, ProbeRun(execution=shared, engine=engine))
         assert_same(tmp_path / name, quiet)
         assert len(list((tmp_path / "cache").iterdir())) == 2, "one for each length"
-    assert PackSpec.from_json(engine.specs[0]).execution.prefix_cache == str(tmp_path / "cache")
+    assert engine.specs[0].execution.prefix_cache == str(tmp_path / "cache")

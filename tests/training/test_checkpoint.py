@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +21,17 @@ import torch
 
 from helpers import cuts, tiny
 from helpers.interrupted import FACTS, RUNS, InterruptedTrainingError, train
+from helpers.paths import FIXTURES
+from helpers.runs import runs_at
 from memlaw.adapter.on_model import placement_on
+from memlaw.core.config import TrainConfig
 from memlaw.core.errors import ConfigError
+from memlaw.core.facts import EncodedFact
+from memlaw.model.base import load
 from memlaw.sweep.journal import CheckpointStatus, Journal, ProbeSpec, status
 from memlaw.training.checkpoint import Checkpoint
 from memlaw.training.result import Trained
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 
@@ -54,7 +61,7 @@ def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
     base = tiny.base()
     seen: list[int] = []
     train_stack(
-        base, FACTS, placement_on("down_proj@1+3", base.model), RUNS["sft"],
+        base, FACTS, runs_at(placement_on("down_proj@1+3", base.model), RUNS["sft"]),
         checkpoint=Checkpoint(path), on_step=lambda progress: seen.append(progress.step),
     )  # fmt: skip
     assert seen == [10, 11, 12, 13, 14]
@@ -63,7 +70,8 @@ def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
 def test_nothing_is_saved_before_it_is_due(tmp_path: Path) -> None:
     base = tiny.base()
     path = tmp_path / "checkpoint"
-    train_stack(base, FACTS, placement_on(None, base.model), RUNS["sft"], checkpoint=Checkpoint(path, minutes=60))
+    runs = runs_at(placement_on(None, base.model), RUNS["sft"])
+    train_stack(base, FACTS, runs, checkpoint=Checkpoint(path, minutes=60))
     assert not path.exists()
 
 
@@ -98,7 +106,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(file: str, place:
     path = tmp_path / "checkpoint"
     interrupted(path, 9)
     flip(path / "9" / file, place)
-    with pytest.warns(UserWarning, match=r"checkpoint/9 is damaged .*: training starts again from the one before"):
+    with pytest.warns(UserWarning, match=r"checkpoint/9 is damaged .*: training restarts from the previous checkpoint"):
         found = train("sft", path)
     assert_same(found, train("sft"))
 
@@ -111,10 +119,10 @@ def test_without_any_intact_checkpoint_training_starts_from_its_beginning_and_sa
     with pytest.warns(UserWarning, match="is damaged") as told:
         found = train("sft", path)
     assert [str(warning.message) for warning in told] == [
-        f"The checkpoint {path / '9'} is damaged (tensors.safetensors is not the file that was saved): training starts "
-        "again from the one before.",
-        f"The checkpoint {path / '8'} is damaged (tensors.safetensors is not the file that was saved): training starts "
-        "again from its beginning.",
+        f"The checkpoint {path / '9'} is damaged (tensors.safetensors is not the file that was saved): training "
+        "restarts from the previous checkpoint.",
+        f"The checkpoint {path / '8'} is damaged (tensors.safetensors is not the file that was saved): training "
+        "restarts at the first step.",
     ]
     assert_same(found, train("sft"))
 
@@ -136,8 +144,8 @@ def test_a_truncated_or_missing_file_is_a_damaged_checkpoint(tmp_path: Path) -> 
     (path / "8" / "manifest.json").unlink()
     with pytest.warns(UserWarning, match=r"is damaged") as told:
         train("sft", path)
-    assert "(tensors.safetensors is not the file that was saved): training starts again from the one" in str(told[0])
-    assert "(it cannot be read: No such file or directory): training starts again from its beginning" in str(told[1])
+    assert "(tensors.safetensors is not the file that was saved): training restarts from the previous" in str(told[0])
+    assert "(it cannot be read: No such file or directory): training restarts at the first step" in str(told[1])
 
 
 def test_files_of_others_are_not_taken_for_checkpoints_nor_removed(tmp_path: Path) -> None:
@@ -172,7 +180,9 @@ def test_a_disk_that_fails_costs_the_checkpoints_and_not_the_training(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, full, fail)
-        with pytest.warns(UserWarning, match=r"cannot be written \(No space left.*\): training goes on without"):
+        with pytest.warns(
+            UserWarning, match=r"cannot be written \(No space left.*\): training continues without checkpoints"
+        ):
             found = train("sft", path)
     assert_same(found, train("sft"))
     assert names(path) == ["5"]
@@ -209,6 +219,36 @@ def test_the_status_of_a_probe_tells_the_step_of_a_pack_in_training(tmp_path: Pa
     journal.claim(ProbeSpec(identity={}, packs=(("c",), pack)))
     interrupted(journal.checkpoint(pack), 9)
     assert status(tmp_path).checkpoints == (CheckpointStatus(pack=2, step=8),)
+
+
+BEFORE_THE_MOVE = FIXTURES / "before_the_move" / "checkpoint"
+"""Interrupted at step 8 with torch 2.13 by memlaw 0.1.0, before its modules moved."""
+
+
+def test_a_checkpoint_of_the_code_before_the_move_is_resumed_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load()
+    facts = tuple(
+        EncodedFact(f"f{number}", ids, 2)
+        for number, ids in enumerate([(5, 9, 14, 3, 77, 31), (6, 9, 21, 40, 8), (7, 9, 65, 12)])
+    )
+    placement = placement_on("down_proj@0", base.model)
+    short = TrainConfig(method="sft", steps=3, learning_rate=2e-2, batch_size=2)
+    long = TrainConfig(method="sw", steps=12, learning_rate=2e-2, batch_size=2, seed=7, dropout=0.1)
+    runs = [Run(2, placement, short), Run(1, placement, long)]
+    expected = train_stack(base, facts, runs)
+    path = tmp_path / "checkpoint"
+    shutil.copytree(BEFORE_THE_MOVE, path)
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
+    seen: list[int] = []
+    resumed = train_stack(base, facts, runs, checkpoint=Checkpoint(path), on_step=lambda p: seen.append(p.step))
+    assert seen == [8, 9, 10, 11, 12]
+    for ours, theirs in zip(resumed, expected, strict=True):
+        assert (ours.run, ours.status, ours.steps) == (theirs.run, theirs.status, theirs.steps)
+        assert ours.loss_final == pytest.approx(theirs.loss_final, rel=1e-4)
+        for a, b in zip(ours.stack.tensors, theirs.stack.tensors, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)  # another machine rounds otherwise
 
 
 PROGRAM = """

@@ -38,8 +38,10 @@ from memlaw.report.collect import COMMANDS, LAW, PLAN, RECALL, collect
 from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.laws import kept_with, law_chooser, probe_results
 from memlaw.sweep.probe import ProbeSummary, probe
+from memlaw.sweep.scheduler import ProbeRun
 from memlaw.training.adapter import train_adapter
 from memlaw.training.result import Trained
+from memlaw.training.run import Run
 
 RANDOM = ProbeConfig(ranks=(1, 2, 4, 8, 16), lengths=(16, 32, 64, 128, 256), steps=600)
 """Random tokens cannot be compressed: what a rank stores of them is pure capacity."""
@@ -127,7 +129,7 @@ def _run_steps(files: DemoFiles, say: Say) -> DemoResults:
         files.save(PLAN, plan.to_dict())
     rank = plan.rank.value or plan.largest_rank
     with _timed(say, f"4/6 train: rank {rank} until recalled"):
-        trained = train_adapter(base, some, facts, rank, placement, UNTIL_RECALLED, out=files.adapter)
+        trained = train_adapter(base, some, Run(rank, placement, UNTIL_RECALLED), out=files.adapter)
     with _timed(say, "5/6 recall: every token, and greedy decoding"), attach(base, files.adapter):
         recall = measure(base, facts, decode=True, explain=True)
         files.save(RECALL, report_to_dict(recall))
@@ -147,7 +149,7 @@ def _probe(base: Base, memory_set: MemorySet, config: ProbeConfig, out: Path) ->
     from memlaw.cli.progress import probe_bar
 
     with probe_bar() as on_progress:
-        return probe(base, memory_set, config, out, on_progress=on_progress)
+        return probe(base, memory_set, config, out, ProbeRun(on_progress=on_progress))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ from memlaw.data import OnConflict
 
 if TYPE_CHECKING:
     from memlaw.core.facts import EncodedFact, MemorySet
+    from memlaw.data import Reading
     from memlaw.model.base import Base
     from memlaw.model.outline import Outline
     from memlaw.model.tokenizer import Tokenizer
@@ -60,15 +62,9 @@ class Inputs:
 
     def read_facts(self, base: Base) -> MemorySet:
         from memlaw.data.load import load_memory_set
+        from memlaw.model.reach import reachable_ids
 
-        return load_memory_set(
-            base,
-            self.data,
-            eos=self.eos,
-            on_conflict=self.on_conflict,
-            prompt_field=self.prompt_field,
-            target_field=self.target_field,
-        )
+        return load_memory_set(self.data, base.tokenizer, functools.partial(reachable_ids, base), self.reading)
 
     def load_facts(self, base: Base) -> MemorySet:
         """Read the facts; warnings about them go to stderr."""
@@ -94,19 +90,13 @@ class Inputs:
 
     def read_outline(self) -> tuple[Outline, tuple[EncodedFact, ...], Names]:
         """The model's outline, the facts in its tokens and the names of both, from files alone: without torch."""
-        from memlaw.data import encode, read
+        from memlaw.data import encode
+        from memlaw.data.facts import read_as
         from memlaw.model.outline_from_files import outline_of_files
         from memlaw.model.tokenizer import load_tokenizer
 
         outline, tokenizer = outline_of_files(self.model), load_tokenizer(self.model)
-        memory_set = read(
-            self.data,
-            eos=self.eos,
-            on_conflict=self.on_conflict,
-            tokenizer=tokenizer,
-            prompt_field=self.prompt_field,
-            target_field=self.target_field,
-        )
+        memory_set = read_as(self.data, self.reading, tokenizer)
         for warning in memory_set.warnings:
             note(f"Warning: {warning}")
         return outline, encode(memory_set, tokenizer, context=outline.context), self.names(memory_set, tokenizer)
@@ -118,6 +108,17 @@ class Inputs:
 
         fingerprint = tokenizer_fingerprint(tokenizer)
         return Names(self.model, self.data, self._reading_flags, fingerprint, memory_set.fingerprint)
+
+    @property
+    def reading(self) -> Reading:
+        from memlaw.data import Reading
+
+        return Reading(
+            eos=self.eos,
+            on_conflict=self.on_conflict,
+            prompt_field=self.prompt_field,
+            target_field=self.target_field,
+        )
 
     @property
     def _reading_flags(self) -> tuple[str, ...]:

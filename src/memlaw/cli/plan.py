@@ -58,12 +58,12 @@ class Question:
 
 def plan(*, source: LawOptions, question: Question, inputs: Inputs, as_json: AsJson = False) -> None:
     """Will it fit? Predict the rank that DATA needs, with its uncertainty and cost, and a LoraConfig to paste."""
-    from memlaw.planning import Target
+    from memlaw.planning import PlanRequest, Target
     from memlaw.planning.for_facts import plan_for, plan_from_files
     from memlaw.sweep.laws import law_chooser
 
-    target, rank = Target.parse(question.target), question.rank
     library = {} if source.law is not None else laws_in(source.laws)
+    request = PlanRequest(Target.parse(question.target), question.rank, timed=question.calibrate)
     choose = law_chooser(source.law, source.cells, shelf=library.values())
     if question.calibrate or inputs.needs_model:
         from memlaw.adapter.on_model import placement_on
@@ -71,14 +71,13 @@ def plan(*, source: LawOptions, question: Question, inputs: Inputs, as_json: AsJ
         base, memory_set, facts = inputs.load()
         names = inputs.names(memory_set, base.tokenizer)
         where = placement_on(question.placement, base.model)
-        timed = question.calibrate
-        answer = plan_for(base, facts, where, choose, names=names, target=target, rank=rank, timed=timed)
+        answer = plan_for(base, facts, where, choose, names, request)
     else:
         from memlaw.adapter.placement import resolve
 
         outline, facts, names = inputs.read_outline()
         where = resolve(question.placement, outline)
-        answer = plan_from_files(outline, facts, where, choose, names=names, target=target, rank=rank)
+        answer = plan_from_files(outline, facts, where, choose, names, request)
     emit(as_json, answer.to_dict(), plan_lines(answer))
 
 

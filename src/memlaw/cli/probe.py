@@ -132,8 +132,9 @@ class EngineOptions:
 
         return None if self.shard is None else Shard.parse(self.shard)
 
-    def build_engine(self) -> Engine | None:
-        """What trains the packs; None for this process. Raises ConfigError for options that contradict each other."""
+    def build_engine(self) -> Engine:
+        """What trains the packs. Raises ConfigError for options that contradict each other."""
+        from memlaw.sweep.engines.base import Inline
         from memlaw.sweep.engines.isolated import Isolated
 
         if self.isolate and self.engine != "inline":
@@ -146,7 +147,7 @@ class EngineOptions:
             return OnRay(self.ray_address)
         if self.minutes_per_pack is not None and not self.isolate:
             raise ConfigError("--minutes-per-pack needs a process that can be stopped: add --isolate.")
-        return Isolated(self.minutes_per_pack) if self.isolate else None
+        return Isolated(self.minutes_per_pack) if self.isolate else Inline()
 
     def resources(self, device: str) -> Resources | None:
         """What a pack takes on Ray: by default a GPU if the model would be loaded onto one."""
@@ -205,7 +206,8 @@ def _run(out: Path, grid: Grid, where: EngineOptions, options: ProbeExecution, i
     from memlaw.sweep.budget import seconds_of, within_budget
     from memlaw.sweep.config import ProbeConfig
     from memlaw.sweep.laws import probe_results
-    from memlaw.sweep.probe import probe as run
+    from memlaw.sweep.probe import probe as probe_grid
+    from memlaw.sweep.scheduler import ProbeRun
 
     flags, config, chooser = grid.settings(), grid.config, None
     seconds = None if grid.budget is None else seconds_of(grid.budget)
@@ -223,18 +225,15 @@ def _run(out: Path, grid: Grid, where: EngineOptions, options: ProbeExecution, i
     if seconds is not None:
         settings, chooser = within_budget(base, memory_set, seconds, config, flags)
     with probe_bar() as on_progress:
-        summary = run(
-            base,
-            memory_set,
-            settings,
-            out,
+        run = ProbeRun(
             execution=execution,
-            on_progress=on_progress,
             engine=engine,
             resources=resources,
             shard=shard,
-            choose=chooser,
+            chooser=chooser,
+            on_progress=on_progress,
         )
+        summary = probe_grid(base, memory_set, settings, out, run)
     if chooser is not None and chooser.why:
         note(chooser.why)
     for warning in summary.warnings:

@@ -67,6 +67,7 @@ def train(
     from memlaw.adapter.on_model import placement_on
     from memlaw.cli.progress import training_bar
     from memlaw.training.adapter import train_adapter
+    from memlaw.training.run import Run
 
     rank, out, config, execution = adapter.rank, adapter.out, training.config(), options.execution()
     base, memory_set, facts = inputs.load()
@@ -74,9 +75,8 @@ def train(
     if where.caution:
         note(where.caution)
     with training_bar(f"rank {rank}") as on_step:
-        trained = train_adapter(
-            base, memory_set, facts, rank, where, config, out=out, execution=execution, on_step=on_step
-        )
+        run = Run(rank, where, config)
+        trained = train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
     if trained.status != "finished":
         raise TrainError(f"Training {trained.status}: {trained.message}. Nothing was saved.")
     document = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from memlaw.core.canonical import digest, to_dict
@@ -68,6 +69,23 @@ class CellResult:
     """L_init' (nats): mean loss of the best predictor that remembers nothing of the text but which tokens occur."""
     certified_tokens: int | None = None
     """Target tokens of the certified records."""
+
+
+def families(results: Iterable[CellResult]) -> list[list[CellResult]]:
+    """Cells that differ in rank, length and seed alone, together: only they belong to one law or one heatmap.
+
+    Families come in the order of their first result, the results of a family by length, rank and seed.
+    """
+    grouped: dict[Cell, list[CellResult]] = {}
+    for result in results:
+        cell = result.cell
+        shared = replace(cell, rank=0, length=0, train=replace(cell.train, seed=0))
+        grouped.setdefault(shared, []).append(result)
+    return [sorted(members, key=_length_rank_seed) for members in grouped.values()]
+
+
+def _length_rank_seed(result: CellResult) -> tuple[int, int, int]:
+    return result.cell.length, result.cell.rank, result.cell.train.seed
 
 
 def cell_from_dict(values: dict[str, Any]) -> Cell:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from memlaw.core.errors import ConfigError, DataError
+from memlaw.core.errors import DataError
 from memlaw.core.facts import Fact, MemorySet
+from memlaw.data.reading import OnConflict, Reading
 from memlaw.data.sources import open_table
 from memlaw.data.tables import CHAT, LONG_TARGET, SHAPES, Row, Shape, Table, json_type
 from memlaw.model.tokenizer import Tokenizer
-
-OnConflict = Literal["error", "first", "last"]
-"""What to do with one prompt that has several targets: refuse the set, or keep the first or the last of them."""
 
 
 def read(
@@ -37,35 +35,27 @@ def read(
     Facts keep the `id` field of their record, or take its number. Identical repetitions are dropped with a warning.
     Raises DataError for anything else that could not be recalled as it was meant, naming the line, never the text.
     """
-    if on_conflict not in get_args(OnConflict):
-        raise ConfigError(f"on_conflict is {on_conflict!r}; known: {', '.join(get_args(OnConflict))}.")
-    asked = _asked_shape(prompt_field, target_field)
-    table = open_table(source, asked)
+    reading = Reading(eos=eos, on_conflict=on_conflict, prompt_field=prompt_field, target_field=target_field)
+    return read_as(source, reading, tokenizer)
+
+
+def read_as(source: str | Path, reading: Reading, tokenizer: Tokenizer | None) -> MemorySet:
+    """`read`, with its choices as one record."""
+    table = open_table(source, reading.fields)
     numbered = list(table.rows)
     if not numbered:
         raise DataError(f"{table.name} (read as {table.kind}) holds no records: there is nothing to remember.")
-    shape = asked or _recognised_shape(numbered[0][1], table, numbered[0][0])
+    shape = reading.fields or _recognised_shape(numbered[0][1], table, numbered[0][0])
     facts, chat_warnings = _chats(numbered, table, tokenizer) if shape == CHAT else (_facts(numbered, shape, table), ())
-    kept, warnings = _one_target_each(facts, table, on_conflict)
+    kept, warnings = _one_target_each(facts, table, reading.on_conflict)
     _refuse_shared_ids(kept, table)
     long_target = shape == LONG_TARGET and len(numbered) == 1
     return MemorySet(
         facts=tuple(kept),
-        eos=not long_target if eos is None else eos,
+        eos=not long_target if reading.eos is None else reading.eos,
         source=f"{table.name} ({table.kind})",
         warnings=(*table.warnings, *chat_warnings, *warnings),
     )
-
-
-def _asked_shape(prompt_field: str | None, target_field: str | None) -> Shape | None:
-    if prompt_field is None and target_field is None:
-        return None
-    if prompt_field is None or target_field is None or prompt_field == target_field:
-        raise ConfigError(
-            f"prompt_field is {prompt_field!r} and target_field is {target_field!r}: a record has two parts, so name "
-            "two different fields, or neither to have them recognised."
-        )
-    return (prompt_field, target_field)
 
 
 def _recognised_shape(row: Mapping[str, Any], table: Table, number: int) -> Shape:

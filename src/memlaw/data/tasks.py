@@ -7,7 +7,7 @@ shorter one of the same seed. Names and secrets are invented.
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -177,8 +177,10 @@ _SETTINGS: Mapping[str, Mapping[str, type[int] | type[float] | type[str]]] = {
 _DEFAULTS: Mapping[str, int] = {"pairs": 500, "seed": 0}
 
 
-def from_spec(spec: str, tokenizer: Tokenizer, reachable_ids: Sequence[int], *, eos: bool | None = None) -> MemorySet:
-    """The task that `spec` names, as `task:NAME:setting=value,...`; random tokens are drawn from `reachable_ids`.
+def from_spec(
+    spec: str, tokenizer: Tokenizer, drawable_ids: Callable[[], Sequence[int]], *, eos: bool | None = None
+) -> MemorySet:
+    """The task that `spec` names, as `task:NAME:setting=value,...`; random tokens are drawn from `drawable_ids()`.
 
     For example `task:phonebook:tokens=1000,seed=0`, `task:random:tokens=256,seed=0`,
     `task:stress:file=notes.txt,ratio=0.6,tokens=500,seed=0`, `task:linear-rule:pairs=500,seed=0` (the pairs to store),
@@ -195,10 +197,10 @@ def from_spec(spec: str, tokenizer: Tokenizer, reachable_ids: Sequence[int], *, 
         case "phonebook":
             return phonebook(**settings, tokenizer=tokenizer)
         case "random":
-            return random_tokens(**settings, ids=reachable_ids)
+            return random_tokens(**settings, ids=drawable_ids())
         case "stress":
             text = read_text(settings.pop("file"))
-            return stress(text, **settings, tokenizer=tokenizer, ids=reachable_ids)
+            return stress(text, **settings, tokenizer=tokenizer, ids=drawable_ids())
         case "linear-rule":
             return linear_rule(**settings)[0]
         case _:

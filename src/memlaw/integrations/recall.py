@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from memlaw.data.load import Facts, load_memory_set
 from memlaw.diagnosis.measure import TOLERANCE, measure
 from memlaw.integrations.step import processes
 from memlaw.model.base import Base, wrap
+from memlaw.model.reach import reachable_ids
 
 
 class RecallCallback(TrainerCallback):  # type: ignore[misc]
@@ -77,7 +79,8 @@ class RecallCallback(TrainerCallback):  # type: ignore[misc]
             )
         if self._prepared is None or self._prepared[0].model is not model:
             base = wrap(model, tokenizer)
-            facts = encode(load_memory_set(base, self.memory_set), tokenizer, context=base.context)
+            memory_set = load_memory_set(self.memory_set, tokenizer, partial(reachable_ids, base))
+            facts = encode(memory_set, tokenizer, context=base.context)
             self._prepared = base, facts
         return self._prepared
 

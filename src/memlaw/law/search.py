@@ -59,7 +59,7 @@ class Problem:
 
     def _on_scale(self, delta: Array, slopes: Array) -> tuple[Array, Array]:
         slope = self.scale.slope(delta, self.loss_init)
-        return self.scale.of(delta, self.loss_init), slopes * slope[:, None]
+        return self.scale.transform(delta, self.loss_init), slopes * slope[:, None]
 
     def searched(self, phi: Array, x: Array, y: Array) -> tuple[Array, Array]:
         """`residual` and `slopes` in the coordinates of the search, x and y being centred."""
@@ -82,7 +82,8 @@ def problem_of(cells: Cells, curve: Curve, scale: Scale) -> Problem:
     of two or three runs is itself a matter of chance.
     """
     runs = tuple(
-        scale.of(delta, np.full_like(delta, start)) for delta, start in zip(cells.runs, cells.loss_init, strict=True)
+        scale.transform(delta, np.full_like(delta, start))
+        for delta, start in zip(cells.runs, cells.loss_init, strict=True)
     )
     return Problem(
         curve,
@@ -116,7 +117,7 @@ def solve(problem: Problem) -> Solution | None:
     """theta of the least squares, from wherever a start is found; None where dL does not grow with size."""
     mean_x, mean_y = problem.x.mean(), problem.y.mean()
     x, y = problem.x - mean_x, problem.y - mean_y
-    delta = problem.scale.back(problem.target, problem.loss_init)
+    delta = problem.scale.invert(problem.target, problem.loss_init)
     weight = problem.weight * problem.scale.slope(delta, problem.loss_init)
     starts = problem.curve.starts(x, y, delta, weight, problem.loss_init)
     ends = [_polish(problem, start, x, y) for start in starts]

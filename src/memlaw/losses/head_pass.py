@@ -49,7 +49,7 @@ class Chunk:
     """Logits whose softmax is taken at once, at least a row: few enough for all its passes to run in the cache."""
 
     @classmethod
-    def suited(cls, device: torch.device, vocabulary: int) -> Chunk:
+    def for_device(cls, device: torch.device, vocabulary: int) -> Chunk:
         """Measured with one core for the CPU; an accelerator gets what keeps it busy, about a gigabyte."""
         if device.type == "cpu":
             numbers = 1 << 19
@@ -109,7 +109,7 @@ class _Pool:
     def __init__(self, head: FrozenHead, hidden: Tensor, chunk: Chunk | None) -> None:
         self.head, self.hidden = head, hidden.detach()
         self.weight = head.weight.detach()
-        self.chunk = chunk or Chunk.suited(hidden.device, len(self.weight))
+        self.chunk = chunk or Chunk.for_device(hidden.device, len(self.weight))
         self.rows = self.hidden.new_empty(min(self.chunk.rows, len(hidden)), len(self.weight))
         self.owners = torch.empty(len(self.rows), dtype=torch.long, device=hidden.device)
         self.waiting = 0

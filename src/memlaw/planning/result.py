@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memlaw.core.canonical import to_dict
-from memlaw.law import Axis, Form
+from memlaw.law import Axis, Form, LawFit
 from memlaw.planning.target import Target
 
 _BYTES = 4
@@ -77,7 +77,22 @@ class PlanLaw:
     ranks: tuple[float, float]
     lengths: tuple[float, float]
     near: tuple[str, ...] = ()
-    """In what it differs from what is planned for, a sentence each; empty where in nothing that is known."""
+    """How its model, placement and data differ from those of the plan, one sentence each; empty if they do not."""
+
+    @classmethod
+    def from_fit(cls, law: LawFit, near: tuple[str, ...]) -> PlanLaw:
+        return cls(
+            source=law.source,
+            borrowed=bool(law.caveat),
+            form=law.form,
+            status=law.status,
+            axis=law.axis,
+            n=law.n,
+            r2=law.r2,
+            ranks=law.ranks,
+            lengths=law.lengths,
+            near=near,
+        )
 
 
 @dataclass(frozen=True)
@@ -117,7 +132,7 @@ class Cost:
     """All of `steps`, on the machine where a few were timed; None where none were."""
 
     @classmethod
-    def of(cls, parameters: int, work: TrainingWork | None) -> Cost:
+    def from_parameters(cls, parameters: int, work: TrainingWork | None) -> Cost:
         return cls(
             parameters,
             _BYTES * parameters,

@@ -67,7 +67,7 @@ class Sizes:
             extra = -self._scatter
         else:
             level = np.full(_DRAWS, start)
-            delta = scale.back(scale.of(delta, level) - self._scatter, level)
+            delta = scale.invert(scale.transform(delta, level) - self._scatter, level)
         sizes = self.law.curve.size_for(self._laws, tokens, delta, start, extra)
         return sizes * np.exp(self._drift * self._beyond(tokens) + self._kind)
 

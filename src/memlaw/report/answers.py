@@ -85,9 +85,10 @@ def which_did_not(recall: RecallReport | None) -> str:
 def key_numbers(content: ReportContent) -> list[tuple[str, str, str]]:
     """(label, value, note) of the few numbers that stand at the top."""
     numbers = []
-    if content.cells:
+    grid = len(content.cells) if content.grid is None else content.grid
+    if grid:
         finished = sum(cell.status == "finished" for cell in content.cells)
-        numbers.append(("cells finished", f"{finished:,}", f"of {len(content.cells):,}"))
+        numbers.append(("cells finished", f"{finished:,}", f"of {grid:,}"))
     if content.fits:
         leading = content.fits[0]
         numbers.append(("R² of the law", number(leading.summary.get("r2"), 4), leading.name))

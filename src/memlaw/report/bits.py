@@ -10,17 +10,19 @@ from memlaw.core.cells import CellResult
 from memlaw.law import published
 from memlaw.law.bits import ANCHORS, in_bits, memory_bits
 from memlaw.report import figures
+from memlaw.report.families import Family
 from memlaw.report.figure import plot
 from memlaw.report.words import number
 
 
-def bits_view(families: Sequence[tuple[str, list[CellResult]]]) -> dict[str, Any] | None:
-    """None where no cell has its bits measured: results of earlier versions do not."""
-    views = [_family_view(at, name, _known(members)) for at, (name, members) in enumerate(families) if _known(members)]
+def bits_view(families: Sequence[Family]) -> dict[str, Any] | None:
+    """None if no cell has its bits measured; results of earlier versions do not."""
+    measured = [(number, family.name, _measured(family.results)) for number, family in enumerate(families)]
+    views = [_family_view(number, name, cells) for number, name, cells in measured if cells]
     return {"families": views, "anchors": ANCHORS} if views else None
 
 
-def _known(members: Sequence[CellResult]) -> list[CellResult]:
+def _measured(members: Sequence[CellResult]) -> list[CellResult]:
     return [member for member in members if memory_bits(member).stored_bits is not None]
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memlaw.core.cells import Cell, CellResult
+from memlaw.core.cells import CellResult
 from memlaw.core.errors import FitError, JournalError
 from memlaw.core.files import read_json
 from memlaw.core.points import LawPoint
 from memlaw.diagnosis.documents import Texts, report_from_dict
 from memlaw.law import LawFit, compare, fit_law, points_from_results
 from memlaw.report.content import FittedLaw, ReportContent
+from memlaw.report.families import named_families
 from memlaw.sweep.journal import PROBE, Journal
 
 PLAN, RECALL, LAW, COMMANDS = "plan.json", "recall.json", "law.json", "commands.json"
@@ -23,27 +24,21 @@ PLAN, RECALL, LAW, COMMANDS = "plan.json", "recall.json", "law.json", "commands.
 
 def collect(directory: Path) -> ReportContent:
     """Everything a report can show of a probe, or of a directory of probes with a plan and a recall beside them."""
-    probes = _probes(directory)
-    if not probes and not (directory / RECALL).exists():
+    directories = _probes(directory)
+    if not directories and not (directory / RECALL).exists():
         raise JournalError(
             f"{directory} holds no probe ({PROBE}) and no {RECALL}, so there is nothing to report. Give a directory "
             "that `memlaw probe` or `memlaw demo` wrote."
         )
-    cells: list[CellResult] = []
-    sources: dict[str, str] = {}
+    probes = [_read(probe) for probe in directories]
+    cells = [result for probe in probes for result in probe.results]
+    sources = {result.cell.data: probe.data for probe in probes for result in probe.results}
     stored = read_json(directory / RECALL)
-    made = {"memlaw": importlib.metadata.version("memlaw"), "Python": platform.python_version()}
-    for probe in probes:
-        journal = Journal(probe)
-        results = journal.results()
-        about = journal.spec().about
-        cells += results
-        sources |= {result.cell.data: str(about.get("data", probe.name)) for result in results}
-        made |= {"model": str(about.get("model", "")), "machine precision": results[0].cell.dtype} if results else {}
-    made |= {f"fingerprint of {name}": value[:16] for value, name in sources.items()}
+    made = _made(probes, sources)
     return ReportContent(
         title=f"Parametric memory of {made.get('model') or 'a model'}",
         cells=cells,
+        grid=sum(probe.grid for probe in probes),
         fits=_fits(cells, sources),
         plan=read_json(directory / PLAN),
         recall=None if stored is None else report_from_dict(stored),
@@ -53,6 +48,38 @@ def collect(directory: Path) -> ReportContent:
         made=made,
         commands=(read_json(directory / COMMANDS) or {}).get("commands", ()),
     )
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What a page shows of one probe."""
+
+    results: Sequence[CellResult]
+    grid: int
+    """Number of its cells, trained or not."""
+    model: str
+    data: str
+
+
+def _read(directory: Path) -> _Probe:
+    journal = Journal(directory)
+    results, spec = journal.results_by_key(), journal.spec()
+    planned = {key for pack in spec.packs for key in pack}
+    return _Probe(
+        results=[result for _, result in sorted(results.items())],
+        grid=len(planned | results.keys()),
+        model=str(spec.about.get("model", "")),
+        data=str(spec.about.get("data", directory.name)),
+    )
+
+
+def _made(probes: Iterable[_Probe], sources: Mapping[str, str]) -> dict[str, str]:
+    """Label -> value: how the results came about."""
+    made = {"memlaw": importlib.metadata.version("memlaw"), "Python": platform.python_version()}
+    for probe in probes:
+        if probe.results:
+            made |= {"model": probe.model, "machine precision": probe.results[0].cell.dtype}
+    return made | {f"fingerprint of {name}": fingerprint[:16] for fingerprint, name in sources.items()}
 
 
 def _sentences(stored: Any) -> tuple[str, ...]:
@@ -66,28 +93,22 @@ def _texts(stored: Any) -> Texts | None:
     return None if texts is None else {name: tuple(map(str, pieces)) for name, pieces in texts.items()}
 
 
-def _fits(cells: Sequence[CellResult], sources: dict[str, str]) -> tuple[FittedLaw, ...]:
-    """The law of the largest family of cells that differ in rank, length and seed alone: a page has one."""
-    families: dict[Cell, list[CellResult]] = {}
-    for result in cells:
-        anyone = replace(result.cell, rank=0, length=0, train=replace(result.cell.train, seed=0))
-        families.setdefault(anyone, []).append(result)
-    budgeted = {family: members for family, members in families.items() if family.train.until == "budget"}
-    if not budgeted:
+def _fits(cells: Sequence[CellResult], sources: Mapping[str, str]) -> tuple[FittedLaw, ...]:
+    """The law of the largest family of cells trained for their whole budget: a page shows one law."""
+    families = [family for family in named_families(cells, sources) if family.until_budget]
+    if not families:
         return ()
-    family, members = max(budgeted.items(), key=lambda item: len(item[1]))
-    points = points_from_results(members)
-    if not points:
-        return ()
-    label = sources[family.data] if len(families) > 1 else ""
+    largest = max(families, key=lambda family: len(family.results))
+    points = points_from_results(largest.results)
+    source = sources[largest.results[0].cell.data]
     return tuple(
-        FittedLaw(summary=law.summary(), points=points, predictor=law, label=label)
-        for law in _shown_forms(points, sources[family.data])
+        FittedLaw(summary=law.summary(), points=points, predictor=law, label=largest.label)
+        for law in (_shown_forms(points, source) if points else ())
     )
 
 
 def _shown_forms(points: Sequence[LawPoint], source: str) -> tuple[LawFit, ...]:
-    """The best form, and the paper's beside it; where none can be fitted, that says why."""
+    """The best form and the paper's; if neither can be fitted, the paper's, whose status says why."""
     try:
         best, *others = compare(points, source=source).fits
     except FitError:
@@ -96,9 +117,5 @@ def _shown_forms(points: Sequence[LawPoint], source: str) -> tuple[LawFit, ...]:
 
 
 def _probes(directory: Path) -> list[Path]:
-    return [path.parent for path in _here_and_below(directory, PROBE)]
-
-
-def _here_and_below(directory: Path, name: str) -> Iterator[Path]:
-    yield from directory.glob(name)
-    yield from sorted(directory.glob(f"*/{name}"))
+    """The directories of probes: `directory` itself and those directly in it."""
+    return [path.parent for path in (*directory.glob(PROBE), *sorted(directory.glob(f"*/{PROBE}")))]

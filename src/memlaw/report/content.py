@@ -24,7 +24,7 @@ class FittedLaw:
     predictor: LawPredictor | None = None
     """Draws the lines; without it, or without parameters, only the points and the summary are shown."""
     label: str = ""
-    """Which data was fitted, in words, where there is more than one."""
+    """Which family of cells it was fitted to, in words, if there are several."""
 
     @property
     def name(self) -> str:
@@ -53,6 +53,8 @@ class ReportContent:
 
     title: str
     cells: Sequence[CellResult] = ()
+    grid: int | None = None
+    """Number of cells in the grids that were probed, with those still to be trained; None: that of `cells`."""
     fits: Sequence[FittedLaw] = ()
     """The forms of the law, the one to be believed first: its lines are drawn, its R² stands at the top."""
     plan: Mapping[str, Any] | None = None

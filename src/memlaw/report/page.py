@@ -17,8 +17,9 @@ from memlaw.core import files
 from memlaw.core.errors import ConfigError, DataError, JournalError
 from memlaw.report.answers import did_it_stick, key_numbers, which_did_not, will_it_fit
 from memlaw.report.bits import bits_view
-from memlaw.report.cells import cells_view, families
+from memlaw.report.cells import cells_view
 from memlaw.report.content import ReportContent
+from memlaw.report.families import named_families
 from memlaw.report.law import law_view
 from memlaw.report.plan import plan_view
 from memlaw.report.recall import recall_view
@@ -64,7 +65,7 @@ def render(content: ReportContent, *, show_text: bool = False) -> str:
             f"The plan lacks {', '.join(sorted(missing))}, so it cannot say whether the facts fit. Write it again with "
             f"`memlaw plan --json`."
         )
-    script, kinds = _script(), families(content)
+    script, families = _script(), named_families(content.cells, content.sources)
     return _template().render(
         script=Markup(script),  # a file of this package
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -75,8 +76,8 @@ def render(content: ReportContent, *, show_text: bool = False) -> str:
             ("Which tokens did not?", which_did_not(content.recall)),
         ],
         key_numbers=key_numbers(content),
-        families=cells_view(kinds),
-        bits=bits_view(kinds),
+        families=cells_view(families),
+        bits=bits_view(families),
         law=law_view(content.fits),
         plan=None if content.plan is None else plan_view(content.plan),
         recall=_recall(content, show_text),

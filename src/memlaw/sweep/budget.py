@@ -25,9 +25,9 @@ from memlaw.core.points import LawPoint
 from memlaw.data import target_tokens
 from memlaw.law import FORMS, Array, compare, fit_law, points_from_results
 from memlaw.law.bits import memoryless_loss
-from memlaw.planning import DRIFT, AdapterPlacement, Plan, plan, recall_curve
+from memlaw.planning import DRIFT, AdapterPlacement, KnownLaw, MeasuredSet, Plan, plan, recall_curve
 from memlaw.sweep.laws import recalled
-from memlaw.sweep.scheduler import Pack
+from memlaw.sweep.pack import Pack
 
 if TYPE_CHECKING:
     from memlaw.core.facts import MemorySet
@@ -149,15 +149,10 @@ def planned(goal: Goal, points: Sequence[LawPoint], results: Sequence[CellResult
         return None
     if law is None or law.status != "ok":
         return None
-    return plan(
-        law,
-        records=goal.records,
-        tokens=goal.tokens,
-        loss_init=goal.loss_init,
-        loss_memoryless=goal.loss_memoryless,
-        placement=goal.placement,
-        cells=recalled(results),
+    facts = MeasuredSet(
+        records=goal.records, tokens=goal.tokens, loss_init=goal.loss_init, loss_memoryless=goal.loss_memoryless
     )
+    return plan(KnownLaw(law, recalled(results)), facts, goal.placement)
 
 
 def _cost(pack: Pack) -> float:

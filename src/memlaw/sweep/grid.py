@@ -12,34 +12,35 @@ from memlaw.core.cells import Cell
 from memlaw.core.facts import EncodedFact, MemorySet
 from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.journal import ProbeSpec
+from memlaw.sweep.pack import Pack
 
 if TYPE_CHECKING:
     from memlaw.adapter.placement import Placement
     from memlaw.model.base import Base
 
 ADAPTERS_PER_PACK = 32
-"""Most adapters trained as one stack: what a kill can cost."""
+"""Most adapters trained as one stack, and so lost together if the process is killed."""
 
 TOKENS_PER_PACK = 8192
-"""Most target tokens of a stack on the CPU, over all its adapters: more would not be faster."""
+"""Most target tokens of a stack on the CPU, all its adapters together: larger stacks are not faster."""
 
 MEMORY_PER_PACK = 0.5
-"""Share of the free memory that a step of a stack may hold."""
+"""Share of the free memory that one step of a stack may take."""
 
 
-def plan_packs(cells: Sequence[Cell], tokens: int = TOKENS_PER_PACK) -> tuple[tuple[Cell, ...], ...]:
-    """Which cells train together: those of one length, in stacks of equal size of at most `ADAPTERS_PER_PACK` adapters
-    and `tokens` target tokens in all, unless one alone has more.
+def plan_packs(cells: Sequence[Cell], tokens: int = TOKENS_PER_PACK) -> tuple[Pack, ...]:
+    """Stacks of equal size for the cells of each length, with at most `ADAPTERS_PER_PACK` adapters and `tokens`
+    target tokens in all; a single adapter may exceed `tokens`.
 
-    A function of the grid, and what it gives is written down, so that a cell always trains in the same company.
-    Neighbouring ranks share a stack, which pads every adapter to the largest rank in it.
+    A function of the grid alone, and recorded, so that a cell always trains beside the same others and its bits repeat.
+    Neighbouring ranks share a stack, since every adapter is padded to the largest rank in it.
     """
-    packs: list[tuple[Cell, ...]] = []
+    packs: list[Pack] = []
     for length, group in itertools.groupby(sorted(cells, key=lambda cell: cell.length), key=lambda cell: cell.length):
-        same = sorted(group, key=lambda cell: (cell.rank, cell.train.method, cell.train.seed))
-        most = max(1, min(ADAPTERS_PER_PACK, tokens // length))
-        size = math.ceil(len(same) / math.ceil(len(same) / most))
-        packs += (tuple(same[start : start + size]) for start in range(0, len(same), size))
+        members = sorted(group, key=lambda cell: (cell.rank, cell.train.method, cell.train.seed))
+        largest = max(1, min(ADAPTERS_PER_PACK, tokens // length))
+        size = math.ceil(len(members) / math.ceil(len(members) / largest))
+        packs += (tuple(members[start : start + size]) for start in range(0, len(members), size))
     return tuple(packs)
 
 
@@ -64,15 +65,15 @@ def grid_cells(
 
 
 def tokens_per_pack(base: Base, facts: Sequence[EncodedFact], placement: Placement, rank: int) -> int:
-    """How many target tokens a stack may have in all, from what a step of one adapter on the longest fact holds."""
+    """Target tokens that fit into one stack, by the memory that a step of one adapter on the longest fact takes."""
     import torch
 
     from memlaw.model.memory import free_bytes
     from memlaw.training.engine import bytes_per_token
 
     fact = max(facts, key=lambda fact: fact.length)
-    room = MEMORY_PER_PACK * free_bytes(base.device) / bytes_per_token(base, fact, placement, rank)
-    return min(int(room), TOKENS_PER_PACK) if torch.device(base.device).type == "cpu" else int(room)
+    tokens = int(MEMORY_PER_PACK * free_bytes(base.device) / bytes_per_token(base, fact, placement, rank))
+    return min(tokens, TOKENS_PER_PACK) if torch.device(base.device).type == "cpu" else tokens
 
 
 def libraries_used() -> str:
@@ -83,7 +84,7 @@ def libraries_used() -> str:
 
 
 def probe_about(base: Base, memory_set: MemorySet) -> dict[str, Any]:
-    """What people, and `memlaw plan`, like to know of a probe although it sets no cell apart."""
+    """What people and `memlaw plan` want to know about a probe, beyond what determines its results."""
     from memlaw.model.outline_from_module import outline_of_model
 
     return {
@@ -103,7 +104,7 @@ _AXES = {"rank": "ranks", "length": "lengths", "method": "methods", "seed": "see
 
 
 def _identity(cells: Sequence[Cell]) -> dict[str, Any]:
-    """What determines the results of a grid: the values along its axes, and everything its cells have in common."""
+    """What determines the results of a grid: the values along its axes and everything its cells share."""
     flat = [_flat(cell) for cell in cells]
     axes = {plural: sorted({cell[name] for cell in flat}) for name, plural in _AXES.items()}
     return axes | {name: value for name, value in flat[0].items() if name not in _AXES}
@@ -114,8 +115,8 @@ def _flat(cell: Cell) -> dict[str, Any]:
     return {**settings.pop("train"), **settings}
 
 
-def prefixes_of(base: Base, memory_set: MemorySet, lengths: Sequence[int]) -> dict[int, tuple[EncodedFact, ...]]:
-    """Length asked for -> the facts that come closest to as many target tokens without exceeding them."""
+def prefixes_by_length(base: Base, memory_set: MemorySet, lengths: Sequence[int]) -> dict[int, tuple[EncodedFact, ...]]:
+    """Requested length -> the most facts that together have at most so many target tokens. Raises DataError."""
     from memlaw.data import check_context, encode, take
 
     encoded = encode(memory_set, base.tokenizer, context=None)

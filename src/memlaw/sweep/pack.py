@@ -1,12 +1,11 @@
-"""One pack of a probe: the cells of one length that train as one stack, here or in a process that knows nothing yet.
+"""One pack of a probe: the cells of one length that train as one stack, in this process or in another.
 
-What is measured goes into the journal, cell by cell, and nowhere else: whoever asked for a pack reads it there.
+Results go to the journal, cell by cell, and nowhere else: read them there.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memlaw.core.canonical import canonical_json, to_dict
-from memlaw.core.cells import Cell, CellResult, cell_from_dict
+from memlaw.core.cells import Cell, CellResult
 from memlaw.core.config import Execution
 from memlaw.core.errors import ConfigError, JournalError, MemlawError, ModelError, one_line
 from memlaw.core.facts import EncodedFact
 from memlaw.law.bits import memoryless_loss
+from memlaw.sweep.engines.base import Resources
 from memlaw.sweep.journal import Journal
 
 if TYPE_CHECKING:
@@ -28,67 +27,106 @@ if TYPE_CHECKING:
     from memlaw.model.base import Base
     from memlaw.training.result import StackProgress, Trained
 
+Pack = tuple[Cell, ...]
+"""Cells that train as one stack."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedPack:
+    """A pack with everything in memory that its training needs."""
+
+    base: Base
+    placement: Placement
+    facts: Sequence[EncodedFact]
+    cells: Pack
+
+    @property
+    def work(self) -> int:
+        """Tokens that pass through the layers above the first adapted one: adapters x steps x rows of a step x tokens
+        of a row.
+
+        Multiplied by the parameters of those layers it would be the compute, but these are the same for all packs.
+        """
+        train = self.cells[0].train
+        rows = min(train.batch_size or len(self.facts), len(self.facts))
+        return len(self.cells) * train.steps * rows * max(len(fact.ids) for fact in self.facts)
+
+    def unmeasured(self, cell: Cell, message: str) -> CellResult:
+        """The result of a cell that failed before it could be measured."""
+        return CellResult(
+            cell=cell,
+            status="failed",
+            steps=0,
+            parameters=self.placement.parameters(cell.rank),
+            loss_init=None,
+            loss_final=None,
+            delta_loss=None,
+            acc_token=None,
+            acc_em=None,
+            ordered=None,
+            certified=None,
+            records=len(self.facts),
+            message=message,
+        )
+
+    def spec(self, resources: Resources, execution: Execution) -> PackSpec:
+        """What another process needs to train this pack. Raises ConfigError for a base that is only in memory."""
+        cache = execution.prefix_cache
+        return PackSpec(
+            model=reload_name(self.base),
+            dtype="auto" if getattr(self.base.model, "is_quantized", False) else self.base.dtype,
+            device="cuda" if resources.gpus else self.base.device,
+            threads=resources.cpus,
+            cells=self.cells,
+            facts=tuple(self.facts),
+            execution=replace(execution, prefix_cache=cache and str(Path(cache).resolve())),
+        )
+
 
 @dataclass(frozen=True)
 class PackSpec:
-    """Everything that another process needs to train a pack. It holds the facts, so it is as secret as they are."""
+    """Everything that another process needs to train a pack, to be pickled. It holds the facts: keep it as secret."""
 
     model: str
     """A Hub id, a directory or `memlaw/base`."""
     dtype: str
     device: str
     threads: int
-    cells: tuple[Cell, ...]
+    cells: Pack
     facts: tuple[EncodedFact, ...]
     execution: Execution
 
-    def to_json(self) -> str:
-        return canonical_json(to_dict(self))
 
-    @classmethod
-    def from_json(cls, text: str) -> PackSpec:
-        values = json.loads(text)
-        facts = (EncodedFact(f["id"], tuple(f["ids"]), f["prompt_length"]) for f in values["facts"])
-        parts = {
-            "cells": tuple(map(cell_from_dict, values["cells"])),
-            "facts": tuple(facts),
-            "execution": Execution(**values["execution"]),
-        }
-        return cls(**{**values, **parts})
-
-
-def reloadable(base: Base) -> str:
-    """The name that another process can load this base by. Raises ConfigError for one that is only in memory."""
+def reload_name(base: Base) -> str:
+    """The name that another process can load this base by. Raises ConfigError for a base that is only in memory."""
     from memlaw.model.files import cached, source_of
 
     try:
-        found = cached(source_of(base.name), "config.json")
+        config = cached(source_of(base.name), "config.json")
     except ModelError:
-        found = None
-    if found is None:
+        config = None
+    if config is None:
         raise ConfigError(
-            f"The model {base.name} is in the memory of this process only, and another process has nothing to load it "
-            "from. Save it and its tokenizer with `save_pretrained` and load them from there, or train inline."
+            f"The model {base.name} exists only in the memory of this process, so another process cannot load it. Save "
+            "it and its tokenizer with `save_pretrained` and load them from there, or train inline."
         )
     return str(Path(base.name).resolve()) if Path(base.name).is_dir() else base.name
 
 
-def run_pack(spec_json: str, root: str) -> list[str]:
-    """Train and measure the pack of a `PackSpec` in the journal at `root`; the keys of its cells that have a result.
+def run_pack(spec: PackSpec, root: str) -> list[str]:
+    """Train and measure the pack in the journal at `root`; returns the keys of its cells that have a result.
 
-    May run any number of times, anywhere, at once: the journal takes the first result of a cell, and the others find
-    it there. Raises JournalError if nothing can be recorded, ConfigError if the model under that name is another one,
-    and whatever keeps the model from being loaded.
+    May run any number of times, anywhere, at once: the journal keeps the first result of a cell. Raises JournalError
+    if nothing can be recorded, ConfigError if another model loads under that name, and the errors of loading it.
     """
-    spec = PackSpec.from_json(spec_json)
     journal = Journal(root)
     keys = [cell.key for cell in spec.cells]
     if not all(map(journal.holds, keys)):
-        _train_here(spec, journal)
+        _load_and_train(spec, journal)
     return [key for key in keys if journal.holds(key)]
 
 
-def _train_here(spec: PackSpec, journal: Journal) -> None:
+def _load_and_train(spec: PackSpec, journal: Journal) -> None:
     import torch
 
     from memlaw.adapter.on_model import placement_on
@@ -99,46 +137,43 @@ def _train_here(spec: PackSpec, journal: Journal) -> None:
     cell = spec.cells[0]
     if (base.fingerprint, base.tokenizer_fingerprint) != (cell.model, cell.tokenizer):
         raise ConfigError(
-            f"The model that loads as {spec.model} in the process of a pack is not the one the probe was started with: "
-            "weights or tokenizer differ. Save what is in memory and start the probe from there, or give every machine "
-            "the same files."
+            f"The process of a pack loaded {spec.model} and got a model other than the one the probe was started with: "
+            "weights or tokenizer differ. Save the model that is in memory and start the probe from there, or give "
+            "every machine the same files."
         )
     placement = placement_on(cell.placement, base.model)
     with evicted(base, placement.first_layer, wanted=spec.execution.evict_prefix):
-        train_pack(base, spec.facts, placement, spec.cells, journal, execution=spec.execution)
+        train_pack(LoadedPack(base, placement, spec.facts, spec.cells), journal, execution=spec.execution)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)  # a worker that trains several packs loads the model once
 def _loaded(model: str, dtype: str, device: str) -> Base:
-    """A worker that trains several packs loads the model once."""
     from transformers.utils import logging
 
     from memlaw.model.base import load
 
-    logging.disable_progress_bar()  # the terminal is the driver's
+    logging.disable_progress_bar()  # the terminal belongs to the process that schedules
     return load(model, dtype=dtype, device=device)
 
 
 def train_pack(
-    base: Base,
-    facts: Sequence[EncodedFact],
-    placement: Placement,
-    cells: Sequence[Cell],
+    pack: LoadedPack,
     journal: Journal,
     *,
     execution: Execution | None = None,
     on_news: Callable[[CellResult | StackProgress], None] | None = None,
 ) -> None:
-    """Train `cells` as one stack on `facts`; measure those that the journal does not hold, and record each at once.
+    """Train the cells as one stack, measure those that the journal does not hold, and record each at once.
 
     While the stack trains, its checkpoint lies beside the cells in the journal's directory. An error is recorded with
     the cells it struck. Raises JournalError if nothing can be recorded any more.
     """
     from memlaw.training.checkpoint import Checkpoint
+    from memlaw.training.run import Run
     from memlaw.training.stack import train_stack
 
     execution = execution or Execution()
-    place = journal.checkpoint([cell.key for cell in cells])
+    place = journal.checkpoint([cell.key for cell in pack.cells])
     checkpoint = Checkpoint(place, minutes=execution.checkpoint_minutes)
 
     def record(result: CellResult) -> None:
@@ -146,69 +181,58 @@ def train_pack(
         if on_news is not None:
             on_news(result)
 
-    def fail(cell: Cell, why: str) -> None:
+    def fail(cell: Cell, message: str) -> None:
         if not journal.holds(cell.key):
-            record(unmeasured(cell, placement, len(facts), why))
+            record(pack.unmeasured(cell, message))
 
-    with _failing(cells, fail):
-        runs = [(cell.rank, cell.train) for cell in cells]
-        stack = train_stack(
-            base,
-            facts,
-            placement,
-            runs,
-            on_step=on_news,
-            checkpoint=checkpoint,
-            compiled=execution.compiled,
-            prefix_cache=execution.prefix_cache,
-        )
-        for cell, trained in zip(cells, stack, strict=True):
+    with _recording_failures(pack.cells, fail):
+        runs = [Run(cell.rank, pack.placement, cell.train) for cell in pack.cells]
+        stack = train_stack(pack.base, pack.facts, runs, execution=execution, checkpoint=checkpoint, on_step=on_news)
+        for cell, trained in zip(pack.cells, stack, strict=True):
             if not journal.holds(cell.key):
-                with _failing([cell], fail):
-                    record(_measured(base, facts, placement, cell, trained))
-        if all(journal.holds(cell.key) for cell in cells):
+                with _recording_failures([cell], fail):
+                    record(_measured(pack, cell, trained))
+        if all(journal.holds(cell.key) for cell in pack.cells):
             checkpoint.discard()
 
 
 @contextmanager
-def _failing(cells: Sequence[Cell], fail: Callable[[Cell, str], None]) -> Iterator[None]:
-    """Turn an error into the failure of `cells`; a journal that cannot be written is everybody's."""
+def _recording_failures(cells: Sequence[Cell], fail: Callable[[Cell, str], None]) -> Iterator[None]:
+    """Turn an error into the failure of `cells`, but for a journal that cannot be written: that concerns all packs."""
     try:
         yield
     except JournalError:
         raise
     except Exception as error:
         for cell in cells:
-            fail(cell, reason(error))
+            fail(cell, failure_message(error))
 
 
-def reason(error: Exception) -> str:
-    """Why something failed, for the journal. Target text is not for logs: only errors that quote no data are quoted."""
+def failure_message(error: Exception) -> str:
+    """Why something failed, for the journal. Only the text of errors that cannot quote target text is kept."""
     quotable = isinstance(error, MemlawError | RuntimeError | MemoryError | OSError)
     text = f": {one_line(error)}" if quotable else ""
     where = ""
-    if error.__traceback__ is not None:  # it stays behind in the process that raised the error
+    if error.__traceback__ is not None:  # an error from another process comes without one
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f" ({Path(place.filename).name}, line {place.lineno}, in {place.name})"
     return f"{type(error).__name__}{text}{where}".encode(errors="replace").decode()
 
 
-def _measured(
-    base: Base, facts: Sequence[EncodedFact], placement: Placement, cell: Cell, trained: Trained
-) -> CellResult:
+def _measured(pack: LoadedPack, cell: Cell, trained: Trained) -> CellResult:
     from memlaw.diagnosis.measure import measure
 
     ended = replace(
-        unmeasured(cell, placement, len(facts), trained.message),
+        pack.unmeasured(cell, trained.message),
         status=trained.status,
         steps=trained.steps,
         loss_init=trained.loss_init if math.isfinite(trained.loss_init) else None,
     )
     if trained.loss_final is None:
         return ended
-    with trained.attached(base.model):
-        report = measure(base, facts, decode=True)
-    vocabulary = base.model.get_output_embeddings().weight.shape[0]
+    with trained.attached(pack.base.model):
+        report = measure(pack.base, pack.facts, decode=True)
+    vocabulary = pack.base.model.get_output_embeddings().weight.shape[0]
     return replace(
         ended,
         loss_final=trained.loss_final,
@@ -217,25 +241,6 @@ def _measured(
         acc_em=report.acc_em,
         ordered=report.ordered,
         certified=report.certified,
-        loss_memoryless=memoryless_loss([fact.target for fact in facts], trained.loss_init, vocabulary),
+        loss_memoryless=memoryless_loss([fact.target for fact in pack.facts], trained.loss_init, vocabulary),
         certified_tokens=sum(item.length for item in report.items if item.certified),
-    )
-
-
-def unmeasured(cell: Cell, placement: Placement, records: int, message: str) -> CellResult:
-    """The result of a cell that failed before it could be measured."""
-    return CellResult(
-        cell=cell,
-        status="failed",
-        steps=0,
-        parameters=placement.parameters(cell.rank),
-        loss_init=None,
-        loss_final=None,
-        delta_loss=None,
-        acc_token=None,
-        acc_em=None,
-        ordered=None,
-        certified=None,
-        records=records,
-        message=message,
     )

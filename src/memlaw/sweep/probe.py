@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from memlaw.core.config import Execution
 from memlaw.core.errors import ConfigError, JournalError
 from memlaw.core.facts import MemorySet
 from memlaw.sweep.config import ProbeConfig
-from memlaw.sweep.engines.base import Engine, Inline, Resources
-from memlaw.sweep.engines.shards import Shard
-from memlaw.sweep.grid import TOKENS_PER_PACK, grid_cells, prefixes_of, probe_about, probe_spec, tokens_per_pack
+from memlaw.sweep.engines.base import Engine, Resources
+from memlaw.sweep.grid import TOKENS_PER_PACK, grid_cells, prefixes_by_length, probe_about, probe_spec, tokens_per_pack
 from memlaw.sweep.journal import Journal
-from memlaw.sweep.pack import reloadable
-from memlaw.sweep.scheduler import Choose, ProbeProgress, Scheduler
+from memlaw.sweep.pack import LoadedPack, reload_name
+from memlaw.sweep.scheduler import ProbeRun, Scheduler
 
 if TYPE_CHECKING:
     from memlaw.model.base import Base
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProbeSummary:
-    """What a probe came to."""
+    """The outcome of a probe."""
 
     out: str
     cells: int
@@ -33,81 +31,72 @@ class ProbeSummary:
     failed: int
     """Cells without a measurement: their training diverged, or something went wrong."""
     diverged: int
-    """Those among `failed` that would diverge again; the others are tried again by the next run."""
+    """Those among `failed` that would diverge again; the next run retries the others."""
     warnings: tuple[str, ...] = ()
 
 
 def probe(
-    base: Base,
-    memory_set: MemorySet,
-    config: ProbeConfig,
-    out: str | os.PathLike[str],
-    *,
-    execution: Execution | None = None,
-    on_progress: Callable[[ProbeProgress], None] | None = None,
-    engine: Engine | None = None,
-    resources: Resources | None = None,
-    shard: Shard | None = None,
-    choose: Choose | None = None,
+    base: Base, memory_set: MemorySet, config: ProbeConfig, out: str | os.PathLike[str], run: ProbeRun | None = None
 ) -> ProbeSummary:
     """Train and measure every cell of the grid that the directory `out` does not hold yet.
 
-    Packs are trained here one after the other, or where `engine` says, each with `resources`; with a `shard`, only
-    those that fall to it. `choose` decides before each pack which comes next, or that it is enough. A pack may be
-    trained more than once, whatever the engine, since workers die and so do drivers; the journal takes the first result
-    of a cell, so every result is there exactly once.
+    `run` says where, by whom and in which order; without it, packs train one after the other in this process. A pack
+    may be trained more than once, since workers die and so do processes that schedule; the journal keeps the first
+    result of a cell, so every result is there exactly once.
 
-    Ctrl-C or SIGTERM ends the workers and leaves every finished cell recorded, a pack in training to be gone on with
-    from its last checkpoint, and the table rebuilt. Any other error costs the cells it struck: they are tried again
-    twice and then stay recorded as failed, while the rest goes on. Raises ConfigError, DataError or AdapterError,
-    before any training, for what cannot be run; JournalError if `out` belongs to another run or can no longer be
-    written.
+    Ctrl-C and SIGTERM end the workers. Every finished cell stays recorded, the pack in training resumes from its last
+    checkpoint, and the table is rebuilt. Any other error fails the cells it struck: they are retried twice, then
+    recorded as failed, while the others go on.
+
+    Raises:
+        ConfigError, DataError, AdapterError: the grid cannot be run; nothing was trained.
+        JournalError: `out` belongs to another run, or can no longer be written.
     """
     from memlaw.adapter.on_model import placement_on
     from memlaw.data import target_tokens
     from memlaw.model.offload import evicted
 
-    engine = engine or Inline()
-    _check_engine(engine, base, choose)
+    run = run or ProbeRun()
+    _check_engine(run, base)
     placement = placement_on(config.placement, base.model)
     for rank in config.ranks:
         placement.check_rank(rank)
-    asked = prefixes_of(base, memory_set, config.lengths)
-    prefixes = {target_tokens(facts): facts for facts in asked.values()}
+    requested = prefixes_by_length(base, memory_set, config.lengths)
+    prefixes = {target_tokens(facts): facts for facts in requested.values()}
     cells = {cell.key: cell for cell in grid_cells(config, list(prefixes), base, memory_set, placement)}
     journal = Journal(out)
     longest = prefixes[max(prefixes)]
-    room = TOKENS_PER_PACK if journal.claimed else tokens_per_pack(base, longest, placement, max(config.ranks))
-    spec = journal.claim(probe_spec(list(cells.values()), room, about=probe_about(base, memory_set)))
+    tokens = TOKENS_PER_PACK if journal.claimed else tokens_per_pack(base, longest, placement, max(config.ranks))
+    spec = journal.claim(probe_spec(list(cells.values()), tokens, about=probe_about(base, memory_set)))
     packs = [tuple(cells[key] for key in keys) for keys in spec.packs]
-    execution = execution or Execution()
-    driver = Scheduler(base, placement, packs, prefixes, journal, execution, shard=shard, on_progress=on_progress)
+    loaded = [LoadedPack(base, placement, prefixes[pack[0].length], pack) for pack in packs]
+    scheduler = Scheduler(loaded, journal, run)
     try:
-        with evicted(base, placement.first_layer, wanted=execution.evict_prefix and engine.in_process):
-            driver.run(engine, resources or _resources(engine, base), choose)
+        with evicted(base, placement.first_layer, wanted=run.execution.evict_prefix and run.engine.in_process):
+            scheduler.train(run.resources or _resources(run.engine, base))
     except BaseException:
         with suppress(JournalError):
             journal.write_table()
         raise
     journal.write_table()
-    shortened = _shortened({length: target_tokens(facts) for length, facts in asked.items()})
-    said = [sentence for sentence in (placement.caution, *shortened) if sentence]
-    return _summary(journal, driver.keys, warnings=said)
+    shortened = _shortened({length: target_tokens(facts) for length, facts in requested.items()})
+    warnings = [sentence for sentence in (placement.caution, *shortened) if sentence]
+    return _summary(journal, scheduler.keys, warnings)
 
 
-def _check_engine(engine: Engine, base: Base, choose: Choose | None) -> None:
-    if engine.in_process:
+def _check_engine(run: ProbeRun, base: Base) -> None:
+    if run.engine.in_process:
         return
-    reloadable(base)
-    if choose is not None:
+    reload_name(base)
+    if run.chooser is not None:
         raise ConfigError(
-            "Which pack comes next can only be chosen where packs are trained one after the other in this process: "
-            "leave out the engine."
+            "A budget picks one pack after the other, which only works while packs train one by one in this process. "
+            "Leave out the engine."
         )
 
 
 def _resources(engine: Engine, base: Base) -> Resources:
-    """What a pack takes unless told: what it would here, or its share of a machine with others."""
+    """What a pack takes by default: a GPU or one thread of a machine it shares, else every thread of this one."""
     import torch
 
     if engine.parallel:
@@ -116,9 +105,9 @@ def _resources(engine: Engine, base: Base) -> Resources:
 
 
 def _shortened(lengths: Mapping[int, int]) -> list[str]:
-    """One sentence if lengths asked for are not those of the cells."""
-    pairs = [f"{asked} became {actual}" for asked, actual in lengths.items() if asked != actual]
-    return [f"Facts are kept whole, so of the lengths asked for {', '.join(pairs)}."] if pairs else []
+    """One sentence if requested lengths are not those of the cells."""
+    pairs = [f"{requested} became {actual}" for requested, actual in lengths.items() if requested != actual]
+    return [f"Facts are kept whole, so of the requested lengths {', '.join(pairs)}."] if pairs else []
 
 
 def _summary(journal: Journal, keys: Collection[str], warnings: Sequence[str]) -> ProbeSummary:

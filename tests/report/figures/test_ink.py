@@ -55,8 +55,8 @@ def test_a_figure_refers_to_nothing_outside_itself():
 def test_numbers_load_no_matplotlib_and_ink_loads_no_pyplot_and_no_torch():
     script = """
 import sys
-from memlaw import figures
-from memlaw.records import LawPoint
+from memlaw.report import figures
+from memlaw.core.points import LawPoint
 curve = figures.rank_curve([LawPoint(1, 16, 5.0), LawPoint(2, 16, 6.0)])
 assert "matplotlib" not in sys.modules
 figures.to_svg(figures.sketch(figures.draw_law, curve))

@@ -14,7 +14,7 @@ from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.engines.base import WorkerDiedError
 from memlaw.sweep.engines.isolated import Isolated
 from memlaw.sweep.probe import probe
-from memlaw.sweep.scheduler import ProbeProgress
+from memlaw.sweep.scheduler import ProbeProgress, ProbeRun
 
 
 def test_a_fresh_process_for_each_says_how_it_ended(tmp_path):
@@ -47,7 +47,13 @@ def test_a_killed_driver_leaves_no_process_behind(tmp_path):
 def test_a_model_that_is_only_in_memory_trains_inline_alone(tmp_path):
     events: list[ProbeProgress] = []
     with pytest.raises(ConfigError) as refused:
-        probe(tiny.base(), FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=Isolated(), on_progress=events.append)
+        probe(
+            tiny.base(),
+            FACTS,
+            ProbeConfig(**GRID),
+            tmp_path / "out",
+            ProbeRun(engine=Isolated(), on_progress=events.append),
+        )
     assert str(refused.value) == (
         "The model tiny-qwen3 is in the memory of this process only, and another process has nothing to load it from. "
         "Save it and its tokenizer with `save_pretrained` and load them from there, or train inline."
@@ -58,5 +64,5 @@ def test_a_model_that_is_only_in_memory_trains_inline_alone(tmp_path):
 
 @pytest.mark.slow
 def test_a_probe_in_fresh_processes_comes_to_the_same_bits(base, quiet, tmp_path):
-    assert probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=Isolated()).failed == 0
+    assert probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", ProbeRun(engine=Isolated())).failed == 0
     assert_same(tmp_path / "out", quiet)

@@ -20,6 +20,7 @@ from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.engines.base import Resources
 from memlaw.sweep.engines.ray import OnRay
 from memlaw.sweep.probe import probe
+from memlaw.sweep.scheduler import ProbeRun
 
 
 @pytest.mark.slow
@@ -29,7 +30,7 @@ def test_a_probe_on_ray_comes_to_the_same_bits_whoever_is_killed_on_the_way(base
     killer = threading.Thread(target=kill_one, args=("ray::pack", killed, ended))
     killer.start()
     try:
-        summary = probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", engine=OnRay(cpus=2))
+        summary = probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", ProbeRun(engine=OnRay(cpus=2)))
     finally:
         ended.set()
         killer.join()

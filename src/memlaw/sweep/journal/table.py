@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from memlaw.core.canonical import canonical_json, to_dict
 from memlaw.core.cells import CellResult
-from memlaw.core.config import TrainConfig
 from memlaw.law.bits import memory_bits
 
 if TYPE_CHECKING:
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
 TABLE = "results.parquet"
 
 Rows = Sequence[Mapping[str, Any]]
-
-_TRAIN_KINDS: dict[str, type] = {f.name: type(f.default) for f in dataclasses.fields(TrainConfig)}
 
 COLUMNS: dict[str, type] = {
     "key": str,
@@ -55,8 +51,26 @@ COLUMNS: dict[str, type] = {
     "libraries": str,
     "device": str,
     "max_steps": int,
-} | {name: kind for name, kind in _TRAIN_KINDS.items() if name not in ("method", "seed", "steps")}
-"""Columns of results.parquet and their types; any of them may be null where a cell has no such number."""
+    "rule": str,
+    "until": str,
+    "margin": float,
+    "position": float,
+    "focus": float,
+    "boundaries": tuple,
+    "learning_rate": float,
+    "schedule": str,
+    "batch_size": int,
+    "clip": float,
+    "weight_decay": float,
+    "dropout": float,
+    "scale": float,
+    "scaling": str,
+    "init": str,
+}
+"""Columns of results.parquet and their types; a column is null where a cell has no such value.
+
+Spelled out, since files that people read must not change when the settings are defined in another order.
+"""
 
 
 def rows_of(results: Mapping[str, CellResult]) -> list[dict[str, Any]]:
