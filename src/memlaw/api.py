@@ -107,7 +107,7 @@ def plan(model: Any, tokenizer: Any = None, facts: Facts | None = None, **option
     if named and not settings.get("calibrate") and not str(facts).startswith(SPEC_PREFIX):
         source, tokenizer, memory_set = _from_files(str(model), tokenizer, facts)
     else:
-        base, memory_set = _load(str(model), facts) if named else _wrap(model, tokenizer, facts)
+        base, memory_set = (_load if named else _wrap)(model, tokenizer, facts)
         source, tokenizer = base, base.tokenizer
     encoded = encode(memory_set, tokenizer, context=source.context)
     name = str(model) if named else source.name
@@ -294,10 +294,12 @@ def _wrap(model: Any, tokenizer: Any, facts: Facts) -> tuple[Base, MemorySet]:
     return base, _memory_set(base, facts)
 
 
-def _load(name: str, facts: Facts) -> tuple[Base, MemorySet]:
-    from memlaw.model.base import load
+def _load(name: StrPath, tokenizer: Any, facts: Facts) -> tuple[Base, MemorySet]:
+    from memlaw.model.base import load, wrap
 
-    base = load(name)
+    base = load(str(name))
+    if tokenizer is not None:
+        base = wrap(base.model, tokenizer, name=base.name)
     return base, _memory_set(base, facts)
 
 

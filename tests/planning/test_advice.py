@@ -174,7 +174,7 @@ def test_an_end_of_sequence_inside_a_target_is_advised_to_be_taken_out_and_that_
     (advice,) = before.advice(findings=check(base.model, base.tokenizer, ended).findings)
     assert advice.lever == "data"
     assert "eos-inside" in advice.evidence
-    assert "Take it out" in advice.do
+    assert "Remove it from the text" in advice.do
     assert trained(base, of(*[(f.prompt, f.target.replace("<|endoftext|>", "")) for f in ended.facts]), **easy).recalled
 
 
@@ -254,6 +254,20 @@ def test_a_slow_rise_is_advised_as_many_steps_as_its_pace_asks_for() -> None:
     slower = [0.5] * 60 + [0.60] * 20 + [0.62] * 20  # nineteen fifths: that is no rise
     (advice,) = advise(sample.recall(LOW), curve=slower, rank=4)
     assert advice.lever == "rank"
+
+
+def test_a_thinned_curve_counts_the_steps_that_were_taken() -> None:
+    thin = [0.5] * 6 + [0.60] * 2 + [0.64] * 2  # 0.04 a fifth, 0.36 missing: nine fifths more
+    (advice,) = advise(sample.recall(LOW), curve=tuple(thin), steps=1000, rank=4)
+    assert advice.settings == {"steps": 2800}
+    assert "over the last fifth of 1,000 steps" in advice.evidence
+
+
+def test_a_curve_that_lacks_the_last_fifths_says_nothing() -> None:
+    known = advise(sample.recall(LOW), rank=4)
+    assert advise(sample.recall(LOW), curve=(None,) * 7 + (0.60, 0.64, 0.64), rank=4) == known
+    (rising,) = advise(sample.recall(LOW), curve=(None,) * 6 + (0.60, 0.60, 0.64, 0.64), rank=4)
+    assert rising.lever == "steps"
 
 
 def test_a_set_that_no_rank_holds_is_advised_more_modules_then_a_split() -> None:

@@ -60,7 +60,7 @@ def train_adapter(
             "facts_fingerprint": memory_set.fingerprint,
             "records": len(encoded),
             "tokens": target_tokens(encoded),
-            "train": to_dict(replace(run.config, steps=trained.steps)),
+            "train": to_dict(replace(run.config, steps=max(1, trained.steps))),  # 0: everything was recalled before
             "loss_final": trained.loss_final,
             "curve": trained.curve,
         }

@@ -91,7 +91,7 @@ def token_findings(
                 "eos-inside",
                 f"The end-of-sequence token is inside its target, first at position {ends[0]} of {one.length:,}: "
                 "decoding stops there.",
-                "Take it out of the text; memlaw adds the one at the end itself (--eos).",
+                "Remove it from the text; memlaw adds the one at the end itself (--eos).",
                 ends,
             )
         unknown = _positions(one.target, tokenizer.unk_token_id)
