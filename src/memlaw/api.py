@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
-from memlaw.adapter.history import History
 from memlaw.core.config import UNTIL_RECALLED, Execution
 from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.facts import EncodedFact, MemorySet
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from memlaw.data.load import Facts
     from memlaw.law import LawFit
     from memlaw.model.base import Base
-    from memlaw.planning.advice import Advice
+    from memlaw.planning.advice import Advice, History
     from memlaw.planning.for_facts import Names
     from memlaw.sweep.probe import ProbeSummary
     from memlaw.training.result import Trained
@@ -380,26 +379,25 @@ def _set_findings(
         yield from adapter_findings(base, memory_set, encoded, adapter)
 
 
-def adapter_history(directory: StrPath) -> History:
-    """How the adapter in `directory` was trained; warns of settings that a later version of memlaw wrote.
-
-    Raises AdapterError for a directory without an adapter, and for settings that no training can have had.
-    """
-    from memlaw.adapter.peft import INFO, load_info
-
-    directory = Path(directory)
-    history = History.from_info(load_info(directory), str(directory / INFO))
-    if history.warning is not None:
-        warnings.warn(history.warning, stacklevel=2)
-    return history
-
-
 def _history(adapter: StrPath | Trained | None) -> History:
+    """How an adapter was trained; warns of settings that a later version of memlaw recorded.
+
+    Raises AdapterError for a directory without an adapter, and for settings out of range.
+    """
+    from memlaw.adapter.info import load_info, recorded_training
+    from memlaw.planning.advice import History
+
     if adapter is None:
         return History()
-    if isinstance(adapter, str | os.PathLike):
-        return adapter_history(adapter)
-    return History(adapter.rank, str(adapter.placement), adapter.config, adapter.steps, adapter.curve)
+    if not isinstance(adapter, str | os.PathLike):
+        return History(adapter.rank, str(adapter.placement), adapter.config, adapter.steps, adapter.curve)
+    info = load_info(Path(adapter))
+    if info is None:
+        return History()
+    config, ignored = recorded_training(info)
+    for sentence in ignored:
+        warnings.warn(sentence, stacklevel=2)
+    return History(info.rank, info.placement, config, None if config is None else config.steps, info.curve)
 
 
 def _plan_at(

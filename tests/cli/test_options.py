@@ -15,7 +15,7 @@ from helpers.commands import RECORDS, Run, assert_refused, jsonl, saved_model, w
 GOOD = RECORDS[0]
 
 BAD_FACTS: dict[str, tuple[str | bytes, str]] = {
-    "nothing in it": ("", "facts.jsonl is empty: there is nothing to remember"),
+    "nothing in it": ("", "facts.jsonl is empty, so there is nothing to store"),
     "not JSON": (jsonl(GOOD) + '{"prompt": "b" "hunter"}\n', "Line 2 of "),
     "not JSON either": (
         jsonl(GOOD) + '{"prompt": "b" "hunter"}\n',
@@ -26,10 +26,13 @@ BAD_FACTS: dict[str, tuple[str | bytes, str]] = {
         jsonl(GOOD, {"prompt": "b", "answer": "hunter"}),
         "lacks the field 'completion'; it has 'prompt', 'answer'",
     ),
-    "fields of another kind": (jsonl({"key": "a", "value": "hunter"}), "has the fields 'key', 'value', so it is open"),
+    "fields of another kind": (
+        jsonl({"key": "a", "value": "hunter"}),
+        "has the fields 'key', 'value', so it is unclear",
+    ),
     "not UTF-8": (jsonl(GOOD).encode() + b"\xff\n", "is not UTF-8 text: byte 1 of line 2"),
     "an empty prompt": (jsonl(GOOD, {"prompt": "", "completion": "hunter"}), "Line 2 of "),
-    "an empty target": (jsonl({"prompt": "a", "completion": "  "}), "'completion' is empty, so there is nothing to"),
+    "an empty target": (jsonl({"prompt": "a", "completion": "  "}), "'completion' is empty, and a fact needs"),
     "a number": (jsonl({"prompt": "a", "completion": 7}), "'completion' is a number, not a string"),
     "NaN": ('{"prompt": "a", "completion": NaN}\n', "it holds NaN, which JSON does not have"),
     "a lone surrogate": ('{"prompt": "a", "completion": "hunter\\ud800"}\n', "has half of a surrogate pair"),
@@ -42,7 +45,7 @@ BAD_FACTS: dict[str, tuple[str | bytes, str]] = {
         "has 152 tokens (1 of its prompt, 151 of its target), but the context of the model is 128",
     ),
     "one id twice": (jsonl({**GOOD, "id": "x"}, {**RECORDS[1], "id": "x"}), "share the id 'x'"),
-    "a bomb": (gzip.compress(b"hunter" * 1_000_000), "is no text but a decompression bomb"),
+    "a bomb": (gzip.compress(b"hunter" * 1_000_000), "but a decompression bomb does"),
     "deep nesting": ('{"prompt": ' + "[" * 70 + "]" * 70 + "}\n", "more than 64 deep"),
 }
 
@@ -94,16 +97,19 @@ def test_facts_whose_border_tokens_merge_are_warned_of(run: Run, tmp_path: Path)
     data = write(tmp_path / "facts.jsonl", jsonl({"prompt": "x = ", "completion": "None", "id": "joined"}))
     ran = run("recall", data, "--json")
     assert ran.document["records"] == 1
-    assert "Warning: 1 of 1 facts ('joined') are cut into other tokens where prompt and target are one text." in ran.err
+    assert (
+        "Warning: 1 of 1 facts ('joined') have other tokens when prompt and target are tokenised as one text."
+        in ran.err
+    )
 
 
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        ("none.jsonl", "There is no file 'none.jsonl'"),
-        ("task:opera:tokens=3", "There is no task 'opera'; known: phonebook, random"),
+        ("none.jsonl", "The file 'none.jsonl' does not exist"),
+        ("task:opera:tokens=3", "Unknown task 'opera'; known: phonebook, random"),
         ("task:phonebook", "needs tokens: write task:phonebook:tokens=...,seed=..."),
-        ("task:phonebook:tokens=0", "A task of 0 target tokens was asked for"),
+        ("task:phonebook:tokens=0", "A task of 0 target tokens was requested"),
         ("task:random:tokens=many", "is 'many', not a whole number"),
     ],
 )

@@ -28,7 +28,7 @@ def test_recall_without_decoding_claims_nothing_about_verbatim_recall(
     assert document["ordered"] == 4 * LENGTH
     assert {(item["exact"], item["certified"]) for item in document["items"]} == {(None, None)}
     shown = run("recall", facts, "--model", model, "--adapter", adapter).out
-    assert "certified not known: add --decode" in " ".join(shown.split())
+    assert "certified unknown without --decode" in " ".join(shown.split())
 
 
 def test_the_bare_base_recalls_nothing_and_says_where_it_fails(run: Run, model: Path, facts: Path) -> None:
@@ -94,12 +94,12 @@ def test_an_adapter_that_is_damaged_or_none_is_refused(
 
 def test_a_recall_counts_records_tokens_and_certificates() -> None:
     told = words(recall_lines(sample.recall({"a": [0.1, 0.2], "b": [0.1, 0.9, 0.8]})))
-    assert "2 records, 5 target tokens, judged in float32." in told
+    assert "2 records, 5 target tokens, measured in float32." in told
     assert "recalled verbatim 1 of 2 records (50.0%) by greedy decoding" in told
-    assert "decoded right 60.0% of the tokens" in told
+    assert "correct tokens 60.0%, position by position" in told
     assert "certified 1 of 2 records" in told
     assert "ordered 3 of 5 tokens have p > 1/2" in told
-    assert "mean loss 0.4200 nats a token" in told
+    assert "mean loss 0.4200 nats per token" in told
     assert "smallest margin -0.2069 nats" in told
     assert told.endswith(
         "b 2 of 3 tokens stubborn, the first at 1. Decoding goes wrong at position 1: the target's token has p = 0.407."
@@ -108,21 +108,21 @@ def test_a_recall_counts_records_tokens_and_certificates() -> None:
 
 def test_a_recall_without_decoding_says_that_it_does_not_know() -> None:
     told = words(recall_lines(sample.recall({"a": [0.1], "b": [0.9]}, decoded=False)))
-    assert "recalled verbatim not known: add --decode certified not known: add --decode" in told
+    assert "recalled verbatim unknown without --decode certified unknown without --decode" in told
     assert "1 record" not in told
     assert told.endswith("b 1 of 1 token stubborn, the first at 0")
 
 
 def test_where_everything_is_recalled_nothing_is_listed() -> None:
     told = words(recall_lines(sample.recall({"a": [0.1]})))
-    assert "1 record, 1 target token, judged" in told
-    assert "Furthest" not in told
+    assert "1 record, 1 target token, measured" in told
+    assert "Worst records" not in told
 
 
 def test_a_record_that_decoding_misses_in_spite_of_its_probabilities_is_listed() -> None:
     tokens = TokenRecall((0.1, 0.2), (True, True), (True, False))
     told = words(recall_lines(diagnose([sample.fact("a", 2)], [tokens], tolerance=0.0, dtype="bfloat16")))
-    assert "a no token stubborn. Decoding goes wrong at position 1, although teacher-forced" in told
+    assert "a no stubborn tokens. Decoding goes wrong at position 1, although teacher-forced" in told
 
 
 def test_what_the_failures_have_in_common_is_told() -> None:
@@ -135,7 +135,9 @@ def test_what_the_failures_have_in_common_is_told() -> None:
     told = words(recall_lines(diagnose(facts, cases, tolerance=0.0, dtype="float32")))
     assert "one token short 2 of 3 failures" in told
     assert "out of reach 1 of 3 stubborn tokens; the first wrong token of 1 record" in told
-    assert "first failure follows the earliest stubborn token with Spearman 1.00 (95%: 1.00 to 1.00)" in told
+    assert (
+        "first failure follows the earliest stubborn token with Spearman correlation 1.00 (95%: 1.00 to 1.00)" in told
+    )
 
 
 def test_advice_comes_last() -> None:

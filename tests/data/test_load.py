@@ -28,6 +28,6 @@ def test_facts_whose_border_tokens_merge_are_warned_of_by_id(tmp_path: Path) -> 
     lines = (json.dumps({"prompt": prompt, "completion": target}) for prompt, target in pairs)
     path.write_text("\n".join(lines))
     [warning] = tiny.memory_set(path, base).warnings
-    assert warning.startswith("6 of 7 facts ('1', '3', '4', '5', '6', ...) are cut into other tokens where prompt and")
+    assert warning.startswith("6 of 7 facts ('1', '3', '4', '5', '6', ...) have other tokens when prompt and")
     path.write_text(json.dumps({"prompt": "y:", "completion": "1"}))
     assert tiny.memory_set(path, base).warnings == ()

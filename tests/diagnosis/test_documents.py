@@ -30,12 +30,15 @@ def test_every_key_of_the_schema_is_described():
             assert name in plain or "description" in key, name
 
 
+DOCUMENT = TypeAdapter(RecallDocument)
+
+
 @given(measurements())
 def test_a_document_is_what_the_schema_describes(tokens):
     text = json.dumps(report_to_dict(judge(tokens), advice=["Train longer."], texts={"0": ["a"]}))
-    found = TypeAdapter(RecallDocument).validate_json(text, strict=True)
-    assert found.advice == ("Train longer.",)
-    assert found.texts == {"0": ("a",)}
+    document = DOCUMENT.validate_json(text, strict=True)
+    assert document.advice == ("Train longer.",)
+    assert document.texts == {"0": ("a",)}
 
 
 def test_a_document_of_another_version_is_refused():

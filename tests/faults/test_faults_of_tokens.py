@@ -27,7 +27,7 @@ def chat(directory: Path) -> Path:
 def test_13_target_longer_than_the_context(tmp_path: Path) -> None:
     message = refused(written(tmp_path, record("long:", "7" * 140)), length=141)
     assert "has 146 tokens (5 of its prompt, 141 of its target), but the context of the model is 128" in message
-    assert "Nothing is ever cut off" in message
+    assert "Facts are never truncated" in message
 
 
 def test_14_no_end_of_sequence_or_padding_token(tmp_path: Path) -> None:
@@ -64,6 +64,8 @@ def test_17_tokens_that_merge_at_the_border(tmp_path: Path) -> None:
     base = base_with(merging)
     facts = tiny.memory_set(written(tmp_path, content), base)
     (warning,) = facts.warnings
-    assert warning.startswith("1 of 2 facts ('merged') are cut into other tokens where prompt and target are one text")
+    assert warning.startswith(
+        "1 of 2 facts ('merged') have other tokens when prompt and target are tokenised as one text"
+    )
     probed(tmp_path / "out", base=base, facts=facts, ranks=[1], lengths=[3], steps=1)
     assert warning in stored_warnings(tmp_path / "out")

@@ -467,7 +467,7 @@ def test_what_a_curriculum_cannot_be_is_refused(tmp_path: Path) -> None:
         use_curriculum(trainer(tmp_path), boundaries=(1, 2, 3, 4, 5))
     with pytest.raises(ConfigError, match="4 boundaries for 5 exposed shares"):
         use_curriculum(trainer(tmp_path, max_steps=-1), boundaries=(1, 2, 3, 4))
-    with pytest.raises(ConfigError, match="do not rise"):
+    with pytest.raises(ConfigError, match="must increase"):
         use_curriculum(trainer(tmp_path, max_steps=-1), boundaries=(1, 3, 2, 4, 5))
 
 

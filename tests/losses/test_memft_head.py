@@ -159,12 +159,12 @@ def test_an_evaluation_gives_the_same_loss_and_moves_no_window(seed: int, chosen
 
 def test_what_cannot_be_is_refused_in_one_sentence() -> None:
     hidden, weight, labels = case()
-    with pytest.raises(ConfigError, match="The head asks for a gradient, and memft_head_loss gives it none: freeze it"):
+    with pytest.raises(ConfigError, match="The head requires a gradient, and memft_head_loss gives it none: freeze it"):
         memft_head_loss(hidden, weight.requires_grad_(True), labels)
     weight.requires_grad_(False)
-    with pytest.raises(ConfigError, match="of width 9 in torch.float64 do not go with a head of width 9 in .*float32"):
+    with pytest.raises(ConfigError, match="of width 9 in torch.float64 do not fit a head of width 9 in .*float32"):
         memft_head_loss(hidden, weight.float(), labels)
-    with pytest.raises(ConfigError, match="of width 9 in torch.float64 do not go with a head of width 8"):
+    with pytest.raises(ConfigError, match="of width 9 in torch.float64 do not fit a head of width 8"):
         memft_head_loss(hidden, weight[:, 1:], labels)
     with pytest.raises(ConfigError, match="Unknown reduction 'none'. Known: mean, sum."):
         memft_head_loss(hidden, weight, labels, reduction="none")  # type: ignore[arg-type]

@@ -131,7 +131,7 @@ def test_the_weights_of_many_sets_at_once_are_those_of_each(rows: list[tuple[flo
 
 
 def test_weights_of_sets_are_refused_where_losses_do_not_tell_them() -> None:
-    with pytest.raises(ConfigError, match="its weights come from a WindowPass"):
+    with pytest.raises(ConfigError, match="its weights come from a `WindowPass`"):
         token_weights(torch.ones(3), torch.ones(3, dtype=torch.bool), method="sw")
     with pytest.raises(ConfigError, match="Unknown method 'swift'. Did you mean sft"):
         token_weights(torch.ones(3), torch.ones(3, dtype=torch.bool), method="swift")  # type: ignore[arg-type]

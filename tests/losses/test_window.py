@@ -253,7 +253,7 @@ def test_the_tensors_alone_are_enough_where_slots_are_numbers() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"unmoved": torch.zeros(1)}, "it has no 'anchor'"),
+        ({"unmoved": torch.zeros(1)}, "'anchor' is missing"),
         ({"anchor": torch.zeros(3), "unmoved": torch.zeros(2)}, "[3] anchors, [2] counts and 0 sample ids"),
         ({"anchor": torch.zeros(1), "unmoved": torch.zeros(1), "ids": ["a", "b"]}, "and 2 sample ids. Start from a"),
     ],

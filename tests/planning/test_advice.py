@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 import memlaw
 from helpers import sample
 from helpers.paths import FIXTURES, ROOT
-from memlaw.adapter.history import History
 from memlaw.adapter.on_model import placement_on
 from memlaw.api import check
 from memlaw.core.config import TrainConfig
@@ -25,7 +24,7 @@ from memlaw.data import encode
 from memlaw.diagnosis.findings import Finding
 from memlaw.model.base import Base, load
 from memlaw.planning import MeasuredSet, Plan, RankRange, default_law, plan
-from memlaw.planning.advice import Advice
+from memlaw.planning.advice import Advice, History
 from memlaw.planning.advice import advise as advise_by_history
 from memlaw.planning.for_facts import plan_for
 from memlaw.planning.library import KnownLaw, adapt_law

@@ -439,7 +439,7 @@ def refused(base: Base, out: Path, error: type[Exception], sentence: str, **chan
 @pytest.mark.parametrize(
     ("error", "sentence", "changes"),
     [
-        (DataError, "A length of 41 target tokens was asked for, but the data have 1 to 40", {"lengths": [10, 41]}),
+        (DataError, "A length of 41 target tokens was requested, but the data allow 1 to 40", {"lengths": [10, 41]}),
         (DataError, r"the first fact \('f0'\) alone has 5", {"lengths": [4, 10]}),
         (AdapterError, r"Rank 33 is above 32, the smaller dimension of .*down_proj", {"ranks": [1, 33]}),
         (AdapterError, "has no module 'down' to adapt. Did you mean down_proj", {"placement": "down@1"}),

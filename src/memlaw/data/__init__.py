@@ -1,8 +1,8 @@
 """Memory sets: read from whatever users have, checked, and turned into the tokens an adapter must store.
 
 The flow is path or Hub id (`sources`) -> rows of named fields (`tables`) -> facts (`facts`) -> tokens (`encoding`).
-Whatever is wrong with a memory set is said here, before any training, as a DataError that names the line and never
-the text: people store credentials.
+Problems with a memory set surface here, before any training, as a DataError that names the line and never quotes the
+text: people store credentials.
 """
 
 from memlaw.data.encoding import border_merges, check_context, encode, take, target_tokens

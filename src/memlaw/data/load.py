@@ -13,8 +13,7 @@ from memlaw.data.facts import read_as
 from memlaw.data.reading import Reading
 from memlaw.model.tokenizer import Tokenizer
 
-_NAMED = 5
-"""Facts named in a warning."""
+_NAMED = 5  # facts in a warning
 
 Facts = MemorySet | str | Path
 
@@ -45,9 +44,10 @@ def load_memory_set(
 
 
 def merging_warning(ids: Sequence[str], memory_set: MemorySet) -> str:
+    """The warning about the facts `ids` of `border_merges`."""
     shown = ", ".join(map(repr, ids[:_NAMED])) + (", ..." if len(ids) > _NAMED else "")
     return (
-        f"{len(ids)} of {len(memory_set.facts)} facts ({shown}) are cut into other tokens where prompt and target are "
-        "one text. They are trained and judged as two; a trainer or prompt that lets the text run on meets other "
-        "tokens. A space at the start of the target rather than at the end of the prompt mends most."
+        f"{len(ids)} of {len(memory_set.facts)} facts ({shown}) have other tokens when prompt and target are tokenised "
+        "as one text. memlaw trains and judges them as two; a trainer or prompt that joins them sees other tokens. "
+        "Moving a space from the end of the prompt to the start of the target fixes most cases."
     )

@@ -15,8 +15,9 @@ from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from memlaw.adapter.history import History
+from memlaw.adapter.info import Curve
 from memlaw.adapter.placement import ALL_LINEAR
+from memlaw.core.config import TrainConfig
 from memlaw.core.recall import RecallReport, RecordRecall
 from memlaw.diagnosis.verdicts import stubborn_positions
 
@@ -40,6 +41,18 @@ _RISING = 0.01
 
 _PATIENCE = 3.0
 """Additional budgets worth spending at the pace of the last fifth; beyond that, steps are not what is missing."""
+
+
+@dataclass(frozen=True)
+class History:
+    """How an adapter was trained, as far as known."""
+
+    rank: int | None = None
+    placement: str | None = None
+    config: TrainConfig | None = None
+    steps: int | None = None
+    """Steps taken; None: as many as `curve` has values."""
+    curve: Curve = ()
 
 
 @dataclass(frozen=True)

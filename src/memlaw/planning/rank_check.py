@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from memlaw.adapter.info import load_info
 from memlaw.adapter.on_model import placement_on
-from memlaw.adapter.peft import load_info
 from memlaw.core.facts import EncodedFact
 from memlaw.diagnosis.findings import Finding, Severity
 from memlaw.model.base import Base
@@ -27,12 +26,14 @@ def rank_findings(
 
     Says nothing where no rank is known.
     """
-    info: Mapping[str, Any] = (load_info(adapter) if adapter is not None else None) or {}
-    rank = info.get("rank") if rank is None else rank
+    info = None if adapter is None else load_info(adapter)
+    if info is not None:
+        rank = info.rank if rank is None else rank
+        placement = info.placement if placement is None else placement
     facts = [fact for fact in encoded if base.context is None or len(fact.ids) <= base.context]
     if rank is None or not facts:
         return
-    where = placement_on(info.get("placement") if placement is None else placement, base.model)
+    where = placement_on(placement, base.model)
     where.check_rank(rank)
     plan = plan_for(base, facts, where, lambda use: nearest((), use) if law is None else adapt_law(law, use))
     borrowed = " The law is borrowed from another model; `memlaw probe` gives this one its own."

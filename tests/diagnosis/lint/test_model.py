@@ -103,7 +103,7 @@ def test_an_adapter_that_changes_nothing_is_an_error(base: Base, adapter: Path, 
 
 
 def test_a_directory_that_is_no_adapter_stays_an_error(base: Base, tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="There is no adapter directory"):
+    with pytest.raises(AdapterError, match=r"adapter directory .* does not exist"):
         check_on(base, facts(*GOOD), adapter=tmp_path / "none")
     (tmp_path / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(AdapterError, match="a pickle that could run code"):

@@ -20,7 +20,7 @@ from memlaw.losses import head_pass as head_module
 from memlaw.losses import kernels
 from memlaw.losses.head_pass import Chunk, head_pass, token_scores
 from memlaw.losses.kernels import softmax
-from memlaw.losses.kernels.softmax import chunk_losses, chunk_pull
+from memlaw.losses.kernels.softmax import chunk_gradient, chunk_losses
 from memlaw.model.head import FrozenHead
 
 VOCABULARIES = (1, 7, 1000, 1025, 5000)
@@ -51,7 +51,7 @@ def wanted_nll(scores: Tensor, targets: Tensor) -> Tensor:
     return -log_p(scores).gather(1, targets[:, None])[:, 0]
 
 
-def wanted_pull(
+def wanted_gradient(
     scores: Tensor, targets: Tensor, active: Tensor, weights: Tensor, *, softcap: float | None = None, scale: float = 1
 ) -> Tensor:
     """By its definition, in float64."""
@@ -61,12 +61,12 @@ def wanted_pull(
     return (pull * slope)[active]
 
 
-def pull_of(
+def gradient_of(
     scores: Tensor, targets: Tensor, active: Tensor, weights: Tensor, *, softcap: float | None = None, scale: float = 1
 ) -> Tensor:
     out = torch.full((len(active), scores.shape[1]), 77.0, dtype=scores.dtype)
     found = chunk_losses(scores, targets)
-    chunk_pull(scores, targets, active, weights, found, softcap=softcap, scale=scale, out=out)
+    chunk_gradient(scores, targets, active, weights, found, softcap=softcap, scale=scale, out=out)
     return out
 
 
@@ -135,7 +135,7 @@ def test_a_row_that_diverged_shows_it_and_spoils_no_other(place: int | str, bad:
     others = torch.arange(5) != 2
     for one, other in zip(found, sound, strict=True):
         assert torch.equal(one[others], other[others])
-    pull = pull_of(scores, targets, torch.tensor([1, 2]), torch.zeros(5))
+    pull = gradient_of(scores, targets, torch.tensor([1, 2]), torch.zeros(5))
     assert pull[1].isnan().all()
     assert torch.equal(pull[0], torch.zeros(5000))
 
@@ -154,7 +154,7 @@ def test_huge_scores_do_not_overflow() -> None:
     targets[0] = 9
     found = chunk_losses(scores, targets)
     close(found.nll, scores.log_softmax(1).gather(1, targets[:, None])[:, 0].neg(), 1e-6)
-    pull = pull_of(scores, targets, torch.tensor([0]), torch.ones(6))
+    pull = gradient_of(scores, targets, torch.tensor([0]), torch.ones(6))
     assert pull[0, [5, 9]].tolist() == [0.5, -0.5]
 
 
@@ -164,10 +164,10 @@ def test_huge_scores_do_not_overflow() -> None:
 def test_the_pull_is_its_definition(vocabulary: int, dtype: torch.dtype, softcap: float | None) -> None:
     scores, targets = chunk(9, vocabulary, dtype)
     active, weights = torch.tensor([0, 2, 3, 8]), torch.linspace(0.1, 2, 9, dtype=torch.float64)
-    found = pull_of(
+    found = gradient_of(
         scores, targets, active, weights.to(chunk_losses(scores, targets).nll.dtype), softcap=softcap, scale=1.7
     )
-    wanted = wanted_pull(scores, targets, active, weights, softcap=softcap, scale=1.7)
+    wanted = wanted_gradient(scores, targets, active, weights, softcap=softcap, scale=1.7)
     close(found, wanted, STORED[dtype])
 
 
@@ -177,14 +177,14 @@ def test_any_active_rows_of_any_chunk(rows: int, vocabulary: int, data: st.DataO
     scores, targets = chunk(rows, vocabulary, seed=vocabulary)
     active = torch.tensor(sorted(data.draw(st.sets(st.integers(0, rows - 1)))), dtype=torch.long)
     weights = torch.rand(rows, generator=torch.Generator().manual_seed(rows))
-    close(pull_of(scores, targets, active, weights), wanted_pull(scores, targets, active, weights), 1e-6)
+    close(gradient_of(scores, targets, active, weights), wanted_gradient(scores, targets, active, weights), 1e-6)
 
 
 def test_no_active_row_writes_nothing() -> None:
     scores, targets = chunk(4, 1000)
     before = scores.clone()
     out = scores[:0]
-    chunk_pull(
+    chunk_gradient(
         scores, targets, torch.empty(0, dtype=torch.long), torch.ones(4), chunk_losses(scores, targets),
         softcap=None, scale=1.0, out=out,
     )  # fmt: skip
@@ -194,8 +194,8 @@ def test_no_active_row_writes_nothing() -> None:
 def test_a_target_learned_almost_perfectly_still_pulls() -> None:
     scores = torch.zeros(1, 7)
     scores[0, 2] = 25.0  # 1 - p is 8e-11, and p is 1 in float32
-    found = pull_of(scores, torch.tensor([2]), torch.tensor([0]), torch.ones(1))
-    wanted = wanted_pull(scores, torch.tensor([2]), torch.tensor([0]), torch.ones(1))
+    found = gradient_of(scores, torch.tensor([2]), torch.tensor([0]), torch.ones(1))
+    wanted = wanted_gradient(scores, torch.tensor([2]), torch.tensor([0]), torch.ones(1))
     off = torch.arange(7) != 2
     assert wanted[0, 2] < 0
     torch.testing.assert_close(found[0, off].double(), wanted[0, off], rtol=1e-5, atol=0)
@@ -208,7 +208,7 @@ def test_rows_with_a_stride_and_columns_with_one(dtype: torch.dtype) -> None:
     scores, targets = chunk(9, 1000, dtype)
     active, weights = torch.tensor([1, 4, 7]), torch.ones(9)
     plain = chunk_losses(scores, targets)
-    wanted = pull_of(scores, targets, active, weights)
+    wanted = gradient_of(scores, targets, active, weights)
     for wide in (torch.zeros(9, 1234, dtype=dtype)[:, 100:1100], torch.zeros(1000, 9, dtype=dtype).T):
         wide.copy_(scores)
         assert not wide.is_contiguous()
@@ -216,7 +216,7 @@ def test_rows_with_a_stride_and_columns_with_one(dtype: torch.dtype) -> None:
         for one, other in zip(found, plain, strict=True):
             assert torch.equal(one, other)
         out = torch.empty(3, 2000, dtype=dtype)[:, ::2]
-        chunk_pull(wide, targets, active, weights, found, softcap=None, scale=1.0, out=out)
+        chunk_gradient(wide, targets, active, weights, found, softcap=None, scale=1.0, out=out)
         assert torch.equal(out, wanted)
 
 
@@ -231,9 +231,9 @@ def test_the_pull_may_take_the_place_of_scores_that_are_no_longer_needed(
     scores, targets = rows[ahead:], targets[ahead:]
     active = (torch.rand(60 - ahead, generator=torch.Generator().manual_seed(1)) < share).nonzero()[:, 0]
     weights = torch.linspace(0, 1, 60 - ahead)
-    wanted = pull_of(scores, targets, active, weights, softcap=50.0)
+    wanted = gradient_of(scores, targets, active, weights, softcap=50.0)
     behind = rows[len(active) :].clone()
-    chunk_pull(
+    chunk_gradient(
         scores, targets, active, weights, chunk_losses(scores, targets),
         softcap=50.0, scale=1.0, out=rows[: len(active)],
     )  # fmt: skip
@@ -245,8 +245,8 @@ def test_the_gradient_may_be_of_another_dtype_than_the_scores() -> None:
     scores, targets = chunk(5, 1000)
     active, weights = torch.tensor([0, 3]), torch.ones(5)
     out = torch.empty(2, 1000, dtype=torch.bfloat16)
-    chunk_pull(scores, targets, active, weights, chunk_losses(scores, targets), softcap=None, scale=1.0, out=out)
-    close(out, wanted_pull(scores, targets, active, weights), STORED[torch.bfloat16])
+    chunk_gradient(scores, targets, active, weights, chunk_losses(scores, targets), softcap=None, scale=1.0, out=out)
+    close(out, wanted_gradient(scores, targets, active, weights), STORED[torch.bfloat16])
 
 
 @pytest.mark.parametrize("head", [{}, {"softcap": 6.0, "scale": 1.7}], ids=["plain", "softcap and scale"])
@@ -259,7 +259,7 @@ def test_with_two_matrix_products_they_are_autograd_through_the_head(head: dict[
     nll, hit, gradient = reference.head_pass(frozen, hidden, targets, weights)
     scores = reference.logits(frozen, hidden)
     found = chunk_losses(scores, targets)
-    chunk_pull(
+    chunk_gradient(
         scores, targets, torch.arange(20), weights, found, softcap=frozen.softcap, scale=frozen.scale, out=scores
     )  # fmt: skip
     torch.testing.assert_close(found.nll, nll, rtol=1e-12, atol=1e-12)
@@ -344,7 +344,7 @@ def test_where_they_fail_a_warning_says_why_once_and_torch_serves(fresh: None, m
 
 def test_a_wrong_result_is_a_reason_too(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(softmax, "fault", lambda device, dtype: "wrong hits")
-    with pytest.warns(UserWarning, match=r"\(wrong hits\). The same is computed by torch"):
+    with pytest.warns(UserWarning, match=r"\(wrong hits\). memlaw falls back to torch"):
         assert not kernels.usable(torch.device("cuda"), torch.float32)
 
 
@@ -376,7 +376,7 @@ for chip in (80, 90):
     for logits in ("*fp32", "*bf16", "*fp16", "*fp64"):
         assert compiled(softmax._losses, logits, chip, BLOCK=softmax.COLUMNS)["cubin"]
         for cap in (None, 30.0):
-            code = compiled(softmax._pull, logits, chip, SOFTCAP=cap, ROWS=softmax.TILE[0], COLUMNS=softmax.TILE[1])
+            code = compiled(softmax._gradient, logits, chip, SOFTCAP=cap, ROWS=softmax.TILE[0], COLUMNS=softmax.TILE[1])
             assert code["cubin"]
             order = re.findall(r"tt\\.load|barrier|tt\\.store", code["ttgir"])
             assert order[-3:] == ["tt.load", "barrier", "tt.store"] and order.count("tt.store") == 1, order

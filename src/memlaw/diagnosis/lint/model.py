@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from memlaw.adapter.history import History
-from memlaw.adapter.peft import INFO, attach, load_info
+from memlaw.adapter.info import load_info, recorded_training
+from memlaw.adapter.peft import attach
 from memlaw.core.config import UNTIL_RECALLED
 from memlaw.core.errors import ModelError
 from memlaw.core.facts import EncodedFact, MemorySet
@@ -85,20 +85,21 @@ def adapter_findings(
     base: Base, memory_set: MemorySet, encoded: Sequence[EncodedFact], directory: Path
 ) -> Iterator[Finding]:
     """An adapter trained on another base or other facts, or one without effect. Raises AdapterError if missing."""
-    info = load_info(directory) or {}
-    if info and info["base_fingerprint"] != base.fingerprint:
+    info = load_info(directory)
+    if info is not None and info.base_fingerprint != base.fingerprint:
         yield Finding(
             "error",
             None,
             "adapter-of-another-base",
-            f"The adapter {directory} was trained on {info['base']} (weights {info['base_fingerprint'][:12]}), not on "
+            f"The adapter {directory} was trained on {info.base} (weights {info.base_fingerprint[:12]}), not on "
             f"{base.name} (weights {base.fingerprint[:12]}). There it would silently produce different text.",
-            f"Use --model {info['base']}, or retrain the adapter.",
+            f"Use --model {info.base}, or retrain the adapter.",
         )
         return
-    if (later := History.from_info(info or None, str(directory / INFO)).warning) is not None:
-        yield Finding("info", None, "adapter-of-a-later-memlaw", later, "Update memlaw.")
-    if info.get("facts_fingerprint", memory_set.fingerprint) != memory_set.fingerprint:
+    if info is not None:
+        for warning in recorded_training(info)[1]:
+            yield Finding("info", None, "adapter-of-a-later-memlaw", warning, "Upgrade memlaw.")
+    if info is not None and info.facts_fingerprint not in (None, memory_set.fingerprint):
         yield Finding(
             "info",
             None,
