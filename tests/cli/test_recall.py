@@ -89,7 +89,7 @@ def test_an_adapter_that_is_damaged_or_none_is_refused(
     assert_refused(run("recall", facts, "--model", model, "--adapter", copy), "holds no adapter_model.safetensors")
     torch.save({}, copy / "adapter_model.bin")
     assert_refused(run("recall", facts, "--model", model, "--adapter", copy), "a pickle that could run code")
-    assert_refused(run("recall", facts, "--model", model, "--adapter", tmp_path / "none"), "no adapter directory")
+    assert_refused(run("recall", facts, "--model", model, "--adapter", tmp_path / "none"), "none does not exist")
 
 
 def test_a_recall_counts_records_tokens_and_certificates() -> None:
