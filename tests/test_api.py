@@ -235,4 +235,4 @@ def test_the_curve_of_a_training_is_kept_with_the_adapter(model: Any, tokenizer:
     assert trained.curve == tuple(shares)
     info = load_info(tmp_path / "A")
     assert info is not None
-    assert info["curve"] == shares
+    assert info.curve == tuple(shares)

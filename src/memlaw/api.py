@@ -110,8 +110,9 @@ def plan(model: Any, tokenizer: Any = None, facts: Facts | None = None, **option
         base, memory_set = (_load if named else _wrap)(model, tokenizer, facts)
         source, tokenizer = base, base.tokenizer
     encoded = encode(memory_set, tokenizer, context=source.context)
-    name = str(model) if named else source.name
-    return plan_on(source, encoded, _names(name, facts, memory_set, tokenizer), choose, **settings)
+    # Only a model with a name can be trained by a command, so only then does the plan name the facts for it.
+    names = _names(*((str(model), facts) if named else (source.name, memory_set)), memory_set, tokenizer)
+    return plan_on(source, encoded, names, choose, **settings)
 
 
 def plan_on(

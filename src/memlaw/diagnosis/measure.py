@@ -126,10 +126,16 @@ def _with_decoding(base: Base, fact: EncodedFact, tokens: TokenRecall, decoded: 
 
 
 def _ended(fact: EncodedFact, emitted: Sequence[int], eos: int | None) -> Literal["early", "late", "inside"] | None:
-    for wrong, due in zip(emitted, fact.target, strict=True):
-        if wrong != due:
-            return "inside" if wrong == -1 else "early" if wrong == eos else "late" if due == eos else None
-    return None
+    """What end of sequence had to do with the first wrong token, if anything; see `TokenRecall.ended`."""
+    pairs = zip(emitted, fact.target, strict=True)
+    wrong, due = next(((token, due) for token, due in pairs if token != due), (None, None))
+    if wrong is None:
+        return None
+    if wrong == -1:  # decoding had ended correctly before: the target itself holds an end of sequence
+        return "inside"
+    if wrong == eos:
+        return "early"
+    return "late" if due == eos else None
 
 
 def _thinnest(measured: Sequence[TokenRecall]) -> list[int]:
