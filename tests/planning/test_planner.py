@@ -333,7 +333,7 @@ def test_a_doubtful_law_is_called_doubtful() -> None:
     law = fit_law(read_points(DATA / "tiny_points.csv"), "paper")
     caveats = planned(law, tokens=64, loss_init=11.2).caveats
     assert caveats[0].startswith(
-        "The law behind this plan is doubtful. Not identifiable: alpha's 95% interval reaches 0"
+        "The law behind this plan is doubtful. Not identifiable: alpha's 95% interval includes 0"
     )
 
 

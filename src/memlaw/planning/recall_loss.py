@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memlaw.law import Array
+from memlaw.law.growth import Array
 
 _REFERENCE = 0.4
 """Nats of mean loss at which `h` is stated: where sets of some hundred tokens are at the edge of recall."""

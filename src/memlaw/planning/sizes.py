@@ -13,7 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
-from memlaw.law import SCALES, Array, LawFit
+from memlaw.law import SCALES, LawFit
+from memlaw.law.growth import Array
 from memlaw.planning.recall_loss import RecallCurve
 from memlaw.planning.target import Target
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memlaw.core.errors import ConfigError
-from memlaw.law import Array
+from memlaw.law.growth import Array
 
 _WANTED = "all, a share such as 0.99 or 99%, or a mean loss in nats such as loss=0.1"
 
