@@ -36,8 +36,8 @@ def test_the_figure_itself_chooses_the_bounded_form():
     assert verdict.holdouts == ("length=MAX", "rank=MAX", "corner=MAX")
     assert verdict.mape["bounded"] < 1 < verdict.mape["power"] < verdict.mape["paper"] < verdict.mape["log"]
     assert verdict.why == (
-        f"Fitted without length=MAX, rank=MAX, corner=MAX, the bounded form predicts the held-out cells with a mean error of "
-        f"{verdict.mape['bounded']:.2g}%, the paper form by {verdict.mape['paper']:.2g}%."
+        f"Fitted without length=MAX, rank=MAX, corner=MAX, the bounded form predicts the held-out cells with "
+        f"a mean error of {verdict.mape['bounded']:.2g}%, the paper form with {verdict.mape['paper']:.2g}%."
     )
 
 
@@ -130,7 +130,7 @@ def test_a_hold_out_that_cannot_be_read_or_met():
     message = r"Cannot hold out 'size=3'\. Write length=MAX, rank=MAX, corner=MAX, length=2000 or rank>=12\."
     with pytest.raises(ConfigError, match=message):
         holdout(cells, "paper", "size=3")
-    with pytest.raises(ConfigError, match=r"length=77 holds out no usable cell\. Cells have length 500, 1000"):
+    with pytest.raises(ConfigError, match=r"length=77 holds out no usable cell\. The cells have length 500, 1000"):
         holdout(cells, "paper", "length=77")
     with pytest.raises(ConfigError, match=r"rank>=1 holds out every usable cell"):
         holdout(cells, "paper", "rank>=1")

@@ -170,7 +170,7 @@ def test_a_higher_level_is_a_wider_interval_and_without_error_bars_there_is_none
     narrow, wide = fit.interval(*at, level=0.5), fit.interval(*at, level=0.99)
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
     exact = fit_law(simulate_for("paper", ranks=(1, 4), lengths=(500, 4000)))
-    with pytest.raises(FitError, match="This law has no error bars, so no interval"):
+    with pytest.raises(FitError, match="This law has no error bars, so it has no prediction interval"):
         exact.interval(*at)
 
 

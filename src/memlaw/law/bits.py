@@ -52,8 +52,8 @@ ANCHORS = (
         "https://arxiv.org/abs/2505.24832",
     ),
 )
-"""Capacity of whole models trained from scratch, in bits per parameter: 2 for facts; for random strings 3.51 in bfloat16
-and 3.83 in float32."""
+"""Capacity of whole models trained from scratch, in bits per parameter: 2 for facts; for random strings 3.51 in
+bfloat16 and 3.83 in float32."""
 
 
 def in_bits(tokens: float, nats: float) -> float:
@@ -64,11 +64,12 @@ def in_bits(tokens: float, nats: float) -> float:
 def memoryless_loss(targets: Iterable[Sequence[int]], loss_init: float, vocabulary: int) -> float:
     """L_init' = min(L_init, ln V, unigram_loss), in nats per target token: the best predictor without memory.
 
-    `loss_init` is the base's own loss and V = `vocabulary` the number of logits. The base alone can be a poor predictor:
-    on random tokens Qwen3-8B has a loss of 12.4 nats, above ln 151,936 = 11.93, and an adapter removes the difference
-    without remembering anything. On phone numbers, knowing that all tokens are digits leaves ln 10 = 2.3 nats. On text
-    that the base understands, its own loss is the smallest. None of the three knows the layout of records: that a
-    number ends after ten digits is worth 0.3 nats per token, and counts as memory. Raises DataError as `unigram_loss`.
+    `loss_init` is the base's own loss and V = `vocabulary` the number of logits. The base alone can be a poor
+    predictor: on random tokens Qwen3-8B has a loss of 12.4 nats, above ln 151,936 = 11.93, and an adapter removes the
+    difference without remembering anything. On phone numbers, knowing that all tokens are digits leaves ln 10 = 2.3
+    nats. On text that the base understands, its own loss is the smallest. None of the three knows the layout of
+    records: that a number ends after ten digits is worth 0.3 nats per token, and counts as memory. Raises DataError as
+    `unigram_loss`.
     """
     return min(loss_init, math.log(vocabulary), unigram_loss(targets, vocabulary))
 
@@ -77,10 +78,10 @@ def unigram_loss(targets: Iterable[Sequence[int]], vocabulary: int) -> float:
     """-1/N ln [1/V * 1/C(V, m) * prod_t (n_t + 1/2) / (t + m/2)], in nats per token.
 
     The loss of one token distribution, including the cost of learning it: how many tokens m occur, which of the V they
-    are, and how often each occurs, by the code of Krichevsky and Trofimov (1981), where n_t of the t earlier tokens were
-    the same. (Over all V tokens that code would need texts far longer than V to learn that they are digits.) The result
-    does not depend on the order, so it is computed from counts. Raises DataError without tokens, or for tokens outside
-    the vocabulary.
+    are, and how often each occurs, by the code of Krichevsky and Trofimov (1981), where n_t of the t earlier tokens
+    were the same. (Over all V tokens that code would need texts far longer than V to learn that they are digits.) The
+    result does not depend on the order, so it is computed from counts. Raises DataError without tokens, or for tokens
+    outside the vocabulary.
     """
     counts = Counter(chain.from_iterable(targets))
     if not counts or max(counts) >= vocabulary:

@@ -189,7 +189,7 @@ Errors = dict[str, dict[Form, Array]]
 def _holdout_errors(
     points: Sequence[LawPoint], shared: Sequence[LawPoint], forms: Sequence[Form], axis: Axis, residuals: Residuals
 ) -> Errors:
-    """The errors of every form, for the standard hold-outs that select a cell and leave enough cells to fit every form."""
+    """The errors of every form, for the standard hold-outs that select a cell and leave enough cells for every fit."""
     misses: Errors = {}
     for spec in STANDARD_HOLDOUTS:
         try:
@@ -240,8 +240,10 @@ def _within_margin(misses: Errors, form: Form, least: Form) -> bool:
 
 
 def _scores(fit: LawFit, points: Sequence[LawPoint]) -> tuple[float, float] | None:
-    """R^2 of dL, and AICc = m ln(SSE / m) + 2k + 2k (k + 1) / (m - k - 1) of the residuals on m cells, where k counts the
-    parameters and sigma; None if there are too few cells."""
+    """R^2 of dL, and AICc = m ln(SSE / m) + 2k + 2k (k + 1) / (m - k - 1) of the residuals on m cells.
+
+    k counts the parameters and sigma. None if there are too few cells.
+    """
     seen = points_for_form(fit.form, points)
     cells = cells_of(seen, fit.axis, loss_table(seen))
     m, k = len(cells.size), len(fit.parameters) + 1

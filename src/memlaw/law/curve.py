@@ -113,8 +113,10 @@ class Curve:
         return self.growth.bounds | bend if self.bounded else self.growth.bounds
 
     def starts(self, x: Array, y: Array, delta: Array, weight: Array, loss_init: Array) -> Iterator[Array]:
-        """Starting points phi for the search. A bounded form tries several n: it inverts the bound, and weights each cell
-        by the slope of the bound there."""
+        """Starting points phi for the search.
+
+        A bounded form tries several n: it inverts the bound, and weights each cell by the slope of the bound there.
+        """
         for bend in _FIRST_BENDS if self.bounded else (None,):
             u, slope_weight = delta, weight
             if bend is not None:

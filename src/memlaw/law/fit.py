@@ -82,14 +82,15 @@ def fit_law(
 ) -> LawFit:
     """Fit the law to these cells by least squares, with error bars, warnings and a status.
 
-    Minimises sum_i w_i^2 (T(measured dL_i) - T(dL(s_i, l_i)))^2 over cells i of size s_i and length l_i, arXiv 2605.30260.
+    Minimises sum_i w_i^2 (T(measured dL_i) - T(dL(s_i, l_i)))^2 over cells i of size s_i and length l_i. The paper's
+    form is that of arXiv 2605.30260; the others are memlaw's own.
 
     Args:
         points: measured cells. Points of the same size and length are replicates and count as one cell.
-        form: paper: dL = C s^alpha l^-beta + b, power: without b, log: dL = a + k (ln s - q ln l), the limit alpha -> 0.
-            These use the unsaturated cells (final loss > 0.69 nats, or unknown). bounded: the paper's u below a soft
-            ceiling, dL = L (1 + (u/L)^-n)^(-1/n) with L = L_init, on every cell with a final loss. memory: the power
-            form's u below L', plus L - L' nats that need no memory; cells need L'.
+        form: paper: dL = C s^alpha l^-beta + b; power: without b; log: dL = a + k (ln s - q ln l), the limit for
+            alpha -> 0. These use the unsaturated cells (final loss > 0.69 nats, or unknown). bounded: the paper's u
+            below a soft ceiling, dL = L (1 + (u/L)^-n)^(-1/n) with L = L_init, on every cell with a final loss.
+            memory: the power form's u below L', plus L - L' nats that need no memory, on every cell with an L'.
         axis: what s is: the rank, or the effective parameters, which allow cells of several placements.
         residuals: absolute: T = identity and w = 1; relative: T = ln; replicates: w from each cell's replicates.
         intervals: kind of the 95% intervals, see `LawFit.intervals`.

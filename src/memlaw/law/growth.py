@@ -56,7 +56,10 @@ class Growth(ABC):
 
     @abstractmethod
     def log_size(self, theta: Array, y: Array | float, u: Array) -> Array:
-        """ln of the smallest size with this u, for each theta [..., p]; -inf if no adapter is needed, inf if no size does."""
+        """ln of the smallest size with this u, for each theta [..., p].
+
+        -inf if no adapter is needed, inf if no size is enough.
+        """
 
     @abstractmethod
     def shifted(self, theta: Array, x: float, y: float) -> Array:
@@ -193,7 +196,7 @@ def _power_shifted(theta: Array, x: float, y: float) -> Array:
 
 
 def _best_multiple(z: Array, u: Array, squared_weight: Array) -> tuple[int, float] | None:
-    """Index of the curve z [grid, m] with the best fit k z = u [m], and its factor k > 0; None if every factor is <= 0."""
+    """Index of the curve z [grid, m] that fits k z = u [m] best, and its factor k > 0; None if no factor is above 0."""
     spread, shared = z**2 @ squared_weight, z @ (squared_weight * u)
     gain = np.where((shared > 0) & (spread > 0), shared**2 / np.where(spread > 0, spread, 1), 0.0)
     best = int(gain.argmax())

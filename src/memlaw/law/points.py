@@ -96,7 +96,7 @@ def points_for_form(form: Form, points: Iterable[LawPoint]) -> tuple[LawPoint, .
 
 
 def usable(points: Iterable[LawPoint], form: Form, axis: Axis) -> tuple[LawPoint, ...]:
-    """The points a form is fitted to: those with a final loss for a bounded form, those of unsaturated cells for others.
+    """The points a form is fitted to: those with a final loss for a bounded form, otherwise those of unsaturated cells.
 
     The mean of a cell's runs decides whether it is saturated: leaving out only its best runs would bias the law.
     """

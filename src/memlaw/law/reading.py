@@ -144,8 +144,8 @@ def _hint(header: list[str], missing: list[str]) -> str:
     if renamed:
         return "; rename " + " and ".join(f"{other!r} to {column}" for column, other in renamed.items()) + "."
     return (
-        "; its first line must be rank,length,delta_loss (plus final_loss for the bounded form, seed for replicates). A law "
-        "is fitted to the points of a probe, not to facts."
+        "; its first line must be rank,length,delta_loss (plus final_loss for the bounded form, seed for replicates). "
+        "A law is fitted to the points of a probe, not to facts."
     )
 
 
@@ -204,10 +204,10 @@ def _check_new(point: LawPoint, seen: dict[tuple[float | None, ...], int], line:
     cell = f"rank {point.rank:g}, length {point.length:g}"
     if point.seed is None:
         raise FitError(
-            f"{name}, line {line} repeats the cell of line {before} ({cell}). If they are replicates, add a column seed "
-            "that tells them apart; otherwise remove one."
+            f"{name}, line {line} repeats the cell of line {before} ({cell}). If they are replicates, add a column "
+            "seed that tells them apart; otherwise remove one."
         )
     raise FitError(
-        f"{name}, line {line} repeats the run of line {before} ({cell}, seed {point.seed}). Give each replicate its own "
-        "seed, or remove one."
+        f"{name}, line {line} repeats the run of line {before} ({cell}, seed {point.seed}). Give each replicate its "
+        "own seed, or remove one."
     )

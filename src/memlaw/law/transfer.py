@@ -115,8 +115,8 @@ def over_parameters(fit: LawFit, parameters_per_rank: float) -> LawFit:
 def _covariance(fit: LawFit, slopes: Array, free: list[int], sigma: float | None) -> Array | None:
     """The exponents keep their covariance, and their uncertainty propagates to the refitted parameters.
 
-    If the exponents move by d, the refitted parameters follow by F d, F = -pinv(J_free) J_kept: the block matrices below
-    are those of (exponents, F exponents + own error).
+    If the exponents move by d, the refitted parameters follow by F d with F = -pinv(J_free) J_kept, so the blocks below
+    are the covariances of (exponents, F exponents + own error).
     """
     own = None if sigma is None else covariance_of(slopes[:, free], sigma**2)
     if fit.covariance is None or own is None:
