@@ -23,8 +23,9 @@ from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.facts import EncodedFact
 from memlaw.core.points import LawPoint
 from memlaw.data import target_tokens
-from memlaw.law import FORMS, Array, compare, fit_law, points_from_results
+from memlaw.law import FORMS, compare, fit_law, points_from_results
 from memlaw.law.bits import memoryless_loss
+from memlaw.law.growth import Array
 from memlaw.planning import DRIFT, AdapterPlacement, KnownLaw, MeasuredSet, Plan, plan, recall_curve
 from memlaw.sweep.laws import recalled
 from memlaw.sweep.pack import Pack
