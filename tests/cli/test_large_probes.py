@@ -57,10 +57,11 @@ def test_a_budget_chooses_the_grid_and_says_why_it_stopped(run: Run, model: Path
     assert ran.document["finished"] > 0
     assert lengths <= {12, 24, 48}
     assert_refused(
-        run("probe", facts, "--model", model, "--budget", "soon", "--out", out), "is no time. Write 90s, 10m"
+        run("probe", facts, "--model", model, "--budget", "soon", "--out", out),
+        "is not a duration. Write it as 90s, 10m",
     )
     two = ("--methods", "sft,ot", "--budget", "9s")
-    assert_refused(run("probe", facts, "--model", model, *two, "--out", out), "a law is of one method")
+    assert_refused(run("probe", facts, "--model", model, *two, "--out", out), "a law holds for one method")
 
 
 def test_the_status_of_a_probe_needs_neither_facts_nor_a_model(run: Run, probed: Path, tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_the_status_of_a_probe_needs_neither_facts_nor_a_model(run: Run, probed:
     text = run("probe", "--status", probed).out
     assert "3 of 4 cells finished" in text
     assert "1 done, 1 partly, 0 waiting" in text
-    assert_refused(run("probe", "--status", tmp_path / "nothing"), "is not the directory of a probe")
+    assert_refused(run("probe", "--status", tmp_path / "nothing"), "is not a probe directory")
 
 
 def test_a_journal_is_verified_mended_and_exported(run: Run, probed: Path, tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_a_journal_is_verified_mended_and_exported(run: Run, probed: Path, tmp_p
     table = tmp_path / "table.jsonl"
     assert run("journal", "export", probed, "--out", table, "--json").document == {"out": str(table), "rows": 3}
     assert len([json.loads(line) for line in table.read_text().splitlines()]) == 3
-    assert_refused(run("journal", "export", probed, "--out", tmp_path / "table.xls"), "names no format")
+    assert_refused(run("journal", "export", probed, "--out", tmp_path / "table.xls"), "has no suffix of a known format")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_a_journal_is_verified_mended_and_exported(run: Run, probed: Path, tmp_p
         (("--isolate", "--engine", "ray"), "--isolate is an engine of its own"),
         (("--ray-address", "here:1"), "add --engine ray"),
         (("--minutes-per-pack", "1"), "add --isolate"),
-        (("--isolate", "--minutes-per-pack", "0"), "cannot be given 0.0 minutes"),
+        (("--isolate", "--minutes-per-pack", "0"), "The time limit of a pack is 0.0 minutes"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused_before_any_work(
@@ -118,4 +119,4 @@ def test_a_model_that_changed_its_device_is_another_run(
     shutil.rmtree(probed / "cells")
     monkeypatch.setattr("memlaw.sweep.grid.libraries_used", lambda: "torch 99")
     ran = run("probe", facts, "--model", model, *GRID, "--out", probed)
-    assert_refused(ran, "belongs to another run; they differ in libraries")
+    assert_refused(ran, "belongs to another run, which differs in libraries")

@@ -153,4 +153,4 @@ def test_laws_that_are_none_are_refused(run: Run, model: Path, facts: Path, prob
     assert_refused(run(*plan, "--law", write(tmp_path / "law", b"\xff")), "is not UTF-8 text (byte 0)")
     assert_refused(run(*plan, "--law", write(tmp_path / "law", "{}")), "is JSON, but not a law of memlaw")
     assert_refused(run(*plan, "--law", probed), "--method ot --save law.json`, whose file `memlaw plan` takes.")
-    assert_refused(run(*plan, "--cells", tmp_path), "is not a probe: it has no probe.json")
+    assert_refused(run(*plan, "--cells", tmp_path), "is not a probe directory: it has no probe.json")

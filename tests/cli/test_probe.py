@@ -71,7 +71,7 @@ def test_impossible_grids_are_refused(
         ("ranks: [1]\nlengths: [12]\nmargin: 5\n", "Setting margin is 5: choose nats from 0"),
         ("ranks: [1]\nlengths: [12]\nsteps: -1\n", "Setting steps is -1: choose a whole number from 1 up"),
         (jsonl(*RECORDS), "is not YAML"),
-        ("", "holds no settings"),
+        ("", "has no settings"),
     ],
 )
 def test_a_config_that_is_none_is_refused(

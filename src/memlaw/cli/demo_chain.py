@@ -35,7 +35,7 @@ from memlaw.planning.for_facts import plan_for
 from memlaw.report import write
 from memlaw.report.collect import COMMANDS, LAW, PLAN, RECALL, collect
 from memlaw.sweep.config import ProbeConfig
-from memlaw.sweep.laws import kept_with, law_chooser, probe_results
+from memlaw.sweep.laws import law_chooser, probe_results, with_cells
 from memlaw.sweep.probe import ProbeSummary, probe
 from memlaw.sweep.scheduler import ProbeRun
 from memlaw.training.adapter import train_adapter
@@ -98,7 +98,7 @@ def run_demo(out: Path, *, say: Say) -> tuple[dict[str, Any], list[str]]:
     with _timed(say, "2/6 fit: the law, in every form"):
         results = probe_results(folder.random)
         judged = compare(points_from_results(results), source="random tokens")
-        write_text(out / LAW, kept_with(judged.best_to_plan, results, folder.random).to_json())
+        write_text(out / LAW, with_cells(judged.best_to_plan, results, folder.random).to_json())
     some = replace(book, facts=book.facts[:RECORDS])
     facts = encode(some, base.tokenizer, context=base.context)
     with _timed(say, f"3/6 plan: which rank do {RECORDS} phone numbers need?"):

@@ -82,7 +82,7 @@ def probe(
     """
     from memlaw.cli.fit import bits_lines
     from memlaw.cli.progress import probe_bar
-    from memlaw.sweep.budget import seconds_of, within_budget
+    from memlaw.sweep.budget import parse_seconds, within_budget
     from memlaw.sweep.config import ProbeConfig
     from memlaw.sweep.engines.base import Inline
     from memlaw.sweep.engines.shards import Shard
@@ -101,7 +101,7 @@ def probe(
         "batch_size": batch_size,
     }
     flags: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    seconds = None if budget is None else seconds_of(budget)
+    seconds = None if budget is None else parse_seconds(budget)
     execution = Execution(
         compiled=compiled,
         evict_prefix=evict_prefix,
