@@ -54,8 +54,8 @@ def _check_cells(origin: Origin, cells: Path, use: PlanContext) -> None:
     )
     if any(None not in pair and pair[0] != pair[1] for pair in pairs):
         raise FitError(
-            f"The cells in {cells} were trained on another model or with another tokenizer ({origin.model}), so they "
-            f"do not apply to {use.model}. Probe a few cells on it, or leave out --cells."
+            f"The cells in {cells} were trained on another model or tokenizer (there {origin.model}, here "
+            f"{use.model}), so they do not apply. Probe a few cells on it, or leave out --cells."
         )
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from memlaw.core.canonical import canonical_json, to_dict
 from memlaw.core.cells import CellResult
-from memlaw.law.bits import memory_bits
 
 if TYPE_CHECKING:
     import pyarrow
@@ -82,6 +81,8 @@ def rows_of(results: Mapping[str, CellResult]) -> list[dict[str, Any]]:
 
 
 def _row(key: str, result: CellResult) -> dict[str, Any]:
+    from memlaw.law.bits import memory_bits  # loads numpy, which reading a journal does not need
+
     measured = to_dict(result)
     cell = measured.pop("cell")
     train = cell.pop("train")
