@@ -36,7 +36,7 @@ def test_the_directory_of_something_else_is_left_alone(
     assert_refused(run(*train, facts), "is a file; an adapter is a directory. Choose another --out")
     assert_refused(run(*train, facts / "A"), f"{facts}: File exists")
     probe = ("probe", facts, "--model", model, "--ranks", 1, "--lengths", 12)
-    assert_refused(run(*probe, "--out", adapter), "is not the directory of a probe", "Nothing was written there")
+    assert_refused(run(*probe, "--out", adapter), "is not a probe directory", "Nothing was written there")
     assert_refused(run(*probe, "--steps", 31, "--out", probed), "belongs to another run", "steps (there 30, here 31)")
     assert_refused(run(*probe, "--out", facts), "Not a directory")
     assert (snapshot(probed), snapshot(adapter)) == before
@@ -61,7 +61,7 @@ def test_a_full_disk_costs_a_sentence_and_keeps_what_was_there(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", _full)
         assert_refused(run("train", facts, "--model", model, "--rank", 2, "--steps", 2, "--out", ours), "No space left")
-        assert_refused(run(*again), "Cannot write", "No space left on device", "it trains only what is missing")
+        assert_refused(run(*again), "Cannot write", "No space left on device", "finished cells are skipped")
         assert {path.name for path in (copy / "cells").iterdir()} == kept
         patch.setattr(Path, "write_text", _full)
         assert_refused(run("fit", POINTS, "--out", tmp_path / "law.json"), "law.json cannot be written: No space left")

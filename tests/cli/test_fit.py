@@ -64,10 +64,10 @@ def test_a_fit_of_several_methods_names_the_option_that_chooses(run: Run, probed
 def test_points_that_are_none_are_refused(run: Run, facts: Path, tmp_path: Path) -> None:
     assert_refused(run("fit", tmp_path / "none.csv"), "none.csv cannot be read: No such file or directory")
     assert_refused(run("fit", facts), "has no column rank nor length nor delta_loss", "not to facts")
-    assert_refused(run("fit", tmp_path), "is not a probe: it has no probe.json")
+    assert_refused(run("fit", tmp_path), "is not a probe directory: it has no probe.json")
     assert_refused(run("fit", POINTS, "--holdout", "size=3"), "Cannot hold out 'size=3'. Write length=MAX")
     assert_refused(run("fit", POINTS, "--form", "cubic"), "'cubic' is not one of 'paper', 'power'")
-    assert_refused(run("fit", POINTS, "--method", "ot"), "the cells of a table have no --method")
+    assert_refused(run("fit", POINTS, "--method", "ot"), "the points of a table have no method")
     table = write(tmp_path / "points.csv", "rank,length,delta_loss\n1,10,0.5\n2,10,-\n")
     assert_refused(run("fit", table), "points.csv, line 3: delta_loss is '-', not a number")
 

@@ -174,8 +174,8 @@ def test_laws_that_are_none_are_refused(run: Run, model: Path, facts: Path, prob
     assert_refused(run(*plan, "--law", facts), "is not JSON (line 2). Write it with `memlaw fit`")
     assert_refused(run(*plan, "--law", write(tmp_path / "law", b"\xff")), "is not UTF-8 text (byte 0)")
     assert_refused(run(*plan, "--law", write(tmp_path / "law", "{}")), "is JSON, but not a law of memlaw")
-    assert_refused(run(*plan, "--law", probed), "--method ot --save law.json`, whose file `memlaw plan` takes.")
-    assert_refused(run(*plan, "--cells", tmp_path), "is not a probe: it has no probe.json")
+    assert_refused(run(*plan, "--law", probed), "--method ot --save law.json`, then pass the file to `memlaw plan`.")
+    assert_refused(run(*plan, "--cells", tmp_path), "is not a probe directory: it has no probe.json")
 
 
 def planned(placement: str, tokens: int = 400, **changes: Any) -> list[str]:

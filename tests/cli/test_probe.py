@@ -79,7 +79,7 @@ def test_impossible_grids_are_refused(
         ("ranks: [1]\nlengths: [12]\nmargin: 5\n", "Setting margin is 5: choose nats from 0"),
         ("ranks: [1]\nlengths: [12]\nsteps: -1\n", "Setting steps is -1: choose a whole number from 1 up"),
         (jsonl(*RECORDS), "is not YAML"),
-        ("", "holds no settings"),
+        ("", "has no settings"),
     ],
 )
 def test_a_config_that_is_none_is_refused(
@@ -182,10 +182,11 @@ def test_a_budget_chooses_the_grid_and_says_why_it_stopped(run: Run, model: Path
     assert ran.document["finished"] > 0
     assert lengths <= {12, 24, 48}
     assert_refused(
-        run("probe", facts, "--model", model, "--budget", "soon", "--out", out), "is no time. Write 90s, 10m"
+        run("probe", facts, "--model", model, "--budget", "soon", "--out", out),
+        "is not a duration. Write it as 90s, 10m",
     )
     two = ("--methods", "sft,ot", "--budget", "9s")
-    assert_refused(run("probe", facts, "--model", model, *two, "--out", out), "a law is of one method")
+    assert_refused(run("probe", facts, "--model", model, *two, "--out", out), "a law holds for one method")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_a_budget_chooses_the_grid_and_says_why_it_stopped(run: Run, model: Path
         (("--isolate", "--engine", "ray"), "--isolate and --engine ray exclude each other"),
         (("--ray-address", "here:1"), "add --engine ray"),
         (("--minutes-per-pack", "1"), "add --isolate"),
-        (("--isolate", "--minutes-per-pack", "0"), "cannot be given 0.0 minutes"),
+        (("--isolate", "--minutes-per-pack", "0"), "The time limit of a pack is 0.0 minutes"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused_before_any_work(
@@ -215,4 +216,4 @@ def test_a_model_that_changed_its_device_is_another_run(
     shutil.rmtree(small_copy / "cells")
     monkeypatch.setattr("memlaw.sweep.grid.libraries_used", lambda: "torch 99")
     ran = run("probe", facts, "--model", model, *SMALL_GRID, "--out", small_copy)
-    assert_refused(ran, "belongs to another run; they differ in libraries")
+    assert_refused(ran, "belongs to another run, which differs in libraries")

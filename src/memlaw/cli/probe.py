@@ -203,14 +203,14 @@ def probe(
 def _run(out: Path, grid: Grid, where: EngineOptions, options: ProbeExecution, inputs: Inputs) -> ProbeSummary:
     """Train what is missing of the probe in `out`; warnings and failures go to stderr."""
     from memlaw.cli.progress import probe_bar
-    from memlaw.sweep.budget import seconds_of, within_budget
+    from memlaw.sweep.budget import parse_seconds, within_budget
     from memlaw.sweep.config import ProbeConfig
     from memlaw.sweep.laws import probe_results
     from memlaw.sweep.probe import probe as probe_grid
     from memlaw.sweep.scheduler import ProbeRun
 
     flags, config, chooser = grid.settings(), grid.config, None
-    seconds = None if grid.budget is None else seconds_of(grid.budget)
+    seconds = None if grid.budget is None else parse_seconds(grid.budget)
     # Options are checked before the model is loaded, which may take minutes.
     execution, engine, resources, shard = (
         options.execution(),
