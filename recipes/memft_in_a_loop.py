@@ -1,4 +1,4 @@
-"""Teach a model a phone book by heart in a loop of your own: MemFT, exact over the micro-batches of a step."""
+"""Train a model to recall a phone book in your own loop, with MemFT exact over the micro-batches of a step."""
 
 import peft
 import torch
@@ -32,7 +32,7 @@ for step in range(1, 301):
         weight += part.weight.item()
     for parameter in model.parameters():
         if parameter.grad is not None:
-            parameter.grad /= weight + EPS  # known only now: how many tokens the step was spent on
+            parameter.grad /= weight + EPS  # known only now: the weight of the whole step
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()

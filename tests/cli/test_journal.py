@@ -13,7 +13,7 @@ def test_the_status_of_a_probe_needs_neither_facts_nor_a_model(run: Run, small_c
     text = run("journal", "status", small_copy).out
     assert "3 of 4 cells finished" in text
     assert "1 done, 1 partly, 0 waiting" in text
-    assert_refused(run("journal", "status", tmp_path / "nothing"), "is not the directory of a probe")
+    assert_refused(run("journal", "status", tmp_path / "nothing"), "is not a probe directory")
 
 
 def test_probe_status_is_another_name_for_journal_status(run: Run, small: Path, tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_probe_status_is_another_name_for_journal_status(run: Run, small: Path, 
     assert run("probe", "--status", small, "--json") == expected
     assert run("probe", "--json", "--status", small) == expected
     assert run("probe", "--status", small) == run("journal", "status", small)
-    assert_refused(run("probe", "--status", tmp_path / "nothing"), "is not the directory of a probe")
+    assert_refused(run("probe", "--status", tmp_path / "nothing"), "is not a probe directory")
     assert_refused(run("probe", "facts.jsonl", "--status", small), "--status only reads a directory")
     assert_refused(run("probe", "--status", small, "--out", tmp_path), "--status only reads a directory")
 
@@ -41,4 +41,6 @@ def test_a_journal_is_verified_rebuilt_and_exported(run: Run, small_copy: Path, 
     table = tmp_path / "table.jsonl"
     assert run("journal", "export", small_copy, "--out", table, "--json").document == {"out": str(table), "rows": 3}
     assert len([json.loads(line) for line in table.read_text().splitlines()]) == 3
-    assert_refused(run("journal", "export", small_copy, "--out", tmp_path / "table.xls"), "names no format")
+    assert_refused(
+        run("journal", "export", small_copy, "--out", tmp_path / "table.xls"), "has no suffix of a known format"
+    )

@@ -51,9 +51,7 @@ BAD_FACTS: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_FACTS)
-def test_facts_that_could_not_be_recalled_are_refused_before_any_training(
-    run: Run, model: Path, tmp_path: Path, name: str
-) -> None:
+def test_unusable_facts_are_refused_before_training(run: Run, model: Path, tmp_path: Path, name: str) -> None:
     content, sentence = BAD_FACTS[name]
     data = write(tmp_path / "facts.jsonl", content)
     out = tmp_path / "A"
@@ -61,7 +59,7 @@ def test_facts_that_could_not_be_recalled_are_refused_before_any_training(
     assert not out.exists()
 
 
-def test_conflicts_are_refused_with_both_lines_or_settled_as_asked(run: Run, model: Path, tmp_path: Path) -> None:
+def test_conflicts_are_refused_or_resolved_by_the_option(run: Run, model: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "facts.jsonl", jsonl(GOOD, RECORDS[1], {**GOOD, "completion": "hunter-new"}))
     assert_refused(run("recall", data, "--model", model), "Lines 1 and 3 of", "(--on-conflict) first or last")
     for choice, kept in (("first", ["1", "2"]), ("last", ["2", "3"])):
@@ -78,7 +76,7 @@ def test_identical_repetitions_are_dropped_with_a_warning(run: Run, model: Path,
     assert "hunter" not in ran.err
 
 
-def test_a_byte_order_mark_and_u2028_are_no_fault(run: Run, model: Path, tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_u2028_are_accepted(run: Run, model: Path, tmp_path: Path) -> None:
     content = "\ufeff" + json.dumps({"prompt": "a\u2028b", "completion": "x"}, ensure_ascii=False) + "\n"
     assert run("recall", write(tmp_path / "facts.jsonl", content), "--model", model, "--json").document["records"] == 1
 
@@ -93,7 +91,7 @@ def test_columns_can_be_named(run: Run, model: Path, tmp_path: Path) -> None:
     assert_refused(run("recall", data, "--model", model, "--prompt-field", "who"), "name two different fields")
 
 
-def test_facts_whose_border_tokens_merge_are_warned_of(run: Run, tmp_path: Path) -> None:
+def test_merging_border_tokens_are_a_warning(run: Run, tmp_path: Path) -> None:
     data = write(tmp_path / "facts.jsonl", jsonl({"prompt": "x = ", "completion": "None", "id": "joined"}))
     ran = run("recall", data, "--json")
     assert ran.document["records"] == 1
@@ -113,7 +111,7 @@ def test_facts_whose_border_tokens_merge_are_warned_of(run: Run, tmp_path: Path)
         ("task:random:tokens=many", "is 'many', not a whole number"),
     ],
 )
-def test_facts_that_are_not_there_are_named(run: Run, model: Path, data: str, sentence: str) -> None:
+def test_missing_facts_are_named(run: Run, model: Path, data: str, sentence: str) -> None:
     assert_refused(run("recall", data, "--model", model), sentence)
 
 
@@ -155,5 +153,5 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(
     assert_refused(run("recall", facts, "--model", small), "has ids up to 95, but the embedding has 50 rows")
 
 
-def test_a_model_that_is_nowhere_is_named(run: Run, facts: Path) -> None:
+def test_a_missing_model_is_named(run: Run, facts: Path) -> None:
     assert_refused(run("recall", facts, "--model", "nobody/nothing"), "nobody/nothing has no tokenizer")

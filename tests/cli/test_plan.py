@@ -50,7 +50,7 @@ def test_plan_without_a_law_borrows_the_published_one_and_says_so(run: Run) -> N
     assert f"LoraConfig(r={rank['value']}, lora_alpha=" in shown
 
 
-def test_plan_takes_a_law_file_a_probe_or_a_few_cells_to_calibrate_with(
+def test_a_plan_uses_a_law_file_a_probe_or_cells_to_calibrate_with(
     run: Run, model: Path, facts: Path, probed: Path, single: Path, tmp_path: Path
 ) -> None:
     law = tmp_path / "laws" / "law.json"
@@ -71,7 +71,7 @@ def test_plan_takes_a_law_file_a_probe_or_a_few_cells_to_calibrate_with(
     assert "Exponents borrowed" in " ".join(calibrated["caveats"])
 
 
-def test_a_law_that_was_saved_is_listed_and_is_the_one_a_plan_takes(
+def test_a_saved_law_is_listed_and_used_by_plans(
     run: Run, model: Path, facts: Path, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -115,7 +115,7 @@ def test_calibrate_measures_the_facts_on_the_model_and_times_a_few_steps(
     assert measured["law"]["near"] == []
 
 
-def test_a_task_is_planned_for_by_the_model_that_draws_it(run: Run, model: Path, single: Path) -> None:
+def test_a_plan_for_a_task_loads_the_model_that_draws_it(run: Run, model: Path, single: Path) -> None:
     document = run("plan", "task:phonebook:tokens=24", "--model", model, "--law", single, "--json").document
     assert document["tokens"] <= 24
     assert "was not measured" not in " ".join(document["caveats"])
@@ -133,9 +133,7 @@ def test_a_plan_aims_at_all_at_a_share_or_at_a_loss(run: Run, model: Path, facts
     assert found["all"]["loss_needed"]["nats"] < found["50%"]["loss_needed"]["nats"]
 
 
-def test_a_plan_tells_the_capacity_of_a_rank_that_is_asked_about(
-    run: Run, model: Path, facts: Path, single: Path
-) -> None:
+def test_a_plan_reports_the_capacity_of_a_given_rank(run: Run, model: Path, facts: Path, single: Path) -> None:
     plan = ("plan", facts, "--model", model, "--law", single)
     capacity = run(*plan, "--rank", 7, "--json").document["capacity"]
     assert capacity["rank"] == 7
@@ -145,7 +143,9 @@ def test_a_plan_tells_the_capacity_of_a_rank_that_is_asked_about(
     assert_refused(run(*plan, "--rank", 33), "Rank 33 is above 32")
 
 
-def test_the_command_of_a_plan_trains_what_was_planned(run: Run, model: Path, tmp_path: Path, single: Path) -> None:
+def test_the_printed_training_command_trains_the_planned_adapter(
+    run: Run, model: Path, tmp_path: Path, single: Path
+) -> None:
     odd = [{"who is": record["prompt"], "number": record["completion"]} for record in RECORDS]
     data = write(tmp_path / "my facts.jsonl", jsonl(*odd, odd[0]))
     named = ("--prompt-field", "who is", "--target-field", "number", "--no-eos", "--on-conflict", "first")
@@ -157,25 +157,25 @@ def test_the_command_of_a_plan_trains_what_was_planned(run: Run, model: Path, tm
     assert trained["loss_init"] > 0
 
 
-def test_cells_of_another_placement_are_no_calibration(run: Run, model: Path, facts: Path, single: Path) -> None:
+def test_cells_of_another_placement_cannot_calibrate(run: Run, model: Path, facts: Path, single: Path) -> None:
     ran = run("plan", facts, "--model", model, "--cells", single, "--placement", "q_proj@1")
     assert_refused(ran, "were trained at down_proj@2, and the plan is for q_proj@1")
 
 
 @pytest.mark.parametrize("target", ["0", "-0.5", "1.01", "nan", "loss=0", "most"])
-def test_a_target_that_is_none_is_refused(run: Run, model: Path, facts: Path, target: str) -> None:
+def test_impossible_targets_are_refused(run: Run, model: Path, facts: Path, target: str) -> None:
     ran = run("plan", facts, "--model", model, "--target", target)
     assert_refused(ran, "Choose all, a share such as 0.99 or 99%, or a mean loss in nats such as loss=0.1.")
 
 
-def test_laws_that_are_none_are_refused(run: Run, model: Path, facts: Path, probed: Path, tmp_path: Path) -> None:
+def test_files_that_hold_no_law_are_refused(run: Run, model: Path, facts: Path, probed: Path, tmp_path: Path) -> None:
     plan = ("plan", facts, "--model", model)
     assert_refused(run(*plan, "--law", tmp_path / "none"), "none cannot be read: No such file or directory")
-    assert_refused(run(*plan, "--law", facts), "is not JSON (line 2). Write it with `memlaw fit`")
+    assert_refused(run(*plan, "--law", facts), "is not JSON (line 2). Write it with `memlaw fit --save`")
     assert_refused(run(*plan, "--law", write(tmp_path / "law", b"\xff")), "is not UTF-8 text (byte 0)")
     assert_refused(run(*plan, "--law", write(tmp_path / "law", "{}")), "is JSON, but not a law of memlaw")
-    assert_refused(run(*plan, "--law", probed), "--method ot --save law.json`, whose file `memlaw plan` takes.")
-    assert_refused(run(*plan, "--cells", tmp_path), "is not a probe: it has no probe.json")
+    assert_refused(run(*plan, "--law", probed), "--method ot --save law.json`, then pass the file to `memlaw plan`.")
+    assert_refused(run(*plan, "--cells", tmp_path), "is not a probe directory: it has no probe.json")
 
 
 def planned(placement: str, tokens: int = 400, **changes: Any) -> list[str]:
@@ -190,7 +190,7 @@ def planned(placement: str, tokens: int = 400, **changes: Any) -> list[str]:
     return lines
 
 
-def test_a_plan_gives_the_rank_its_doubt_and_a_config_that_python_takes() -> None:
+def test_a_plan_prints_a_rank_with_its_interval_and_a_config_to_paste() -> None:
     lines = planned("down_proj@2")
     told = words(lines)
     assert told.startswith("40 records, 400 target tokens: about 6,348 bits, at 11.00 nats per token.")
@@ -208,7 +208,7 @@ def test_a_plan_gives_the_rank_its_doubt_and_a_config_that_python_takes() -> Non
     assert config.target_modules == {"down_proj"}
 
 
-def test_a_plan_lists_the_ranks_with_which_the_chance_rises() -> None:
+def test_a_plan_lists_the_ranks_at_which_the_chances_rise() -> None:
     chances = ((1, 0.0), (2, 0.004), (4, 0.12), (6, 0.15), (8, 0.55), (10, 0.95), (12, 0.97), (16, 0.992), (24, 1.0))
     some = tuple(RankChance(*chance) for chance in chances)
     assert "chances 4: 12%, 8: 55%, 10: 95%, 16: 99% halfway" in words(planned("down_proj@2", probabilities=some))
@@ -218,7 +218,7 @@ def test_a_plan_lists_the_ranks_with_which_the_chance_rises() -> None:
     assert "chances" not in words(planned("down_proj@2", probabilities=()))
 
 
-def test_the_row_of_chances_is_a_line() -> None:
+def test_the_chances_fit_on_one_line() -> None:
     for factor in range(1, 40):
         rising = tuple(
             RankChance(rank, 1 - math.exp(-rank / factor)) for rank in (1, 2, 4, 6, 8, 10, 12, 14, 16, 24, 32, 48, 64)
@@ -228,7 +228,7 @@ def test_the_row_of_chances_is_a_line() -> None:
         assert lines[row + 1].startswith("  halfway")
 
 
-def test_a_plan_says_what_its_rank_holds() -> None:
+def test_a_plan_prints_the_capacity_of_its_rank() -> None:
     told = words(planned("down_proj@2", capacity=Capacity(3, 812.4, 401.0, 1600.9, 1203.0)))
     assert (
         "rank 3 holds about 812 target tokens of this kind (95%: 401 to 1,601); its mean loss stays below ln 2 up to "
@@ -237,7 +237,7 @@ def test_a_plan_says_what_its_rank_holds() -> None:
     assert "its mean loss stays" not in words(planned("down_proj@2", capacity=Capacity(3, 8.0, 4.0, 16.0, None)))
 
 
-def test_a_plan_without_a_rank_says_why_and_how_many_adapters_would_do() -> None:
+def test_without_a_rank_a_plan_says_why_and_suggests_several_adapters() -> None:
     told = words(planned("down_proj@2", tokens=100_000))
     assert "rank No rank up to 32, the most these modules can use, is predicted" in told
     assert re.search(r"several \d+ adapters of rank \d+ would do, each storing [\d,]+ target tokens", told)
@@ -245,7 +245,7 @@ def test_a_plan_without_a_rank_says_why_and_how_many_adapters_would_do() -> None
     assert "Note: Outside the measured range" in told
 
 
-def test_a_plan_says_how_near_its_law_is_and_what_it_takes_to_be_true() -> None:
+def test_a_plan_names_its_target_and_how_its_law_differs() -> None:
     told = words(planned("down_proj@2", near=("Its model is another.", "Its cells stored codes.")))
     assert "differences Its model is another. Its cells stored codes." in told
     assert "differences" not in words(planned("down_proj@2"))
@@ -255,7 +255,7 @@ def test_a_plan_says_how_near_its_law_is_and_what_it_takes_to_be_true() -> None:
     assert "loss needed 0.5 nats, as requested." in asked
 
 
-def test_a_plan_counts_what_training_takes() -> None:
+def test_a_plan_estimates_the_cost_of_training() -> None:
     work = TrainingWork(2_000_000, tokens_per_step=500, steps=100)
     lines = planned("down_proj@2", work=work)
     assert "training at most 100 steps, 6.0e+11 FLOP" in words(lines)
@@ -269,12 +269,12 @@ def test_a_plan_counts_what_training_takes() -> None:
 @pytest.mark.parametrize(
     ("parameters", "told"), [(640, "2.6 kB in float32; 7.7 kB"), (10**6, "4.00 MB in float32; 12.00 MB")]
 )
-def test_sizes_are_told_in_units_that_fit(parameters: int, told: str) -> None:
+def test_sizes_are_printed_in_suitable_units(parameters: int, told: str) -> None:
     lines = planned("down_proj@2", cost=Cost.from_parameters(parameters, None))
     assert f"adapter {parameters:,} parameters, {told} more in training" in words(lines)
 
 
-def test_the_command_that_trains_it_is_ready_to_paste_in_lines_that_fit() -> None:
+def test_the_training_command_can_be_pasted_and_its_lines_fit() -> None:
     short = "memlaw train facts.jsonl --rank 4 --out adapter"
     assert planned("down_proj@2", train=short)[-1] == short
     command = shlex.join(
@@ -288,6 +288,6 @@ def test_the_command_that_trains_it_is_ready_to_paste_in_lines_that_fit() -> Non
     assert all(line.lstrip().startswith("--") for line in lines[start + 1 :])
 
 
-def test_an_interval_may_have_no_end_or_no_beginning() -> None:
+def test_an_interval_may_be_open_or_absent() -> None:
     assert "rank 3 (95%: 2 or more) is predicted" in words(planned("down_proj@2", rank=RankRange(3, 2, None)))
     assert "rank 3 is predicted" in words(planned("down_proj@2", rank=RankRange(3, None, None)))

@@ -79,10 +79,10 @@ def test_impossible_grids_are_refused(
         ("ranks: [1]\nlengths: [12]\nmargin: 5\n", "Setting margin is 5: choose nats from 0"),
         ("ranks: [1]\nlengths: [12]\nsteps: -1\n", "Setting steps is -1: choose a whole number from 1 up"),
         (jsonl(*RECORDS), "is not YAML"),
-        ("", "holds no settings"),
+        ("", "has no settings"),
     ],
 )
-def test_a_config_that_is_none_is_refused(
+def test_invalid_config_files_are_refused(
     run: Run, model: Path, facts: Path, tmp_path: Path, text: str, sentence: str
 ) -> None:
     config = write(tmp_path / "grid.yaml", text)
@@ -90,7 +90,12 @@ def test_a_config_that_is_none_is_refused(
     assert_refused(ran, f"{config}", sentence)
 
 
-def test_diverging_cells_are_recorded_and_told(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+def test_a_probe_without_facts_or_a_directory_is_refused(run: Run, facts: Path, tmp_path: Path) -> None:
+    assert_refused(run("probe", "--out", tmp_path / "P"), "Missing argument 'DATA'")
+    assert_refused(run("probe", facts, "--ranks", 1, "--lengths", 12), "Missing option '--out'")
+
+
+def test_diverging_cells_are_recorded_and_reported(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
     grid = ("--ranks", "1,2", "--lengths", "12,24", "--steps", 20, "--lr", 1e38)
     ran = run("probe", facts, "--model", model, *grid, "--out", tmp_path / "P", "--json")
     assert {"cells": 4, "finished": 0, "failed": 4, "diverged": 4}.items() <= ran.document.items()
@@ -104,9 +109,7 @@ def test_diverging_cells_are_recorded_and_told(run: Run, model: Path, facts: Pat
     assert run("report", tmp_path / "P", "--out", tmp_path / "r.html").code == 0
 
 
-def test_ctrl_c_keeps_every_finished_cell_and_the_same_command_goes_on(
-    run: Run, model: Path, facts: Path, tmp_path: Path
-) -> None:
+def test_ctrl_c_keeps_finished_cells_and_rerunning_resumes(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
     out = tmp_path / "P"
     grid = ["--ranks", "1,2,3", "--lengths", "12,24,36,48", "--steps", "200", "--out", str(out)]
     command = ["probe", str(facts), "--model", str(model), *grid]
@@ -127,7 +130,7 @@ def test_ctrl_c_keeps_every_finished_cell_and_the_same_command_goes_on(
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_cells_without_a_measurement_are_told_with_their_reason() -> None:
+def test_failed_cells_are_listed_with_their_reason() -> None:
     results = [sample.cell(1, 16), *(sample.diverged(rank, 32, "the loss was no number") for rank in range(2, 9))]
     lines = list(failure_lines(results))
     assert lines[0] == "  rank 2, length 32, sft, seed 42: diverged. The loss was no number."
@@ -136,7 +139,7 @@ def test_cells_without_a_measurement_are_told_with_their_reason() -> None:
     assert list(failure_lines(results[:1])) == []
 
 
-def test_the_densest_memory_of_a_probe_is_told_in_bits() -> None:
+def test_the_most_bits_per_parameter_of_a_probe_are_printed() -> None:
     sparse = sample.cell(8, 1000, 7 * LN2, loss_memoryless=10 * LN2, certified_tokens=0)
     dense = sample.cell(2, 1000, 9 * LN2, loss_memoryless=10 * LN2, certified_tokens=0)
     assert words(bits_lines([sparse, dense, sample.cell(1, 1000), sample.diverged(1, 16)])) == (
@@ -150,7 +153,7 @@ def small_probe(run: Run, facts: Path, model: Path, out: Path, *more: object) ->
     return run("probe", facts, "--model", model, *SMALL_GRID, "--out", out, *more, "--json").document
 
 
-def test_shards_divide_the_cells_and_one_run_finds_nothing_missing(
+def test_shards_divide_the_cells_and_give_the_same_files_as_one_run(
     run: Run, model: Path, facts: Path, small: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "shards"
@@ -182,10 +185,11 @@ def test_a_budget_chooses_the_grid_and_says_why_it_stopped(run: Run, model: Path
     assert ran.document["finished"] > 0
     assert lengths <= {12, 24, 48}
     assert_refused(
-        run("probe", facts, "--model", model, "--budget", "soon", "--out", out), "is no time. Write 90s, 10m"
+        run("probe", facts, "--model", model, "--budget", "soon", "--out", out),
+        "is not a duration. Write it as 90s, 10m",
     )
     two = ("--methods", "sft,ot", "--budget", "9s")
-    assert_refused(run("probe", facts, "--model", model, *two, "--out", out), "a law is of one method")
+    assert_refused(run("probe", facts, "--model", model, *two, "--out", out), "a law holds for one method")
 
 
 @pytest.mark.parametrize(
@@ -195,24 +199,24 @@ def test_a_budget_chooses_the_grid_and_says_why_it_stopped(run: Run, model: Path
         (("--isolate", "--engine", "ray"), "--isolate and --engine ray exclude each other"),
         (("--ray-address", "here:1"), "add --engine ray"),
         (("--minutes-per-pack", "1"), "add --isolate"),
-        (("--isolate", "--minutes-per-pack", "0"), "cannot be given 0.0 minutes"),
+        (("--isolate", "--minutes-per-pack", "0"), "The time limit of a pack is 0.0 minutes"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused_before_any_work(
+def test_contradictory_options_are_refused_before_any_work(
     run: Run, model: Path, facts: Path, tmp_path: Path, more: tuple[str, ...], sentence: str
 ) -> None:
     assert_refused(run("probe", facts, "--model", model, *SMALL_GRID, "--out", tmp_path / "P", *more), sentence)
     assert not (tmp_path / "P").exists()
 
 
-def test_a_model_that_changed_its_device_is_another_run(
+def test_cells_of_other_libraries_or_devices_belong_to_another_run(
     run: Run, model: Path, facts: Path, small_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cell of a CPU and one of a GPU differ in their last bits, so they are not the same cell."""
+    """Results of a CPU and a GPU differ in their last bits, so they are different cells."""
     spec = json.loads((small_copy / "probe.json").read_text())["body"]
     assert spec["identity"]["device"] == "cpu"
     assert spec["identity"]["libraries"].startswith("torch ")
     shutil.rmtree(small_copy / "cells")
     monkeypatch.setattr("memlaw.sweep.grid.libraries_used", lambda: "torch 99")
     ran = run("probe", facts, "--model", model, *SMALL_GRID, "--out", small_copy)
-    assert_refused(ran, "belongs to another run; they differ in libraries")
+    assert_refused(ran, "belongs to another run, which differs in libraries")

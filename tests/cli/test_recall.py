@@ -53,7 +53,7 @@ def test_recall_explains_every_failure_and_its_document_is_the_one_described(
     assert sum(document["patterns"]["reasons"].values()) == 4
 
 
-def test_texts_are_shown_to_who_asks_for_them_and_kept_for_the_owner_alone(
+def test_texts_are_written_on_request_and_readable_by_their_owner_only(
     run: Run, model: Path, facts: Path, adapter: Path, tmp_path: Path
 ) -> None:
     kept, page = tmp_path / "recall.json", tmp_path / "report.html"
@@ -77,7 +77,7 @@ def test_an_adapter_of_another_base_is_refused(run: Run, facts: Path, adapter: P
     assert_refused(ran, "was trained on another base", "On this one it would give other text without any error")
 
 
-def test_an_adapter_that_is_damaged_or_none_is_refused(
+def test_damaged_and_missing_adapters_are_refused(
     run: Run, model: Path, facts: Path, adapter: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "A"
@@ -106,26 +106,26 @@ def test_a_recall_counts_records_tokens_and_certificates() -> None:
     )
 
 
-def test_a_recall_without_decoding_says_that_it_does_not_know() -> None:
+def test_without_decoding_verbatim_recall_is_unknown() -> None:
     told = words(recall_lines(sample.recall({"a": [0.1], "b": [0.9]}, decoded=False)))
     assert "recalled verbatim unknown without --decode certified unknown without --decode" in told
     assert "1 record" not in told
     assert told.endswith("b 1 of 1 token stubborn, the first at 0")
 
 
-def test_where_everything_is_recalled_nothing_is_listed() -> None:
+def test_if_everything_is_recalled_no_record_is_listed() -> None:
     told = words(recall_lines(sample.recall({"a": [0.1]})))
     assert "1 record, 1 target token, measured" in told
     assert "Worst records" not in told
 
 
-def test_a_record_that_decoding_misses_in_spite_of_its_probabilities_is_listed() -> None:
+def test_a_record_that_only_decoding_gets_wrong_is_listed() -> None:
     tokens = TokenRecall((0.1, 0.2), (True, True), (True, False))
     told = words(recall_lines(diagnose([sample.fact("a", 2)], [tokens], tolerance=0.0, dtype="bfloat16")))
     assert "a no stubborn tokens. Decoding goes wrong at position 1, although teacher-forced" in told
 
 
-def test_what_the_failures_have_in_common_is_told() -> None:
+def test_patterns_among_the_failures_are_printed() -> None:
     cases = [
         TokenRecall((0.1, 2.0, 0.1), (True, False, True), (True, False, False), mended=True, unreachable=()),
         TokenRecall((2.0, 0.1, 0.1), (False, True, True), (False, False, False), mended=False, unreachable=(0,)),
@@ -145,7 +145,7 @@ def test_advice_comes_last() -> None:
     assert told.endswith("Train longer. Then measure again.")
 
 
-def test_only_the_worst_records_are_listed_and_the_others_counted() -> None:
+def test_the_worst_records_are_listed_and_the_others_counted() -> None:
     report = sample.recall({f"record {number}": [1.0 + number] for number in range(SHOWN + 2)})
     lines = list(recall_lines(report))
     assert lines[-1] == "  ... and 2 more"
@@ -153,7 +153,7 @@ def test_only_the_worst_records_are_listed_and_the_others_counted() -> None:
     assert listed == [f"record {n}" for n in range(6, 1, -1)]
 
 
-def test_ids_cannot_command_the_terminal() -> None:
+def test_ids_cannot_control_the_terminal() -> None:
     told = "\n".join(recall_lines(sample.recall({"\x1b[2Jé": [1.0], "né": [1.0]})))
     assert "\x1b" not in told
     assert r"'\x1b[2J\xe9'" in told

@@ -46,7 +46,7 @@ def test_train_and_recall_make_it_stick_and_certify_it(run: Run, model: Path, fa
         )  # fmt: skip
 
 
-def test_a_training_that_falls_short_says_so_and_what_to_do(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+def test_incomplete_recall_is_reported_with_what_to_do(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
     out = tmp_path / "A"
     ran = run("train", facts, "--model", model, "--rank", 1, "--steps", 5, "--out", out, "--json")
     assert ran.document["recalled"] is False
@@ -98,7 +98,7 @@ def test_the_paper_preset_is_the_published_recipe(run: Run, model: Path, facts: 
         ("", "Missing option '--rank'"),
     ],
 )
-def test_impossible_settings_of_training_are_refused(
+def test_impossible_settings_are_refused(
     run: Run, model: Path, facts: Path, tmp_path: Path, options: str, sentence: str
 ) -> None:
     out = tmp_path / "A"
@@ -106,9 +106,16 @@ def test_impossible_settings_of_training_are_refused(
     assert not out.exists()
 
 
+def test_the_help_shows_defaults_ranges_and_what_the_paper_preset_changes(run: Run) -> None:
+    shown = " ".join(run("train", "--help").out.split())
+    assert "[whole number from 1 up; default: 2000]" in shown
+    assert "[default: ot; paper: sft]" in shown
+    assert "[number above 0; default: 0.02; paper: 0.01]" in shown
+
+
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """A limit of the system that writing meets as it would meet the end of a disk."""
+    """Limit the size of files, so that writing fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -117,7 +124,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_real_limit_on_file_size_is_met_in_words(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+def test_a_file_size_limit_is_reported_in_a_sentence(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
     with files_of_at_most(600):
         ran = run("train", facts, "--model", model, "--rank", 8, "--steps", 2, "--out", tmp_path / "A")
     assert_refused(ran, "The adapter cannot be written to", "File too large", "Make room")
@@ -130,7 +137,7 @@ def test_a_diverging_training_saves_nothing(run: Run, model: Path, facts: Path, 
     assert not (tmp_path / "A").exists()
 
 
-def test_a_base_with_weights_that_are_not_numbers_is_told(run: Run, facts: Path, tmp_path: Path) -> None:
+def test_a_model_with_nan_weights_is_refused(run: Run, facts: Path, tmp_path: Path) -> None:
     broken = tiny.model()
     with torch.no_grad():
         broken.model.layers[3].mlp.down_proj.weight[0, 0] = torch.nan
@@ -143,7 +150,7 @@ def test_a_base_with_weights_that_are_not_numbers_is_told(run: Run, facts: Path,
     assert not (tmp_path / "A").exists()
 
 
-def test_ctrl_c_in_a_training_leaves_nothing(
+def test_ctrl_c_during_training_leaves_nothing(
     run: Run, model: Path, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -156,9 +163,7 @@ def test_ctrl_c_in_a_training_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_the_published_phone_book_is_recalled_at_a_rank_and_honestly_not_at_one_far_too_small(
-    run: Run, tmp_path: Path
-) -> None:
+def test_the_published_phone_book_is_recalled_at_rank_32_and_not_at_rank_1(run: Run, tmp_path: Path) -> None:
     """PB1000 on the bundled base: 100 records, 1,100 target tokens with the end of sequence.
 
     Rank 32 in four layers needs about 1,500 of its 2,000 steps. Rank 64 in the default layer alone does it too, but at
@@ -179,9 +184,7 @@ def test_the_published_phone_book_is_recalled_at_a_rank_and_honestly_not_at_one_
     assert recalled["certified"] == 0
 
 
-def test_an_option_that_gains_nothing_here_says_so_and_training_goes_on(
-    model: Path, facts: Path, tmp_path: Path
-) -> None:
+def test_a_useless_option_is_a_warning_and_training_continues(model: Path, facts: Path, tmp_path: Path) -> None:
     out = tmp_path / "A"
     ran = process("train", facts, "--model", model, "--rank", 1, "--steps", 2, "--evict-prefix", "--out", out)
     assert ran.code == 0
@@ -197,7 +200,7 @@ def test_negative_minutes_between_checkpoints_are_refused(run: Run, model: Path,
     assert "checkpoint_minutes is -1.0: choose minutes from 0 up" in ran.err
 
 
-def test_a_tied_head_and_a_placement_from_layer_0_are_remarked(run: Run, facts: Path, tmp_path: Path) -> None:
+def test_a_tied_head_and_a_placement_from_layer_0_are_warnings(run: Run, facts: Path, tmp_path: Path) -> None:
     tied = saved_model(tmp_path / "tied", tie_word_embeddings=True)
     ran = run(
         "train", facts, "--model", tied, "--rank", 1, "--steps", 1, "--placement", "all-linear", "--out", tmp_path / "A"
@@ -213,7 +216,7 @@ def trained(**settings: Any) -> Trained:
     return result
 
 
-def test_a_training_says_how_it_ended() -> None:
+def test_the_summary_says_how_training_ended() -> None:
     result = trained(steps=400, until="recalled", margin=0.1)
     told = words(train_lines(result, Path("A")))
     assert told.startswith("A: rank 4 at down_proj@2, 320 parameters. ")

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from helpers import cuts
 from memlaw.core import files
+from memlaw.core.errors import JournalError
+from memlaw.core.files import read_json, read_text, write_text
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -87,8 +89,8 @@ def test_without_replacing_the_first_writer_wins(links: None, tmp_path: Path) ->
 
 
 WRITE = """
-from memlaw import durable
-assert durable.write(pathlib.Path(sys.argv[1]), b"first", replace=False)
+from memlaw.core import files
+assert files.write(pathlib.Path(sys.argv[1]), b"first", replace=False)
 """
 
 
@@ -215,11 +217,11 @@ def test_a_folder_is_the_old_one_or_the_new_one_whatever_call_fails(code: int, t
 
 
 MAKE = """
-from memlaw import durable
+from memlaw.core import files
 def make(path):
-    with durable.new_folder(path) as folder:
+    with files.new_folder(path) as folder:
         (folder / "a").write_bytes(b"second")
-        durable.sign(folder)
+        files.sign(folder)
 make(pathlib.Path(sys.argv[1]))
 """
 
@@ -251,7 +253,7 @@ def test_a_signed_folder_is_what_was_signed_or_it_says_what_is_not(tmp_path: Pat
             bad = bytearray(good)
             bad[bit // 8] ^= 1 << bit % 8
             (tmp_path / name).write_bytes(bad)
-            with pytest.raises(ValueError, match="is not the file that was saved|its manifest.json is none"):
+            with pytest.raises(ValueError, match="is not the file that was saved|its manifest.json is not a manifest"):
                 files.check_signed(tmp_path)
         (tmp_path / name).write_bytes(good)
     (tmp_path / "a").unlink()
@@ -266,7 +268,7 @@ def test_a_signed_folder_is_what_was_signed_or_it_says_what_is_not(tmp_path: Pat
 def test_any_other_manifest_is_refused(manifest: str, tmp_path: Path) -> None:
     make(tmp_path, b"content")
     (tmp_path / files.MANIFEST).write_bytes(manifest.encode("utf-8", "surrogatepass"))
-    with pytest.raises(ValueError, match="is not the file that was saved|its manifest.json is none"):
+    with pytest.raises(ValueError, match="is not the file that was saved|its manifest.json is not a manifest"):
         files.check_signed(tmp_path)
 
 
@@ -291,3 +293,43 @@ def test_what_may_still_become_a_file_is_not_swept_up(tmp_path: Path) -> None:
     (tmp_path / "here").touch()
     files.sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".coming.0123.tmp", "here"]
+
+
+def test_a_file_is_kept_whole_in_folders_that_are_made_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "law.json"
+    write_text(path, "one")
+    write_text(path, "two é")
+    assert path.read_text(encoding="utf-8") == "two é"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "law.json"
+    write_text(path, "one")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(JournalError, match=r"law\.json cannot be written: No space"):
+            write_text(path, "two")
+    assert path.read_text(encoding="utf-8") == "one"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(JournalError, match=r"x cannot be written: .*free disk space or choose another --out"):
+        write_text(path / "x", "two")
+
+
+def test_json_is_read_or_absent_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "law.json"
+    assert read_json(path) is None
+    path.write_text('{"a": [1]}')
+    assert read_json(path) == {"a": [1]}
+    path.write_text('{"a": ')
+    with pytest.raises(JournalError, match=r"law\.json is not JSON \(.*\); it was damaged or cut short"):
+        read_json(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(JournalError, match=r"law\.json is not UTF-8 text \(byte 0\)"):
+        read_text(path)
+    with pytest.raises(JournalError, match=r"none cannot be read: No such file"):
+        read_text(tmp_path / "none")

@@ -1,4 +1,4 @@
-"""Rows 1 to 12 of the fault matrix: what is wrong with a file is said before any training, and never quoted."""
+"""Rows 1 to 12 of the fault matrix: faults in a file are reported before any training, without quoting it."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_35_two_runs_in_one_directory(tmp_path: Path, undisturbed: Path) -> None
 
     probed(out, on_progress=join)
     assert_same(out, undisturbed)
-    with pytest.raises(JournalError, match="belongs to another run; they differ in seeds"):
+    with pytest.raises(JournalError, match="belongs to another run, which differs in seeds"):
         probed(out, seeds=[7])
     assert_same(out, undisturbed)
 
@@ -168,7 +168,7 @@ def test_42_code_or_library_changed_in_mid_sweep(
     old = rows(out)
     with monkeypatch.context() as update:
         as_if_updated(update, what)
-        with pytest.raises(JournalError, match=f"belongs to another run; they differ in {told}"):
+        with pytest.raises(JournalError, match=f"belongs to another run, which differs in {told}"):
             probed(out)
         assert probed(tmp_path / "new").finished == CELLS
     assert rows(out) == old

@@ -1,4 +1,4 @@
-"""Rows 13 to 17 of the fault matrix: facts that a tokenizer would turn into something else than was meant."""
+"""Rows 13 to 17 of the fault matrix: facts that the tokenizer would silently change."""
 
 from __future__ import annotations
 

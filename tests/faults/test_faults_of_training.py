@@ -134,7 +134,7 @@ def test_28_out_of_memory(tmp_path: Path, undisturbed: Path) -> None:
 
 
 def test_29_a_hang() -> None:
-    """A pack that hangs is stopped at its limit of time, told as an error of its own, and the next pack runs."""
+    """A pack that hangs is stopped at its limit of time, reported as an error of its own, and the next pack runs."""
     hung, well = Isolated(minutes=1 / 60).run(time.sleep, deque([3600.0, 0.0]), Resources())
-    assert "was stopped at its limit of" in str(hung.error)
+    assert "was stopped at its time limit of" in str(hung.error)
     assert well.error is None

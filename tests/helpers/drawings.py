@@ -56,5 +56,5 @@ SHAPES = {
         figures.draw_convergence,
         figures.convergence_curve({f"rank {r}": [(t, 5 * math.exp(-r * t / 99)) for t in range(99)] for r in (1, 4)}),
     ),
-    "nothing failed": (figures.draw_failures, figures.failure_curve(recall({"a": [0.1]}))),
+    "nothing failed": (figures.draw_failures, figures.failure_histogram(recall({"a": [0.1]}))),
 }

@@ -76,7 +76,7 @@ def test_axolotl_learns_which_keys_the_plugin_reads() -> None:
 
 
 @pytest.mark.parametrize(("cfg", "sentence"), [
-    (Configuration(), r"does not say what it should do: add `memft: \{method: ot\}`"),
+    (Configuration(), r"so it would do nothing: add `memft: \{method: ot\}`"),
     (Configuration(memft={"method": "ott"}), "Setting method is 'ott': choose sft, ot, sw or curriculum."),
     (Configuration(memft={"method": "ot", "tau": 20}), "Unknown setting tau"),
     (Configuration(memft={"method": "ot"}, rl="dpo"), "rl is 'dpo': leave rl unset"),

@@ -28,7 +28,9 @@ def _as_found() -> Iterator[None]:
 
 
 def part(weight: Tensor, losses: list[float], weights: list[float]) -> MemFTSums:
-    return MemFTSums.of(weight * torch.tensor(losses, dtype=weight.dtype), torch.tensor(weights, dtype=weight.dtype))
+    return MemFTSums.from_tokens(
+        weight * torch.tensor(losses, dtype=weight.dtype), torch.tensor(weights, dtype=weight.dtype)
+    )
 
 
 PARTS = st.lists(

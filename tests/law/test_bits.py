@@ -75,7 +75,7 @@ def test_on_text_that_the_base_understands_its_own_loss_is_the_best():
 
 @pytest.mark.parametrize(
     ("targets", "sentence"),
-    [([[3, 8], [1]], "The targets have a token 8, the model 8 logits"), ([[], []], "have no token at all")],
+    [([[3, 8], [1]], "The targets have a token 8, but the model has 8 logits"), ([[], []], "have no token at all")],
 )
 def test_tokens_of_another_model_are_refused(targets, sentence):
     with pytest.raises(DataError, match=f"{sentence}.* Pass the targets as this model's tokens"):

@@ -104,7 +104,7 @@ def test_a_profile_is_open_where_nothing_ends_it():
     fit = fit_law(simulate(PAPER, loss_init=40.0, noise=0.1), "bounded", intervals="profile")
     assert fit.parameters["n"].high is None
     assert fit.parameters["n"].low is not None
-    assert fit.status.startswith("Not identifiable: how sharply dL bends")
+    assert fit.status.startswith("Not identifiable: too few cells are close to saturation")
 
 
 def test_cells_without_scatter_have_profiles_of_no_width():
@@ -170,7 +170,7 @@ def test_a_higher_level_is_a_wider_interval_and_without_error_bars_there_is_none
     narrow, wide = fit.interval(*at, level=0.5), fit.interval(*at, level=0.99)
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
     exact = fit_law(simulate_for("paper", ranks=(1, 4), lengths=(500, 4000)))
-    with pytest.raises(FitError, match="This law has no error bars, so no interval"):
+    with pytest.raises(FitError, match="This law has no error bars, so it has no prediction interval"):
         exact.interval(*at)
 
 

@@ -156,7 +156,7 @@ def test_the_library_that_a_quantised_checkpoint_needs_is_named(
 
 def test_a_quantised_head_is_refused() -> None:
     model = packed.model()
-    model.lm_head = packed.PackedLinear.of(model.lm_head)
+    model.lm_head = packed.PackedLinear.from_linear(model.lm_head)
     with pytest.raises(ModelError, match=r"The head of mine is quantised \(torch\.uint8\).*llm_int8_skip_modules"):
         models.wrap(model, tiny.tokenizer(), name="mine")
 

@@ -172,8 +172,8 @@ def test_95_percent_of_intervals_contain_the_rank_at_which_a_set_truly_comes_bac
     inside, certain = [], []
     for seed in range(60):
         random = np.random.default_rng(seed)
-        log_h = recall_loss._LOG_H + recall_loss._LOG_H_DOUBT * random.standard_normal()
-        log_c = recall_loss._LOG_C + recall_loss._LOG_C_DOUBT * random.standard_normal()
+        log_h = recall_loss._LOG_H + recall_loss._LOG_H_DEVIATION * random.standard_normal()
+        log_c = recall_loss._LOG_C + recall_loss._LOG_C_DEVIATION * random.standard_normal()
         points = simulate(BOUNDED, noise=0.05, seed=seed)
         cells = recalled_cells(points, log_h, log_c, random)
         tokens = 1000 + 100 * seed
@@ -333,7 +333,7 @@ def test_a_doubtful_law_is_called_doubtful() -> None:
     law = fit_law(read_points(DATA / "tiny_points.csv"), "paper")
     caveats = planned(law, tokens=64, loss_init=11.2).caveats
     assert caveats[0].startswith(
-        "The law behind this plan is doubtful. Not identifiable: alpha's 95% interval reaches 0"
+        "The law behind this plan is doubtful. Not identifiable: alpha's 95% interval includes 0"
     )
 
 

@@ -26,7 +26,7 @@ def test_will_it_fit_is_answered_by_the_plan():
         "660 tokens are 3 times the longest cell fitted."
     )
     hopeless = PLAN | {"rank": {"value": None, "low": 96, "high": None}, "reason": "It needs more than 128."}
-    assert answers(plan=hopeless)["Will it fit?"].startswith("Not by any rank this law can vouch for: 60 records, 660")
+    assert answers(plan=hopeless)["Will it fit?"].startswith("Not at any rank this law covers: 60 records, 660")
     assert "It needs more than 128." in answers(plan=hopeless)["Will it fit?"]
 
 
@@ -42,9 +42,9 @@ def test_a_plan_of_the_bare_contract_is_enough():
 
 
 def test_will_it_fit_without_a_plan_says_what_is_missing():
-    assert answers()["Will it fit?"].startswith("Not known: no law was fitted")
+    assert answers()["Will it fit?"].startswith("Unknown: no law was fitted")
     told = answers(fits=laws())["Will it fit?"]
-    assert told.startswith("Not asked: the law (bounded form) has R²")
+    assert told.startswith("Not planned yet: the law (bounded form) has R²")
     assert "over ranks 1 to 8 and lengths 16 to 256" in told
 
 
@@ -54,7 +54,7 @@ def test_will_it_fit_without_a_plan_says_what_is_missing():
         (
             {"a": [0.1, 0.2], "b": [0.3]},
             True,
-            "Yes. All 2 records came back verbatim and certified: p > 1/2 for every token, by 0.393",
+            "Yes. All 2 records came back verbatim and certified: every token has p > 1/2, by 0.393",
         ),
         ({"a": [0.1]}, True, "Yes. 1 record came back verbatim and certified"),
         (
@@ -62,8 +62,8 @@ def test_will_it_fit_without_a_plan_says_what_is_missing():
             True,
             "Partly. 1 of 2 records came back verbatim under greedy decoding in float32; 1 of them",
         ),
-        ({"a": [3.0], "b": [2.0]}, True, "No. Not one of 2 records came back verbatim"),
-        ({"a": [0.1, 0.1]}, False, "Not proven: 2 of 2 tokens have p > 1/2, but nothing was decoded"),
+        ({"a": [3.0], "b": [2.0]}, True, "No. None of 2 records came back verbatim"),
+        ({"a": [0.1, 0.1]}, False, "Not proven: 2 of 2 tokens have p > 1/2, but without decoding"),
     ],
 )
 def test_did_it_stick(losses, decoded, beginning):
@@ -75,22 +75,22 @@ def test_verbatim_without_a_certificate_is_not_called_certified():
     report = diagnose([fact("a", 2)], [lucky], tolerance=0.0, dtype="float32")
     told = answers(recall=report)
     assert told["Did it stick?"].startswith(
-        "Yes. 1 of 1 record came back verbatim under greedy decoding in float32; 0 of them certified"
+        "Yes. 1 of 1 record came back verbatim under greedy decoding in float32; 0 of them are certified"
     )
     assert (
         told["Which tokens did not?"]
-        == "1 of 2 tokens are stubborn (p ≤ 1/2), in 1 of 1 record. In 1 record it is a single token."
+        == "1 of 2 tokens are stubborn (p ≤ 1/2), in 1 of 1 record. In 1 record, a single token is stubborn."
     )
 
 
 def test_which_tokens_did_not():
     report = recall({"a": [0.1, 2.0, 2.0], "b": [0.1, 2.0, 0.1], "c": [0.1]})
     assert answers(recall=report)["Which tokens did not?"] == (
-        "3 of 7 tokens are stubborn (p ≤ 1/2), in 2 of 3 records. In 1 record it is a single token. "
+        "3 of 7 tokens are stubborn (p ≤ 1/2), in 2 of 3 records. In 1 record, a single token is stubborn. "
         "Greedy decoding first goes wrong most often at position 1 (2 records)."
     )
     assert answers(recall=recall({"a": [0.1, 0.2]}))["Which tokens did not?"] == "None: 2 tokens, each with p > 1/2."
-    assert answers()["Which tokens did not?"] == "Not known without a recall."
+    assert answers()["Which tokens did not?"] == "Unknown: recall was not measured."
 
 
 def test_decoding_that_fails_although_every_token_is_ordered_is_told():

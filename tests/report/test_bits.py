@@ -17,8 +17,8 @@ def test_memory_is_told_in_bits_beside_what_is_published():
         ["64", "640", "64.0 at rank 1", "0", "0.250 at rank 1"],
     ]
     page = Page(page)
-    assert "2 bits a parameter knowledge, whole models: Allen-Zhu and Li" in page.text
-    assert "3.5 to 3.8 bits a parameter raw memorisation, whole models: Morris et al." in page.text
+    assert "2 bits per parameter knowledge, whole models: Allen-Zhu and Li" in page.text
+    assert "3.5 to 3.8 bits per parameter raw memorisation, whole models: Morris et al." in page.text
     links = {attributes.get("href") for tag, attributes in page.tags if tag == "a"}
     assert {"https://arxiv.org/abs/2404.05405", "https://arxiv.org/abs/2505.24832"} <= links
     assert [tag for tag, _ in page.tags].count("figure") == 3

@@ -96,10 +96,10 @@ def test_a_record_opens_to_its_tokens_by_mouse(opened):
     assert worst_row.get_attribute("aria-expanded") == "true"
     details = opened.locator("#records .details")
     assert details.locator(".why").text_content().startswith("Decoding goes wrong at position 1: the target's token")
-    assert details.locator(".told").text_content().startswith("position 1: p 0.135, loss 2.000 nats; stubborn")
+    assert details.locator(".token-status").text_content().startswith("position 1: p 0.135, loss 2.000 nats; stubborn")
     assert details.locator(".token").all_text_contents() == ["one", HOSTILE, "three"]
     details.locator(".token").nth(2).hover()
-    assert details.locator(".told").text_content() == "position 2: p 0.905, loss 0.100 nats; ordered"
+    assert details.locator(".token-status").text_content() == "position 2: p 0.905, loss 0.100 nats; ordered"
     worst_row.click()
     assert details.count() == 0
 
@@ -109,17 +109,17 @@ def test_a_record_opens_to_its_tokens_by_mouse(opened):
 def test_a_record_opens_to_its_tokens_by_keyboard(opened):
     opened.locator("#find").focus()
     opened.keyboard.type("record-07")
-    assert opened.locator("#found").text_content() == "1 of 30 records"
+    assert opened.locator("#matches").text_content() == "1 of 30 records"
     for _ in range(3):  # the order, the box, the only record
         opened.keyboard.press("Tab")
     opened.keyboard.press("Enter")
     opened.keyboard.press("Tab")
-    told = opened.locator("#records .told")
-    assert told.text_content().startswith("position 0:")
+    shown = opened.locator("#records .token-status")
+    assert shown.text_content().startswith("position 0:")
     for key, position in (("ArrowRight", 1), ("End", 2), ("ArrowRight", 2), ("ArrowLeft", 1), ("Home", 0)):
         opened.keyboard.press(key)
-        assert told.text_content().startswith(f"position {position}:")
-        assert opened.evaluate("document.activeElement.getAttribute('aria-label')") == told.text_content()
+        assert shown.text_content().startswith(f"position {position}:")
+        assert opened.evaluate("document.activeElement.getAttribute('aria-label')") == shown.text_content()
 
 
 @pytest.mark.browser
@@ -136,26 +136,26 @@ def test_records_are_found_ordered_and_filtered(opened):
     assert shown.first.locator("bdi").text_content() == HOSTILE
     opened.locator("#stubborn-only").check()
     stubborn = sum(0.1 + 0.03 * k >= LN2 for k in range(29)) + 1
-    assert opened.locator("#found").text_content() == f"{stubborn} of 30 records"
+    assert opened.locator("#matches").text_content() == f"{stubborn} of 30 records"
     assert shown.count() == stubborn
 
 
 @pytest.mark.browser
 @needs_chromium
 def test_the_slider_tells_the_predicted_loss(opened):
-    told = opened.locator("#law-told")
+    prediction = opened.locator("#law-prediction")
     opened.locator("#law-size").focus()
     opened.keyboard.press("Home")
     opened.locator("#law-length").focus()
     opened.keyboard.press("Home")
     gain = laws()[0].predictor.predict(1, 16)
-    assert told.text_content() == (
-        f"At rank 1 and 16 target tokens the mean loss falls by {gain:.3f} nats a token, from 10.000 to "
-        f"{10 - gain:.3f}: not under ln 2."
+    assert prediction.text_content() == (
+        f"At rank 1 and 16 target tokens, the mean loss falls by {gain:.3f} nats per token, from 10.000 to "
+        f"{10 - gain:.3f}, which is not under ln 2."
     )
     opened.locator("#law-size").focus()
     opened.keyboard.press("End")
-    assert told.text_content().startswith("At rank 8 and 16 target tokens")
+    assert prediction.text_content().startswith("At rank 8 and 16 target tokens")
 
 
 @pytest.mark.browser

@@ -138,5 +138,5 @@ def test_a_certificate_that_was_edited_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_directory_with_nothing_to_show_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(JournalError, match=r"holds no probe \(probe\.json\) and no recall\.json"):
+    with pytest.raises(JournalError, match=r"contains neither a probe \(probe\.json\) nor recall\.json"):
         collect(tmp_path)

@@ -36,7 +36,7 @@ def test_a_fit_without_parameters_still_tells_its_status():
 def test_cells_that_gained_nothing_are_counted_where_they_cannot_be_drawn():
     measured = [*points(), LawPoint(1, 512, -0.2, 10.2)]
     page = Page(render(ReportContent(title="t", fits=[dataclasses.replace(laws()[0], points=measured)])))
-    assert "Not on these log axes: 1 cell without gain." in page.text
+    assert "Log axes leave out 1 cell without gain." in page.text
 
 
 def test_the_slider_shows_what_the_law_predicts_and_nothing_outside_the_cells(full):

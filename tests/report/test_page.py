@@ -25,11 +25,11 @@ POLICY = "default-src 'none'; script-src 'sha256-"
 SCRIPT = (Path(memlaw.__file__).parent / "report" / "templates" / "report.js").read_text(encoding="utf-8")
 
 ABSENT = {
-    "cells": "No cell was measured.",
+    "cells": "No cells were measured.",
     "fits": "No law was fitted.",
     "plan": "No plan was made.",
-    "recall": "No recall was measured.",
-    "made": "Nothing was said of how it was made.",
+    "recall": "Recall was not measured.",
+    "made": "No settings or commands were recorded.",
 }
 
 
@@ -55,7 +55,7 @@ def test_the_plan_is_told_in_full(full):
     for words in (
         "60 records, 660 target tokens, about 1,993 bits",
         "16 (95 %: 12 to 21); this placement allows 128",
-        "from rank 11 (95 %: 8 and more)",
+        "from rank 11 (95 %: 8 or more)",
         "this probe, bounded form, ranks 1 to 8, lengths 16 to 256",
         "4,096 parameters, 16.4 kB",
         "One seed only.",
@@ -142,12 +142,12 @@ def test_target_text_is_left_out_unless_asked_for():
 
 
 def test_text_that_is_not_there_or_does_not_fit_is_refused():
-    with pytest.raises(ConfigError, match=r"none were passed in.*leave out --show-text"):
+    with pytest.raises(ConfigError, match=r"the recall contains none.*leave out --show-text"):
         render(secret_content(texts=None), show_text=True)
-    with pytest.raises(DataError, match="Record 'a' has 3 target tokens but 1 pieces of text") as error:
+    with pytest.raises(DataError, match="Record 'a' has 3 target tokens but 1 texts of tokens") as error:
         render(secret_content(texts={"a": ["s3cret-pass"]}), show_text=True)
     assert "s3cret" not in str(error.value)
-    with pytest.raises(DataError, match="Record 'a' has 3 target tokens but 0 pieces of text"):
+    with pytest.raises(DataError, match="Record 'a' has 3 target tokens but 0 texts of tokens"):
         render(secret_content(texts={"b": ["t0ken"]}), show_text=True)
 
 

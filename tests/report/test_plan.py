@@ -66,20 +66,21 @@ def test_every_part_of_a_plan_is_shown() -> None:
     shown, rank, capacity, cost = rows(answer.to_dict()), answer.rank, answer.capacity, answer.cost
     assert capacity is not None
     assert cost is not None
-    assert shown["to be reached"] == "all facts, verbatim"
+    assert shown["target"] == "all facts, verbatim"
     assert shown["rank"] == (
-        f"{rank.value} (95 %: {rank.low} to {rank.high}); 95 % sure from rank {answer.sure}; this placement allows 128"
+        f"{rank.value} (95 %: {rank.low} to {rank.high}); 95 % certain from rank {answer.sure}; "
+        "this placement allows 128"
     )
-    assert shown["mean loss to reach"].endswith("recall all facts verbatim: learned from 1 cells.")
-    assert shown["what it holds"].startswith(f"rank {rank.value}: {capacity.tokens:,.0f} target tokens (95 %: ")
-    assert "; its mean loss is under ln 2 up to " in shown["what it holds"]
+    assert shown["mean loss needed"].endswith("recall all facts verbatim: learned from 1 cells.")
+    assert shown["capacity"].startswith(f"rank {rank.value}: {capacity.tokens:,.0f} target tokens (95 %: ")
+    assert "; mean loss under ln 2 up to " in shown["capacity"]
     assert shown["rule of thumb"] == "rank 3: as many adapter parameters as target tokens"
-    assert shown["by the law of"].startswith("simulated <cells>, bounded form, ranks 1 to 32")
-    assert shown["how near it is"] == "Its model is <another>."
+    assert shown["law"].startswith("simulated <cells>, bounded form, ranks 1 to 32")
+    assert shown["how close the law is"] == "Its model is <another>."
     kilobytes = cost.adapter_bytes / 1000
     assert shown["adapter"].startswith(f"{cost.adapter_parameters:,} parameters, {kilobytes:.3g} kB")
-    assert shown["adapter"].endswith("more to train it")
-    assert shown["training"] == "100 steps, 6.00e11 operations, 50.0 s on the machine it was planned on"
+    assert re.search(r"; training takes another [\d.,]+ kB$", shown["adapter"])
+    assert shown["training"] == "100 steps, 6.00e11 operations, 50.0 s on the machine of the plan"
     assert "several adapters" not in shown
 
 
@@ -97,12 +98,12 @@ def test_the_probabilities_are_those_of_the_plan() -> None:
     [
         (Target(), "all facts, verbatim"),
         (Target(0.99), "99.0 % of the facts, verbatim"),
-        (Target(None, 0.1), "a mean loss of 0.100 nats a token"),
+        (Target(None, 0.1), "a mean loss of 0.100 nats per token"),
     ],
     ids=str,
 )
 def test_what_is_aimed_at_is_told(target: Target, told: str) -> None:
-    assert rows(planned(target=target).to_dict())["to be reached"] == told
+    assert rows(planned(target=target).to_dict())["target"] == told
 
 
 def test_a_set_that_no_adapter_holds_is_split() -> None:
@@ -113,7 +114,7 @@ def test_a_set_that_no_adapter_holds_is_split() -> None:
         f"{split.adapters:,} of rank {split.rank_each}, each for {split.tokens_each:,} target tokens"
     )
     page = render(ReportContent(title="t", plan=answer.to_dict()))
-    assert "Not by any rank this law can vouch for" in page
+    assert "Not at any rank this law covers" in page
     assert "or split the set over several adapters" in page
 
 
@@ -130,11 +131,11 @@ def test_configuration_and_command_are_there_to_paste() -> None:
 def test_a_plan_of_an_earlier_version_says_what_it_knew() -> None:
     assert rows(EARLIER) == {
         "memory set": "60 records, 660 target tokens, about 1,993 bits",
-        "to be reached": "95.0 % of the facts, verbatim",
+        "target": "95.0 % of the facts, verbatim",
         "rank": "16 (95 %: 12 to 21); this placement allows 128",
-        "mean loss to reach": "0.0500 nats a token, from 2.09. No cell says better.",
-        "mean loss under ln 2": "from rank 11 (95 %: 8 and more)",
-        "by the law of": "this probe, bounded form, ranks 1 to 8, lengths 16 to 256",
+        "mean loss needed": "0.0500 nats per token, from 2.09. No cell says better.",
+        "mean loss under ln 2": "from rank 11 (95 %: 8 or more)",
+        "law": "this probe, bounded form, ranks 1 to 8, lengths 16 to 256",
         "adapter": "4,096 parameters, 16.4 kB",
         "training": "3.10e12 operations",
     }

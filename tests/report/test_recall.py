@@ -48,7 +48,7 @@ def test_records_beyond_what_a_page_can_hold_are_counted():
     report = recall({f"r{k}": [0.1 + k / 99] * (SHOWN_TOKENS // 2) for k in range(3)})
     page = render(ReportContent(title="t", recall=report))
     assert [entry["id"] for entry in listed(page)] == [item.id for item in worst(report, 2)]
-    assert "The 1 records of least trouble are left out of this list" in Page(page).text
+    assert "this list leaves out the 1 strongest records" in Page(page).text
 
 
 def test_why_records_are_not_certified_and_what_to_do_are_told():
@@ -61,9 +61,9 @@ def test_why_records_are_not_certified_and_what_to_do_are_told():
     page = Page(render(ReportContent(title="t", recall=report, advice=["Train <longer>."])))
     for words in (
         "a token with p at most 1/2 2 records",
-        "a token that no adapter can give p > 1/2 1 record",
+        "a token that no adapter can raise above p = 1/2 1 record",
         "one token short of verbatim 2 of 3 failures",
-        "out of reach of any adapter 1 of 3 stubborn tokens",
+        "unreachable for any adapter 1 of 3 stubborn tokens",
         "Spearman correlation 1.0 (95 %: 1.0 to 1.0, 3 records)",
         "Train <longer>.",
     ):

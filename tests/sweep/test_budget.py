@@ -16,7 +16,7 @@ from memlaw.core.cells import CellResult
 from memlaw.core.errors import ConfigError
 from memlaw.core.facts import Fact, MemorySet
 from memlaw.law import points_from_results
-from memlaw.sweep.budget import NARROW, RANKS, Budget, Goal, _Belief, grid, planned, seconds_of
+from memlaw.sweep.budget import NARROW, RANKS, Budget, Goal, _Belief, candidate_axes, parse_seconds, plan_by_cells
 from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.pack import Pack
 from memlaw.sweep.probe import probe
@@ -95,54 +95,54 @@ def test_longer_texts_and_more_cells_tell_more_about_the_goal() -> None:
 def test_it_stops_as_soon_as_the_plan_is_sharp_and_says_at_what() -> None:
     spent = run(1e9, 1.0)
     assert len(spent.chosen) < len(PACKS)
-    answer = planned(GOAL, points_from_results(spent.results), spent.results)
+    answer = plan_by_cells(GOAL, points_from_results(spent.results), spent.results)
     assert answer is not None
     assert answer.rank.high <= NARROW * answer.rank.low
     assert spent.budget.why == (
         f"The plan is sharp enough: rank {answer.rank.value} (95%: {answer.rank.low} to {answer.rank.high})."
     )
     before = [r for r in spent.results if r.cell.length != spent.chosen[-1][0].length]
-    earlier = planned(GOAL, points_from_results(before), before)
+    earlier = plan_by_cells(GOAL, points_from_results(before), before)
     assert earlier is None or earlier.rank.high is None or earlier.rank.high > NARROW * earlier.rank.low
 
 
 def test_time_that_is_used_up_is_said() -> None:
     spent = run(1.0, 1e-3)
     assert len(spent.chosen) == 1
-    assert spent.budget.why.startswith("The 1 s are used up, or too little is left")
+    assert spent.budget.why.startswith("The budget of 1 s is used up, or too short")
 
 
 def test_cells_that_allow_no_plan_are_none() -> None:
-    assert planned(GOAL, (), []) is None
+    assert plan_by_cells(GOAL, (), []) is None
     one_length = [result(rank, 50) for rank in (1, 2, 4, 8)]
-    assert planned(GOAL, points_from_results(one_length), one_length) is None
+    assert plan_by_cells(GOAL, points_from_results(one_length), one_length) is None
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), (" 2 m ", 120), (".5s", 0.5)]
 )
 def test_times_as_people_write_them(text: str, seconds: float) -> None:
-    assert seconds_of(text) == seconds
+    assert parse_seconds(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "ten", "10 days", "-5m", "1e3", "m"])
 def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no time\. Write 90s, 10m or 2h"):
-        seconds_of(text)
+    with pytest.raises(ConfigError, match=r"is not a duration\. Write it as 90s, 10m or 2h"):
+        parse_seconds(text)
 
 
 def test_the_grid_is_within_the_placement_and_the_facts() -> None:
     many = tiny.facts([(4, 6)] * 40)
-    found = grid(many, PLACEMENT)
+    found = candidate_axes(many, PLACEMENT)
     assert found["ranks"] == [rank for rank in RANKS if rank <= PLACEMENT.max_rank]
     assert found["lengths"] == [8, 15, 30, 60, 120, 240]
-    assert grid(tiny.facts([(4, 3)]), PLACEMENT)["lengths"] == [1, 2, 3]
-    assert grid(tiny.facts([(4, 6), (5, 6)]), PLACEMENT)["lengths"] == [6, 12]
+    assert candidate_axes(tiny.facts([(4, 3)]), PLACEMENT)["lengths"] == [1, 2, 3]
+    assert candidate_axes(tiny.facts([(4, 6), (5, 6)]), PLACEMENT)["lengths"] == [6, 12]
 
 
 def test_the_goal_is_measured_on_the_base() -> None:
     facts = tiny.facts([(4, 6), (5, 6)])
-    goal = Goal.of(BASE, facts, PLACEMENT)
+    goal = Goal.measured(BASE, facts, PLACEMENT)
     assert (goal.records, goal.tokens) == (2, 12)
     assert 0 < goal.loss_memoryless <= goal.loss_init
 

@@ -60,7 +60,7 @@ def test_a_setting_that_the_grid_has_another_name_for_is_unknown(name):
 def test_a_missing_axis_is_told():
     with pytest.raises(
         ConfigError,
-        match=r"^ProbeConfig needs lengths. Target tokens, such as \[16, 32\]; each takes the longest prefix",
+        match=r"^ProbeConfig needs lengths. Target tokens, such as \[16, 32\]: each is the longest prefix",
     ):
         ProbeConfig(ranks=[1])
 
@@ -95,8 +95,8 @@ def test_a_value_out_of_range_is_told(setting, value, sentence):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "holds no settings. Write one `name: value` a line"),
-        ("- ranks", "holds no settings"),
+        ("", "has no settings. Write one `name: value` per line"),
+        ("- ranks", "has no settings"),
         ("ranks: [1", "is not YAML"),
         ("ranks: !!python/object/apply:os.getcwd []", "is not YAML: could not determine a constructor"),
         ("[" * 2000, "is not YAML"),

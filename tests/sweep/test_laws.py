@@ -19,7 +19,7 @@ from memlaw.law import Origin, calibrate, compare, fit_law, points_from_results,
 from memlaw.planning import CellRecall, default_law
 from memlaw.planning.library import KnownLaw, PlanContext, nearest
 from memlaw.sweep.journal import Journal
-from memlaw.sweep.laws import known_law, law_chooser, law_points, probe_results, recalled, with_origin
+from memlaw.sweep.laws import cell_recalls, known_law, law_chooser, law_points, probe_results, with_origin
 
 USE = PlanContext("tiny", "o" * 64, "mlp@3", 200, tokenizer_fingerprint="t" * 64, model_fingerprint="m" * 64)
 """What the cells of `grid` were measured on."""
@@ -62,7 +62,7 @@ def test_a_probe_gives_the_better_form_where_it_comes_from_and_what_its_cells_sa
         parameters_per_rank=256.0, data="codes", data_fingerprint="d" * 64, method="sft", steps=1000, dtype="float32",
         date=datetime.date.today().isoformat(), version=__version__,
     )  # fmt: skip
-    assert known.cells == recalled(results)
+    assert known.cells == cell_recalls(results)
 
 
 def test_a_law_of_a_table_has_no_origin_and_no_cells(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_cells_of_the_facts_calibrate_the_law_and_say_which_loss_recall_needs(tm
     known = law_chooser(None, a_probe(tmp_path / "P", few))(USE)
     expected = calibrate(default_law(), points_from_results(Journal(tmp_path / "P").results()))
     assert known.law == expected
-    assert known.cells == recalled(Journal(tmp_path / "P").results())
+    assert known.cells == cell_recalls(Journal(tmp_path / "P").results())
     assert len(known.cells) == 5
     assert known.law.parameters["alpha"].value == default_law().parameters["alpha"].value
 
@@ -104,21 +104,23 @@ def test_cells_that_did_not_finish_calibrate_nothing(tmp_path: Path) -> None:
 
 def test_cells_of_another_placement_calibrate_nothing(tmp_path: Path) -> None:
     choose = law_chooser(None, a_probe(tmp_path / "P", grid()))
-    with pytest.raises(FitError, match=r"P were trained at mlp@3, and the plan is for down_proj@1, where a rank holds"):
+    with pytest.raises(
+        FitError, match=r"P were trained at mlp@3, but the plan is for down_proj@1, where the same rank holds"
+    ):
         choose(dataclasses.replace(USE, placement="down_proj@1"))
 
 
 @pytest.mark.parametrize("named", ["outline", "model_fingerprint", "tokenizer_fingerprint"])
 def test_cells_of_another_model_or_tokenizer_calibrate_nothing(tmp_path: Path, named: str) -> None:
     choose = law_chooser(None, a_probe(tmp_path / "P", grid()))
-    with pytest.raises(FitError, match=r"on another model or with another tokenizer \(theirs was tiny\)"):
+    with pytest.raises(FitError, match=r"on another model or tokenizer \(there tiny, here tiny\)"):
         choose(dataclasses.replace(USE, **{named: "x" * 64}))
     assert choose(dataclasses.replace(USE, model_fingerprint=None, tokenizer_fingerprint=None)).cells
 
 
 def test_cells_say_how_many_records_came_back_at_which_loss() -> None:
     one, many = sample.cell(1, 16, 0.5, acc_token=0.75), sample.cell(2, 16, 0.1, acc_token=0.9, acc_em=0.25, records=8)
-    assert recalled([one, many, sample.diverged(4, 16)]) == (CellRecall(0.5, 0, 1, 16), CellRecall(0.1, 2, 8, 16))
+    assert cell_recalls([one, many, sample.diverged(4, 16)]) == (CellRecall(0.5, 0, 1, 16), CellRecall(0.1, 2, 8, 16))
 
 
 def test_points_come_from_a_table_or_from_the_finished_cells_of_a_probe(tmp_path: Path) -> None:
@@ -132,9 +134,11 @@ def test_points_come_from_a_table_or_from_the_finished_cells_of_a_probe(tmp_path
 
 def test_cells_of_several_methods_have_to_be_chosen_from(tmp_path: Path) -> None:
     probe = a_probe(tmp_path / "P", [*grid(), *grid(method="ot")])
-    with pytest.raises(ConfigError, match=r"cells of the methods ot and sft.*Choose with --method: `memlaw fit .*P --"):
+    with pytest.raises(
+        ConfigError, match=r"cells of the methods ot and sft.*Choose it with --method: `memlaw fit .*P --"
+    ):
         law_points(probe)
-    with pytest.raises(ConfigError, match=r"--method ot --save law\.json`, whose file `memlaw plan` takes\."):
+    with pytest.raises(ConfigError, match=r"--method ot --save law\.json`, then pass the file to `memlaw plan`\."):
         known_law(probe)
     with pytest.raises(ConfigError, match="cells of the methods"):
         law_chooser(None, probe)
@@ -142,15 +146,15 @@ def test_cells_of_several_methods_have_to_be_chosen_from(tmp_path: Path) -> None
 
 
 def test_a_method_that_no_cell_has_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="P holds no cell of the method ot; it has sft"):
+    with pytest.raises(ConfigError, match=r"P has no cell of the method ot\. Its methods: sft"):
         law_points(a_probe(tmp_path / "P", grid()), "ot")
-    with pytest.raises(ConfigError, match="E holds no cell of the method ot; it has none"):
+    with pytest.raises(ConfigError, match=r"E has no cell of the method ot\. Its methods: none"):
         law_points(a_probe(tmp_path / "E", []), "ot")
-    with pytest.raises(ConfigError, match="the cells of a table have no --method"):
+    with pytest.raises(ConfigError, match="the points of a table have no method"):
         law_points(tmp_path / "points.csv", "ot")
 
 
 def test_a_directory_that_is_no_probe_is_named(tmp_path: Path) -> None:
     for read in (law_points, probe_results, known_law):
-        with pytest.raises(JournalError, match=r"is not a probe: it has no probe\.json"):
+        with pytest.raises(JournalError, match=r"is not a probe directory: it has no probe\.json"):
             read(tmp_path)

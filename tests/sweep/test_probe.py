@@ -260,7 +260,7 @@ def test_the_status_of_a_probe_is_read_from_its_directory(base, uninterrupted, t
     found = status(out)
     assert (found.cells, found.finished, found.diverged, found.failed, found.waiting) == (8, 6, 0, 1, 1)
     assert found.packs == PackCounts(done=0, partly=2, waiting=0)
-    with pytest.raises(JournalError, match="is not the directory of a probe"):
+    with pytest.raises(JournalError, match="is not a probe directory"):
         status(tmp_path)
 
 
@@ -401,7 +401,7 @@ def test_a_full_disk_stops_the_probe_with_a_sentence_and_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(
-            JournalError, match=r"No space left on device\. It was not recorded; .* trains only what is missing"
+            JournalError, match=r"No space left on device\. This result is not recorded; .* finished cells are skipped"
         ):
             probe(base, FACTS, ProbeConfig(**GRID), out, ProbeRun(on_progress=events.append))
     assert not list(out.rglob("*.tmp"))
@@ -462,14 +462,14 @@ def test_a_prefix_longer_than_the_context_is_refused_and_a_shorter_one_is_not(tm
 def test_the_directory_of_another_grid_is_left_alone(base, uninterrupted):
     before = cells_of(uninterrupted)
     with pytest.raises(
-        JournalError, match=r"belongs to another run; they differ in ranks \(there \[1,3\], here \[1,2,3\]\)"
+        JournalError, match=r"belongs to another run, which differs in ranks \(there \[1,3\], here \[1,2,3\]\)"
     ):
         probe(base, FACTS, ProbeConfig(**GRID | {"ranks": [1, 2, 3]}), uninterrupted)
-    with pytest.raises(JournalError, match=r"they differ in learning_rate \(there 0\.02, here 0\.03\)"):
+    with pytest.raises(JournalError, match=r"which differs in learning_rate \(there 0\.02, here 0\.03\)"):
         probe(base, FACTS, ProbeConfig(**GRID, learning_rate=0.03), uninterrupted)
-    with pytest.raises(JournalError, match="they differ in model"):
+    with pytest.raises(JournalError, match="which differs in model"):
         probe(tiny.base(seed=1), FACTS, ProbeConfig(**GRID), uninterrupted)
-    with pytest.raises(JournalError, match="they differ in data"):
+    with pytest.raises(JournalError, match="which differs in data"):
         probe(base, dataclasses.replace(FACTS, facts=FACTS.facts[:4]), ProbeConfig(**GRID), uninterrupted)
     assert cells_of(uninterrupted) == before
 

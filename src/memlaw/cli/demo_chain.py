@@ -36,7 +36,7 @@ from memlaw.planning.for_facts import plan_for
 from memlaw.report import write
 from memlaw.report.collect import COMMANDS, LAW, PLAN, RECALL, collect
 from memlaw.sweep.config import ProbeConfig
-from memlaw.sweep.laws import kept_with, law_chooser, probe_results
+from memlaw.sweep.laws import law_chooser, probe_results, with_cells
 from memlaw.sweep.probe import ProbeSummary, probe
 from memlaw.sweep.scheduler import ProbeRun
 from memlaw.training.adapter import train_adapter
@@ -121,7 +121,7 @@ def _run_steps(files: DemoFiles, say: Say) -> DemoResults:
     with _timed(say, "2/6 fit: the law, in every form"):
         cells = probe_results(files.random)
         comparison = compare(points_from_results(cells), source="random tokens")
-        write_text(files.root / LAW, kept_with(comparison.best_to_plan, cells, files.random).to_json())
+        write_text(files.root / LAW, with_cells(comparison.best_to_plan, cells, files.random).to_json())
     some = replace(book, facts=book.facts[:RECORDS])
     facts = encode(some, base.tokenizer, context=base.context)
     with _timed(say, f"3/6 plan: which rank do {RECORDS} phone numbers need?"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -203,20 +203,20 @@ def probe(
 def _run(out: Path, grid: Grid, where: EngineOptions, options: ProbeExecution, inputs: Inputs) -> ProbeSummary:
     """Train what is missing of the probe in `out`; warnings and failures go to stderr."""
     from memlaw.cli.progress import probe_bar
-    from memlaw.sweep.budget import seconds_of, within_budget
+    from memlaw.sweep.budget import parse_seconds, within_budget
     from memlaw.sweep.config import ProbeConfig
     from memlaw.sweep.laws import probe_results
     from memlaw.sweep.probe import probe as probe_grid
     from memlaw.sweep.scheduler import ProbeRun
 
+    # Every option is checked before the model is loaded, which may take minutes.
     flags, config, chooser = grid.settings(), grid.config, None
-    seconds = None if grid.budget is None else seconds_of(grid.budget)
-    # Options are checked before the model is loaded, which may take minutes.
-    execution, engine, resources, shard = (
-        options.execution(),
-        where.build_engine(),
-        where.resources(inputs.device),
-        where.parse_shard(),
+    seconds = None if grid.budget is None else parse_seconds(grid.budget)
+    run = ProbeRun(
+        execution=options.execution(),
+        engine=where.build_engine(),
+        resources=where.resources(inputs.device),
+        shard=where.parse_shard(),
     )
     if seconds is None:
         settings = ProbeConfig(**flags) if config is None else ProbeConfig.from_yaml(config, flags)
@@ -225,14 +225,7 @@ def _run(out: Path, grid: Grid, where: EngineOptions, options: ProbeExecution, i
     if seconds is not None:
         settings, chooser = within_budget(base, memory_set, seconds, config, flags)
     with probe_bar() as on_progress:
-        run = ProbeRun(
-            execution=execution,
-            engine=engine,
-            resources=resources,
-            shard=shard,
-            chooser=chooser,
-            on_progress=on_progress,
-        )
+        run = replace(run, chooser=chooser, on_progress=on_progress)
         summary = probe_grid(base, memory_set, settings, out, run)
     if chooser is not None and chooser.why:
         note(chooser.why)

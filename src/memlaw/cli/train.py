@@ -70,7 +70,8 @@ def train(
     from memlaw.training.run import Run
 
     rank, out, config, execution = adapter.rank, adapter.out, training.config(), options.execution()
-    base, memory_set, _ = inputs.load()
+    base = inputs.load_base()
+    memory_set = inputs.load_facts(base)
     where = placement_on(adapter.placement, base.model)
     if where.caution:
         note(where.caution)

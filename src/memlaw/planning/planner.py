@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from memlaw.core.recall import LN2
-from memlaw.law import Array, LawFit, published
+from memlaw.law import LawFit, published
+from memlaw.law.growth import Array
 from memlaw.planning.library import KnownLaw
 from memlaw.planning.recall_loss import RecallCurve, recall_curve
 from memlaw.planning.request import MeasuredSet, PlanRequest

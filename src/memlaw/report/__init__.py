@@ -1,7 +1,8 @@
 """One self-contained HTML file that answers: will it fit, did it stick, which tokens did not?
 
-Nothing is computed here that another module defines: records come in, sentences, tables and figures go out. The page
-loads nothing, runs no script and forbids both by its content-security policy; every string of the user's is escaped.
+Records come in; sentences, tables and figures go out. Quantities are computed where they are defined, not here. The
+page loads nothing and runs no script but its own, which its content-security policy enforces; strings of users are
+escaped.
 Target text is sensitive: it is shown only with `show_text=True`, and then only the file's owner may read the file.
 """
 

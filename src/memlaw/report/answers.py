@@ -15,7 +15,7 @@ def will_it_fit(content: ReportContent) -> str:
     if content.plan is not None:
         return _plan_sentence(content.plan)
     if not content.fits:
-        return "Not known: no law was fitted, so no rank can be worked out. Probe a grid, then run memlaw fit."
+        return "Unknown: no law was fitted, so the rank cannot be computed. Probe a grid, then run memlaw fit."
     leading = content.fits[0]
     ranks, lengths = [p.rank for p in leading.points], [p.length for p in leading.points]
     over = (
@@ -24,15 +24,15 @@ def will_it_fit(content: ReportContent) -> str:
         else ""
     )
     return (
-        f"Not asked: the law ({leading.name}) has R² {number(leading.summary.get('r2'))}{over}, but no memory set was "
-        f"planned with it. Run memlaw plan."
+        f"Not planned yet: the law ({leading.name}) has R² {number(leading.summary.get('r2'))}{over}. Run memlaw plan "
+        f"to apply it to a memory set."
     )
 
 
 def _plan_sentence(plan: Mapping[str, Any]) -> str:
     rank = plan["rank"]
     if rank.get("value") is None:
-        answer = f"Not by any rank this law can vouch for: {plan_size(plan)}."
+        answer = f"Not at any rank this law covers: {plan_size(plan)}."
     else:
         answer = f"Yes, at rank {number(rank['value'])}{interval(rank)}: {plan_size(plan)}."
     doubts = (plan.get("reason"), plan.get("extrapolates"))
@@ -42,38 +42,38 @@ def _plan_sentence(plan: Mapping[str, Any]) -> str:
 def did_it_stick(content: ReportContent) -> str:
     recall = content.recall
     if recall is None:
-        return "Not known: no adapter was asked for its records. Run memlaw recall with --decode."
+        return "Unknown: recall was not measured. Run memlaw recall with --decode."
     if recall.certified is None:
         return (
-            f"Not proven: {recall.ordered:,} of {count(recall.tokens, 'token')} have p > 1/2, but nothing was "
-            f"decoded, so nothing is certified. Run memlaw recall with --decode."
+            f"Not proven: {recall.ordered:,} of {count(recall.tokens, 'token')} have p > 1/2, but without decoding no "
+            f"record is certified. Run memlaw recall with --decode."
         )
     whole = count(recall.records, "record")
     if recall.certified == recall.records:
         return (
-            f"Yes. {'All ' if recall.records > 1 else ''}{whole} came back verbatim and certified: p > 1/2 for every "
-            f"token, by {number(recall.min_margin)} nats or more, and greedy decoding in {recall.dtype} agreed."
+            f"Yes. {'All ' if recall.records > 1 else ''}{whole} came back verbatim and certified: every token has "
+            f"p > 1/2, by {number(recall.min_margin)} nats or more, and greedy decoding in {recall.dtype} agrees."
         )
     exact = sum(bool(item.exact) for item in recall.items)
     if exact == 0:
-        return f"No. Not one of {whole} came back verbatim under greedy decoding in {recall.dtype}."
+        return f"No. None of {whole} came back verbatim under greedy decoding in {recall.dtype}."
     return (
         f"{'Yes' if exact == recall.records else 'Partly'}. {exact:,} of {whole} came back "
-        f"verbatim under greedy decoding in {recall.dtype}; {recall.certified:,} of them certified (p > 1/2 for every "
-        f"token, by more than {number(recall.tolerance, 2)} nats)."
+        f"verbatim under greedy decoding in {recall.dtype}; {recall.certified:,} of them are certified (every token "
+        f"has p > 1/2, by more than {number(recall.tolerance, 2)} nats)."
     )
 
 
 def which_did_not(recall: RecallReport | None) -> str:
     if recall is None:
-        return "Not known without a recall."
+        return "Unknown: recall was not measured."
     stubborn, counts = recall.tokens - recall.ordered, stubborn_counts(recall)
     sentences = [f"None: {count(recall.tokens, 'token')}, each with p > 1/2."]
     if stubborn:
-        whole = f"{sum(map(bool, counts)):,} of {count(recall.records, 'record')}"
-        sentences = [f"{stubborn:,} of {count(recall.tokens, 'token')} are stubborn (p ≤ 1/2), in {whole}."]
+        affected = f"{sum(map(bool, counts)):,} of {count(recall.records, 'record')}"
+        sentences = [f"{stubborn:,} of {count(recall.tokens, 'token')} are stubborn (p ≤ 1/2), in {affected}."]
     if 1 in counts:
-        sentences.append(f"In {count(counts.count(1), 'record')} it is a single token.")
+        sentences.append(f"In {count(counts.count(1), 'record')}, a single token is stubborn.")
     failures = position_counts(item.first_failure for item in recall.items)
     if failures:
         position = max(failures, key=lambda at: failures[at])
@@ -83,7 +83,7 @@ def which_did_not(recall: RecallReport | None) -> str:
 
 
 def key_numbers(content: ReportContent) -> list[tuple[str, str, str]]:
-    """(label, value, note) of the few numbers that stand at the top."""
+    """(label, value, note) of the key numbers at the top of the page."""
     numbers = []
     grid = len(content.cells) if content.grid is None else content.grid
     if grid:
@@ -104,5 +104,5 @@ def key_numbers(content: ReportContent) -> list[tuple[str, str, str]]:
             numbers.append(
                 ("records verbatim", share(recall.acc_em), f"{recall.certified:,} of {recall.records:,} certified")
             )
-        numbers.append(("smallest margin", number(recall.min_margin), "nats; ordered if above 0"))
+        numbers.append(("smallest margin", number(recall.min_margin), "nats; above 0: all ordered"))
     return numbers

@@ -1,4 +1,4 @@
-"""Memory in bits as the template takes it."""
+"""Memory in bits, as the template needs it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ def _measured(members: Sequence[CellResult]) -> list[CellResult]:
 
 def _family_view(at: int, name: str, members: list[CellResult]) -> dict[str, Any]:
     caption = (
-        "Bits that each parameter of the adapter holds, against its rank. Filled: stored. Hollow: certified. Crosses: "
-        "stored by the published adapters of Qwen3-8B, lengths 200 to 10,000. What holds nothing is not on these log "
-        "axes."
+        "Bits per parameter of the adapter, against its rank. Filled: stored. Hollow: certified. Crosses: stored by "
+        "the published adapters of Qwen3-8B, lengths 200 to 10,000. Log axes leave out adapters that hold nothing."
     )
     curve = figures.bits_curve(members, published.points())
     by_length = groupby(members, key=lambda member: member.cell.length)
@@ -42,14 +41,14 @@ def _family_view(at: int, name: str, members: list[CellResult]) -> dict[str, Any
 
 
 def _row(length: int, cells: list[CellResult]) -> list[str]:
-    """Of one length: target tokens, their bits, and the most that an adapter holds of them, with its rank."""
-    needed = max(in_bits(length, cell.loss_memoryless) for cell in cells if cell.loss_memoryless is not None)
-    most = [_most(name, cells) for name in ("stored_bits", "certified_bits", "bits_per_parameter")]
-    return [number(length), number(needed), *most]
+    """One length: target tokens, their bits, and the maxima over ranks of what an adapter holds of them."""
+    total = max(in_bits(length, cell.loss_memoryless) for cell in cells if cell.loss_memoryless is not None)
+    maxima = [_maximum(name, cells) for name in ("stored_bits", "certified_bits", "bits_per_parameter")]
+    return [number(length), number(total), *maxima]
 
 
-def _most(name: str, cells: list[CellResult]) -> str:
-    """The smallest rank at which it is reached, too."""
-    known = [(bits, cell.cell.rank) for cell in cells if (bits := getattr(memory_bits(cell), name)) is not None]
-    most, rank = max(known, key=lambda held: (held[0], -held[1]), default=(None, 0))
-    return f"{number(most)} at rank {number(rank)}" if most else number(most, 1)
+def _maximum(name: str, cells: list[CellResult]) -> str:
+    """The maximum, with the smallest rank that reaches it."""
+    measured = [(bits, cell.cell.rank) for cell in cells if (bits := getattr(memory_bits(cell), name)) is not None]
+    bits, rank = max(measured, key=lambda pair: (pair[0], -pair[1]), default=(None, 0))
+    return f"{number(bits)} at rank {number(rank)}" if bits else number(bits, 1)

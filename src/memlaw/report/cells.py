@@ -1,4 +1,4 @@
-"""Cells as the template takes them: heatmaps and tables."""
+"""Cells, as the template needs them: heatmaps and tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from memlaw.report.families import Family
 from memlaw.report.figure import plot
 
 OPEN_ROWS = 12
-"""A table of cells longer than this starts folded (and is printed in full)."""
+"""A longer table of cells starts folded; printed, it is always whole."""
 
 
 def cells_view(families: Sequence[Family]) -> list[dict[str, Any]]:
@@ -23,10 +23,12 @@ def _family_view(number: int, family: Family) -> dict[str, Any]:
     heatmaps, members = [], family.results
     loss, accuracy = figures.loss_grid(members), figures.accuracy_grid(members)
     if _has_values(loss):
-        caption = f"Mean final loss, nats per target token. Beyond the heavy line it is {SATURATED} or less: saturated."
+        caption = (
+            f"Mean final loss in nats per target token. The heavy line encloses saturated cells ({SATURATED} or less)."
+        )
         heatmaps.append(_grid_figure(loss, f"loss{number}", caption))
     if _has_values(accuracy):
-        caption = "Target tokens that greedy decoding gets right, in percent (rounded down)."
+        caption = "Target tokens that greedy decoding reproduces, in percent (rounded down)."
         heatmaps.append(_grid_figure(accuracy, f"accuracy{number}", caption))
     return {
         "name": family.name,

@@ -1,4 +1,4 @@
-"""Everything a report shows, found in a directory of results."""
+"""Collect what a report shows from a directory of results."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ PLAN, RECALL, LAW, COMMANDS = "plan.json", "recall.json", "law.json", "commands.
 
 
 def collect(directory: Path) -> ReportContent:
-    """Everything a report can show of a probe, or of a directory of probes with a plan and a recall beside them."""
+    """Everything a report can show of a probe, or of a directory of probes with a plan and a recall beside them.
+
+    Raises JournalError if the directory has nothing to show or a file in it is damaged, DataError for an edited recall.
+    """
     directories = _probes(directory)
     if not directories and not (directory / RECALL).exists():
         raise JournalError(
-            f"{directory} holds no probe ({PROBE}) and no {RECALL}, so there is nothing to report. Give a directory "
-            "that `memlaw probe` or `memlaw demo` wrote."
+            f"{directory} contains neither a probe ({PROBE}) nor {RECALL}, so the report would be empty. Give a "
+            "directory that `memlaw probe` or `memlaw demo` wrote."
         )
     probes = [_read(probe) for probe in directories]
     cells = [result for probe in probes for result in probe.results]
@@ -83,12 +86,12 @@ def _made(probes: Iterable[_Probe], sources: Mapping[str, str]) -> dict[str, str
 
 
 def _sentences(stored: Any) -> tuple[str, ...]:
-    """The advice in a recall that has been read as a report."""
+    """The advice in the JSON of a recall."""
     return tuple(map(str, stored.get("advice") or ()))
 
 
 def _texts(stored: Any) -> Texts | None:
-    """The target texts in a recall that was written with --show-text."""
+    """The target texts in the JSON of a recall, if it was written with --show-text."""
     texts = stored.get("texts")
     return None if texts is None else {name: tuple(map(str, pieces)) for name, pieces in texts.items()}
 

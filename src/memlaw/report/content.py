@@ -1,4 +1,4 @@
-"""What a page can be made of."""
+"""What a report can show."""
 
 from __future__ import annotations
 
@@ -22,51 +22,51 @@ class FittedLaw:
     """As `LawFit.summary()`: form, status, n, r2, mape, parameters, holdout, axis, source."""
     points: Sequence[LawPoint]
     predictor: LawPredictor | None = None
-    """Draws the lines; without it, or without parameters, only the points and the summary are shown."""
+    """Draws the lines. Without it, or without fitted parameters, only the points and the summary are shown."""
     label: str = ""
     """Which family of cells it was fitted to, in words, if there are several."""
 
     @property
     def name(self) -> str:
-        """What a column or sentence calls it."""
+        """Its name in columns and sentences."""
         return f"{self.form}, {self.label}" if self.label else self.form
 
     @property
     def form(self) -> str:
-        """Its form, in words."""
+        """Its form, such as `bounded form`."""
         return f"{self.summary.get('form', 'unnamed')} form"
 
     @property
     def law(self) -> LawPredictor | None:
-        """The predictor, if it has anything to predict with."""
+        """The predictor, if it has fitted parameters."""
         return self.predictor if self.summary.get("parameters") else None
 
     @property
     def axis(self) -> Axis:
-        """What the law calls size."""
+        """What the law means by size."""
         return "parameters" if self.summary.get("axis") == "parameters" else "rank"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportContent:
-    """All that a report can show. Whatever is absent is left out, with a sentence that says how to get it."""
+    """All that a report can show. Where a part is missing, the page says which command makes it."""
 
     title: str
     cells: Sequence[CellResult] = ()
     grid: int | None = None
     """Number of cells in the grids that were probed, with those still to be trained; None: that of `cells`."""
     fits: Sequence[FittedLaw] = ()
-    """The forms of the law, the one to be believed first: its lines are drawn, its R² stands at the top."""
+    """Forms of the law, the most credible first: its lines are drawn and its R² is a key number."""
     plan: Mapping[str, Any] | None = None
     """As `Plan.to_dict()`; at least records, tokens, bits and rank."""
     recall: RecallReport | None = None
     advice: Sequence[str] = ()
-    """What to do after the recall, a sentence each."""
+    """Sentences on what to do after the recall."""
     texts: Texts | None = None
-    """Record id -> its target tokens as text, one string a token; shown only with `show_text`."""
+    """Record id -> the text of each target token; shown only with `show_text`."""
     sources: Mapping[str, str] = field(default_factory=dict)
-    """Fingerprint of a memory set -> what a person calls it."""
+    """Fingerprint of a memory set -> its name."""
     made: Mapping[str, str] = field(default_factory=dict)
-    """How it was made: settings, versions, fingerprints, machine; label -> value."""
+    """How the results were made, label -> value: settings, versions, fingerprints, machine."""
     commands: Sequence[str] = ()
-    """Command lines that made it, in order."""
+    """Command lines that made the results, in order."""

@@ -1,4 +1,4 @@
-"""From content to one HTML document, and to a file that is replaced whole or not at all."""
+"""Render content as one HTML document, and write it to a file."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def write(content: ReportContent, path: str | os.PathLike[str], *, show_text: bo
     """
     page = render(content, show_text=show_text)
     target = Path(path)
-    # A lone surrogate in an id has no UTF-8; as a character reference it is shown as a replacement mark.
+    # UTF-8 cannot encode a lone surrogate in an id; browsers show a character reference to it as a replacement mark.
     content_bytes = page.encode("utf-8", errors="xmlcharrefreplace")
     try:
         files.write(target, content_bytes, mode=0o600 if show_text else 0o666)
     except OSError as error:
         raise JournalError(
-            f"The report cannot be written to {target}: {error.strerror}. Its numbers are safe where they came from; "
-            f"choose another file, or make room, and run `memlaw report` again."
+            f"The report cannot be written to {target}: {error.strerror}. The results themselves are safe. Choose "
+            f"another file or free some space, and run `memlaw report` again."
         ) from error
 
 
@@ -52,22 +52,22 @@ def render(content: ReportContent, *, show_text: bool = False) -> str:
     """`content` as one HTML document; the same content gives the same bytes.
 
     Raises:
-        ConfigError: `show_text` was asked for, but `content.texts` is None.
-        DataError: the plan is none, or a record's text does not have one string for each of its target tokens.
+        ConfigError: `show_text` without `content.texts`.
+        DataError: the plan lacks fields, or a record does not have one text for each of its target tokens.
     """
     if show_text and content.texts is None:
         raise ConfigError(
-            "The report was asked to show target texts, but none were passed in. Write its recall with "
+            "The report is to show target texts, but the recall contains none. Write the recall with "
             "`memlaw recall --show-text --out`, or leave out --show-text."
         )
     if content.plan is not None and (missing := {"records", "tokens", "bits", "rank"} - content.plan.keys()):
         raise DataError(
-            f"The plan lacks {', '.join(sorted(missing))}, so it cannot say whether the facts fit. Write it again with "
-            f"`memlaw plan --json`."
+            f"The plan lacks {', '.join(sorted(missing))}, so it cannot tell whether the facts fit. Write it again "
+            f"with `memlaw plan --json`."
         )
     script, families = _script(), named_families(content.cells, content.sources)
     return _template().render(
-        script=Markup(script),  # a file of this package
+        script=Markup(script),  # safe: a file of this package
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         title=content.title,
         answers=[

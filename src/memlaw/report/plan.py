@@ -1,4 +1,4 @@
-"""Plans as the template takes them."""
+"""Plans, as the template needs them."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ def plan_view(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(label, text), the text empty where the plan does not say: those of earlier versions say less."""
+    """(label, text); the text is empty if the plan has no such part, as plans of earlier versions."""
     saturation, cost = plan.get("saturation") or {}, plan.get("cost") or {}
     chances = (f"rank {row['rank']}: {share(row['probability'])}" for row in plan.get("probabilities", ()))
     thumb = plan.get("rule_of_thumb")
     return [
         ("memory set", f"{plan_size(plan)}, about {number(plan['bits'])} bits"),
-        ("to be reached", plan_target(plan.get("target"))),
+        ("target", plan_target(plan.get("target"))),
         ("placement", str(plan.get("placement") or "")),
         ("rank", _plan_rank(plan)),
         ("probability", ", ".join(chances)),
         ("several adapters", _plan_split(plan.get("split") or {})),
-        ("mean loss to reach", _plan_loss(plan)),
+        ("mean loss needed", _plan_loss(plan)),
         (
             "mean loss under ln 2",
             f"from rank {number(saturation.get('value'))}{interval(saturation)}" if saturation else "",
         ),
-        ("what it holds", _plan_capacity(plan.get("capacity") or {})),
+        ("capacity", _plan_capacity(plan.get("capacity") or {})),
         ("rule of thumb", f"rank {number(thumb)}: as many adapter parameters as target tokens" if thumb else ""),
-        ("by the law of", _plan_law(plan.get("law") or {})),
-        ("how near it is", " ".join((plan.get("law") or {}).get("near", ()))),
+        ("law", _plan_law(plan.get("law") or {})),
+        ("how close the law is", " ".join((plan.get("law") or {}).get("near", ()))),
         ("adapter", _plan_adapter(cost)),
         ("training", _plan_work(cost)),
     ]
@@ -48,7 +48,7 @@ def _plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _plan_rank(plan: Mapping[str, Any]) -> str:
     rank, most, sure = plan["rank"], plan.get("largest_rank"), plan.get("sure")
-    certain = f"; 95 % sure from rank {number(sure)}" if sure else ""
+    certain = f"; 95 % certain from rank {number(sure)}" if sure else ""
     return f"{number(rank.get('value'))}{interval(rank)}{certain}" + (
         f"; this placement allows {number(most)}" if most else ""
     )
@@ -67,14 +67,14 @@ def _plan_loss(plan: Mapping[str, Any]) -> str:
     needed = plan.get("loss_needed")
     if not needed:
         return ""
-    return f"{number(needed.get('nats'))} nats a token, from {number(plan.get('loss_init'))}. {needed.get('why', '')}"
+    return f"{number(needed.get('nats'))} nats per token, from {number(plan.get('loss_init'))}. {needed.get('why', '')}"
 
 
 def _plan_capacity(capacity: Mapping[str, Any]) -> str:
     if not capacity:
         return ""
     full = capacity.get("saturates")
-    under = f"; its mean loss is under ln 2 up to {number(full)}" if full else ""
+    under = f"; mean loss under ln 2 up to {number(full)}" if full else ""
     return f"rank {number(capacity['rank'])}: {number(capacity['tokens'])} target tokens{interval(capacity)}{under}"
 
 
@@ -87,12 +87,12 @@ def _plan_adapter(cost: Mapping[str, Any]) -> str:
     if not cost:
         return ""
     optimizer = cost.get("optimizer_bytes")
-    more = f"; {number(optimizer / 1000)} kB more to train it" if optimizer else ""
+    more = f"; training takes another {number(optimizer / 1000)} kB" if optimizer else ""
     size = number(cost.get("adapter_bytes", 0) / 1000)
     return f"{number(cost.get('adapter_parameters'))} parameters, {size} kB{more}"
 
 
 def _plan_work(cost: Mapping[str, Any]) -> str:
-    """What training takes at most, as far as it is known."""
-    units = (("steps", "steps"), ("training_flops", "operations"), ("seconds", "s on the machine it was planned on"))
+    """Upper limits of the training's cost, as far as they are known."""
+    units = (("steps", "steps"), ("training_flops", "operations"), ("seconds", "s on the machine of the plan"))
     return ", ".join(f"{number(cost[key])} {unit}" for key, unit in units if cost.get(key))

@@ -1,4 +1,4 @@
-"""The recall as the template and the script take it: overview, record, token."""
+"""Recall, as the template and the script need it: overview, records, tokens."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from memlaw.report.figures import Strip
 from memlaw.report.words import count, number
 
 WORST_RECORDS = 12
-"""Records shown token by token, the worst first, where the page is printed or runs no script."""
+"""Number of records shown token by token, the worst first, on paper or without the script."""
 
 SHOWN_TOKENS = 60_000
-"""Target tokens, in the worst records, that the page can show one by one; more would make it too large to send."""
+"""Maximum number of target tokens in the list of records; with more, the page would be too large to send."""
 
 
 def recall_view(recall: RecallReport, texts: Texts | None, advice: Sequence[str]) -> dict[str, Any]:
-    """Overview, worst records and the data of the list; `texts` only where target text may be shown.
+    """Overview, worst records and the data of the list; pass `texts` only if target text may be shown.
 
-    Raises DataError for a record whose text has not one string for each of its tokens.
+    Raises DataError for a record without exactly one text for each of its tokens.
     """
-    shown, found = worst(recall, WORST_RECORDS), patterns(recall)
+    shown, common = worst(recall, WORST_RECORDS), patterns(recall)
     listed = _listed(recall)
     return {
         "report": recall,
         "ln2": LN2,
-        "patterns": found,
-        "causes": _causes(recall, found),
+        "patterns": common,
+        "causes": _causes(recall, common),
         "advice": advice,
-        "figures": _recall_figures(recall, shown[0], found),
+        "figures": _recall_figures(recall, shown[0], common),
         "rows": [_record_view(item, texts) for item in shown],
         "list": [_list_view(item, texts) for item in listed],
         "unlisted": recall.records - len(listed),
@@ -46,31 +46,34 @@ def recall_view(recall: RecallReport, texts: Texts | None, advice: Sequence[str]
 
 _CAUSES: dict[Reason, str] = {
     "stubborn": "a token with p at most 1/2",
-    "unreachable": "a token that no adapter can give p > 1/2",
+    "unreachable": "a token that no adapter can raise above p = 1/2",
     "stopped_early": "the output ends too early",
-    "ran_on": "the output does not end where it should",
-    "after_end": "the target goes on behind an end of sequence",
-    "near_tie": "two tokens so close that rounding decides",
-    "unproven": "verbatim, but a token with p at most 1/2",
-    "too_thin": "ordered, but by less than rounding can take away",
+    "ran_on": "the output does not end at the end of the target",
+    "after_end": "the target continues after an end of sequence",
+    "near_tie": "two tokens so close that rounding decides between them",
+    "unproven": "verbatim, but with a token of p at most 1/2",
+    "too_thin": "ordered, but by less than the rounding error",
 }
 
 
-def _causes(recall: RecallReport, found: Patterns) -> list[tuple[str, str]]:
-    """(cause, how often) of the records that are not certified, and what else they have in common."""
+def _causes(recall: RecallReport, common: Patterns) -> list[tuple[str, str]]:
+    """(cause, how often) for the records that are not certified, and what they have in common."""
     rows = [(_CAUSES[reason], count(often, "record")) for reason, often in _by_count(recall).items()]
-    if found.one_token_short:
+    if common.one_token_short:
         rows.append(
             (
                 "one token short of verbatim",
-                f"{number(found.one_token_short)} of {count(found.failures or 0, 'failure')}",
+                f"{number(common.one_token_short)} of {count(common.failures or 0, 'failure')}",
             )
         )
-    if found.unreachable is not None and found.stubborn:
+    if common.unreachable is not None and common.stubborn:
         rows.append(
-            ("out of reach of any adapter", f"{number(found.unreachable)} of {count(found.stubborn, 'stubborn token')}")
+            (
+                "unreachable for any adapter",
+                f"{number(common.unreachable)} of {count(common.stubborn, 'stubborn token')}",
+            )
         )
-    if (related := found.stubborn_vs_failure) is not None:
+    if (related := common.stubborn_vs_failure) is not None:
         spread = f"(95 %: {number(related.low, 2)} to {number(related.high, 2)}, {count(related.n, 'record')})"
         rows.append(
             ("earliest stubborn token and first failure", f"Spearman correlation {number(related.value, 2)} {spread}")
@@ -90,7 +93,7 @@ def _listed(recall: RecallReport) -> tuple[RecordRecall, ...]:
 
 
 def _list_view(item: RecordRecall, texts: Texts | None) -> dict[str, Any]:
-    """One record for the script. `kinds` has a letter a token: o ordered, s stubborn; a capital where decoded wrong."""
+    """One record for the script. `kinds` has a letter per token: o ordered, s stubborn; a capital if decoded wrong."""
     hits = item.tokens.decoded or (True,) * item.length
     kinds = ("o" if is_ordered(nll) else "s" for nll in item.tokens.nll)
     return {
@@ -118,24 +121,24 @@ def _short(nll: float) -> float:
     return float(f"{nll:.3g}")
 
 
-def _recall_figures(recall: RecallReport, weakest: RecordRecall, found: Patterns) -> list[dict[str, Any]]:
+def _recall_figures(recall: RecallReport, weakest: RecordRecall, common: Patterns) -> list[dict[str, Any]]:
     strip = figures.strip_curve(weakest)
     size = figures.positions_size(len(strip.p))
     mark = (
-        "" if weakest.first_failure is None else " The triangle marks the first token that greedy decoding got wrong."
+        "" if weakest.first_failure is None else " The triangle marks the first token that greedy decoding gets wrong."
     )
     caption = f"Probability of each target token of the weakest record. Dashed: p = 1/2.{mark}"
     shown = [plot(figures.sketch(figures.draw_strip, strip, size=size), "strip", caption)]
     troubled = any(item.earliest_stubborn is not None or item.exact is False for item in recall.items)
     if troubled and recall.records > 1:
-        failures = figures.failure_curve(recall)
+        failures = figures.failure_histogram(recall)
         size = figures.positions_size(len(failures.first_failure))
-        caption = "Where records break: how many have their first trouble at each target position."
+        caption = "Where records fail: number of records whose first failure is at each target position."
         shown.insert(0, plot(figures.sketch(figures.draw_failures, failures, size=size), "failures", caption))
-    if found.stubborn_vs_failure is not None:
+    if common.stubborn_vs_failure is not None:
         caption = (
-            "Failing records by their earliest stubborn token and the first failure of decoding; larger: more records. "
-            "On the dashed line the first stubborn token was where decoding went wrong."
+            "Failing records by their earliest stubborn token and the first failure of greedy decoding; larger dots "
+            "are more records. On the dashed line, decoding fails at the first stubborn token."
         )
         scatter = figures.sketch(figures.draw_failure_scatter, figures.failure_scatter(recall))
         shown.insert(1, plot(scatter, "scatter", caption))
@@ -154,7 +157,7 @@ def _record_view(item: RecordRecall, texts: Texts | None) -> dict[str, Any]:
 
 def _bar_view(strip: Strip, index: int) -> dict[str, Any]:
     start, last = int(strip.start[index]), int(strip.stop[index]) - 1
-    where = f"position {start:,}" if start == last else f"positions {start:,} to {last:,}, weakest"
+    where = f"position {start:,}" if start == last else f"weakest of positions {start:,} to {last:,}"
     kind = "ordered" if strip.ordered[index] else "stubborn"
     wrong = bool(strip.wrong[index])
     p = float(strip.p[index])
@@ -167,11 +170,11 @@ def _bar_view(strip: Strip, index: int) -> dict[str, Any]:
 
 
 def _text_view(item: RecordRecall, pieces: Sequence[str]) -> list[tuple[str, str]]:
-    """(text, kind) of every target token."""
+    """(text, kind) of every target token. Raises DataError."""
     if len(pieces) != item.length:
         raise DataError(
-            f"Record {item.id!r} has {item.length} target tokens but {len(pieces)} pieces of text, so colours would "
-            f"fall on the wrong ones. Pass the memory set and tokenizer that were recalled."
+            f"Record {item.id!r} has {item.length} target tokens but {len(pieces)} texts of tokens, so colours would "
+            f"mark the wrong ones. Use the memory set and tokenizer of the recall."
         )
     return [
         (text, "ordered" if is_ordered(nll) else "stubborn") for text, nll in zip(pieces, item.tokens.nll, strict=True)

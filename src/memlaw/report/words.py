@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them."""
+"""Numbers and estimates in words."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 DASH = "\N{EN DASH}"
-"""Stands for what is not known."""
+"""Stands for an unknown value."""
 
 MINUS = "\N{MINUS SIGN}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for a reader: thousands apart, `digits` significant digits, a dash for what is not known."""
+    """A number with `digits` significant digits and separated thousands; a dash for an unknown value."""
     if value is None or not math.isfinite(value):
         return DASH
     if isinstance(value, int) or 10**digits <= abs(value) < 1e9:
@@ -27,7 +27,7 @@ def nats(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """A share as percent, never rounded to all or to nothing."""
+    """A share in percent; only 0 and 1 themselves become 0 % and 100 %."""
     if value is None:
         return DASH
     return f"{100 * value:.0f} %" if value in (0, 1) else f"{min(max(100 * value, 0.1), 99.9):.1f} %"
@@ -38,19 +38,19 @@ def count(number: int, noun: str) -> str:
 
 
 def interval(estimate: Mapping[str, Any]) -> str:
-    """The 95% interval of an estimate that has one; a rank without an upper end may be beyond any."""
+    """The 95% interval of an estimate, or nothing; an interval without an upper end is open."""
     low, high = estimate.get("low"), estimate.get("high")
     if low is None:
         return ""
-    return f" (95 %: {number(low)} {'and more' if high is None else f'to {number(high)}'})"
+    return f" (95 %: {number(low)} {'or more' if high is None else f'to {number(high)}'})"
 
 
 def plan_target(target: Any) -> str:
-    """What a plan aims at; earlier versions wrote the share alone."""
+    """The target of a plan; earlier versions wrote the share alone."""
     if not isinstance(target, Mapping):
         target = {"share": target}
     if target.get("loss") is not None:
-        return f"a mean loss of {number(target['loss'])} nats a token"
+        return f"a mean loss of {number(target['loss'])} nats per token"
     if target.get("share") is None:
         return ""
     return "all facts, verbatim" if target["share"] == 1 else f"{share(target['share'])} of the facts, verbatim"

@@ -1,7 +1,7 @@
-"""A probe for a given time: which cells make a plan sharp soonest, and when it is sharp enough.
+"""A probe with a time budget: which cells sharpen a plan fastest, and when the plan is sharp enough.
 
-Each pack is judged by what its cells would take from the variance of ln size at the set to be planned for, by the law
-as known so far (c-optimal design), for each second that training it should take.
+A pack scores the reduction of the variance of ln size at the planned set, by the law as known so far (c-optimal
+design), per second of its expected training time.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.facts import EncodedFact
 from memlaw.core.points import LawPoint
 from memlaw.data import target_tokens
-from memlaw.law import FORMS, Array, compare, fit_law, points_from_results
+from memlaw.law import FORMS, compare, fit_law, points_from_results
 from memlaw.law.bits import memoryless_loss
+from memlaw.law.growth import Array
 from memlaw.planning import DRIFT, AdapterPlacement, KnownLaw, MeasuredSet, Plan, plan, recall_curve
-from memlaw.sweep.laws import recalled
+from memlaw.sweep.laws import cell_recalls
 from memlaw.sweep.pack import Pack
 
 if TYPE_CHECKING:
@@ -35,29 +36,30 @@ if TYPE_CHECKING:
     from memlaw.sweep.config import ProbeConfig
 
 NARROW = 2.0
-"""Ratio of the ends of a rank's 95% interval at which a plan is sharp enough."""
+"""A plan is sharp enough once the ends of its rank's 95% interval differ by this factor or less."""
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 
 SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
-"""Of the whole set, the lengths among which a budgeted probe chooses."""
+"""Lengths that a budgeted probe chooses from, as shares of the whole set."""
 
 _CURVE = FORMS["memory"]
 
 _PRIOR_DEVIATION = np.array([1.0, 0.3, 0.3, 0.5])
-"""Of (ln C, alpha, beta, ln n) before any cell: what models from 2 million to 8 billion parameters differ by."""
+"""Standard deviations of (ln C, alpha, beta, ln n) before any cell: the spread over models from 2 million to 8 billion
+parameters."""
 
 _PRIOR_EXPONENTS = (0.75, 0.5, math.log(5))
 
 _SIGMA = 0.1
-"""Nats by which a cell scatters, until cells say better."""
+"""Scatter of a cell in nats, until the cells themselves tell."""
 
 _STEP = 1e-4
 
 
 @dataclass(frozen=True)
 class Goal:
-    """The set that is to be planned for."""
+    """The set to plan for."""
 
     records: int
     tokens: int
@@ -67,8 +69,8 @@ class Goal:
     placement: AdapterPlacement
 
     @classmethod
-    def of(cls, base: Base, facts: Sequence[EncodedFact], placement: AdapterPlacement) -> Goal:
-        """All of these facts, with the base's own loss on them."""
+    def measured(cls, base: Base, facts: Sequence[EncodedFact], placement: AdapterPlacement) -> Goal:
+        """The goal to store all of these facts, with the loss of the base on them."""
         from memlaw.diagnosis.measure import measure
         from memlaw.model.outline_from_module import outline_of_model
 
@@ -78,71 +80,76 @@ class Goal:
         return cls(len(facts), target_tokens(facts), loss_init, memoryless, placement)
 
 
-def seconds_of(text: str) -> float:
+def parse_seconds(text: str) -> float:
     """`90`, `90s`, `10m` or `2h` in seconds. Raises ConfigError."""
     match = re.fullmatch(r"(\d*\.?\d+)\s*([smh]?)", text.strip())
     if match is None or float(match[1]) == 0:
-        raise ConfigError(f"A budget of {text!r} is no time. Write 90s, 10m or 2h.")
+        raise ConfigError(f"The budget {text!r} is not a duration. Write it as 90s, 10m or 2h.")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def grid(facts: Sequence[EncodedFact], placement: AdapterPlacement) -> dict[str, list[int]]:
-    """Ranks and lengths to choose from: what the placement allows, and shares of the set; one record is the least."""
-    tokens, least = target_tokens(facts), 1 if len(facts) == 1 else facts[0].length
+def candidate_axes(facts: Sequence[EncodedFact], placement: AdapterPlacement) -> dict[str, list[int]]:
+    """Ranks and lengths to choose from: all that the placement allows, and shares of the set of one record or more."""
+    tokens, shortest = target_tokens(facts), 1 if len(facts) == 1 else facts[0].length
     return {
         "ranks": [rank for rank in RANKS if rank <= placement.max_rank],
-        "lengths": sorted({max(least, round(share * tokens)) for share in SHARES}),
+        "lengths": sorted({max(shortest, round(share * tokens)) for share in SHARES}),
     }
 
 
 class Budget:
-    """Chooses one pack after the other for `memlaw.sweep.probe.probe`, until the time is up or the plan is sharp.
+    """A `PackChooser` that picks packs until the time is up or the plan is sharp.
 
-    No pack is begun that should take longer than what is left; the first is the cheapest, and says how fast this is.
+    It never starts a pack that should take longer than the time left. The first pack is the cheapest, which tells the
+    speed of this machine.
     """
 
     def __init__(self, seconds: float, goal: Goal, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds, self.goal, self._clock = seconds, goal, clock
         self._begun: list[tuple[float, float]] = []
-        """(when, cost) of each pack chosen."""
+        """(start, cost) of each chosen pack."""
         self._start = clock()
         self.why = ""
-        """Why no more packs were chosen."""
+        """Why it stopped."""
 
     def __call__(self, packs: Sequence[Pack], results: Sequence[CellResult]) -> Pack | None:
         points = points_from_results(results)
         if self._sharp(points, results):
             return None
         rate, left = self._rate(), self.seconds - (self._clock() - self._start)
-        able = [pack for pack in packs if (rate or 0.0) * _cost(pack) <= left]
-        if left <= 0 or not able:
-            self.why = f"The {self.seconds:,.0f} s are used up, or too little is left for any of the other cells."
+        affordable = [pack for pack in packs if (rate or 0.0) * _cost(pack) <= left]
+        if left <= 0 or not affordable:
+            self.why = f"The budget of {self.seconds:,.0f} s is used up, or too short for any of the other cells."
             return None
-        belief = _Belief(self.goal, points)
-        chosen = min(able, key=_cost) if rate is None else max(able, key=lambda pack: belief.gain(pack) / _cost(pack))
+        if rate is None:
+            chosen = min(affordable, key=_cost)
+        else:
+            belief = _Belief(self.goal, points)
+            chosen = max(affordable, key=lambda pack: belief.gain(pack) / _cost(pack))
         self._begun.append((self._clock(), _cost(chosen)))
         return chosen
 
     def _rate(self) -> float | None:
-        """Seconds per unit of cost so far; None before the first pack is done."""
+        """Seconds per unit of cost so far; None before the first pack has finished."""
         if not self._begun:
             return None
-        times = [when for when, _ in self._begun] + [self._clock()]
+        times = [start for start, _ in self._begun] + [self._clock()]
         return sum(later - earlier for earlier, later in pairwise(times)) / sum(cost for _, cost in self._begun)
 
     def _sharp(self, points: Sequence[LawPoint], results: Sequence[CellResult]) -> bool:
-        answer = planned(self.goal, points, results)
-        if answer is None or answer.rank.low is None or answer.rank.high is None or answer.rank.value is None:
+        current = plan_by_cells(self.goal, points, results)
+        if current is None or current.rank.low is None or current.rank.high is None or current.rank.value is None:
             return False
-        if answer.rank.high > NARROW * answer.rank.low:
+        if current.rank.high > NARROW * current.rank.low:
             return False
-        low, high = answer.rank.low, answer.rank.high
-        self.why = f"The plan is sharp enough: rank {answer.rank.value} (95%: {low} to {high})."
+        self.why = (
+            f"The plan is sharp enough: rank {current.rank.value} (95%: {current.rank.low} to {current.rank.high})."
+        )
         return True
 
 
-def planned(goal: Goal, points: Sequence[LawPoint], results: Sequence[CellResult]) -> Plan | None:
-    """The plan that these cells allow; None where they allow none that can be believed."""
+def plan_by_cells(goal: Goal, points: Sequence[LawPoint], results: Sequence[CellResult]) -> Plan | None:
+    """The plan by the law of these cells; None if no reliable law can be fitted to them."""
     try:
         law = compare(points).best_to_plan if points else None
     except FitError:
@@ -152,16 +159,16 @@ def planned(goal: Goal, points: Sequence[LawPoint], results: Sequence[CellResult
     facts = MeasuredSet(
         records=goal.records, tokens=goal.tokens, loss_init=goal.loss_init, loss_memoryless=goal.loss_memoryless
     )
-    return plan(KnownLaw(law, recalled(results)), facts, goal.placement)
+    return plan(KnownLaw(law, cell_recalls(results)), facts, goal.placement)
 
 
 def _cost(pack: Pack) -> float:
-    """Target tokens that its training passes, all adapters together."""
+    """Target tokens that its training passes through, all adapters together."""
     return float(sum(cell.length * cell.train.steps for cell in pack))
 
 
 class _Belief:
-    """The law as far as some cells tell it, and what others would add."""
+    """The law as far as some cells determine it, and what others would add."""
 
     def __init__(self, goal: Goal, points: Sequence[LawPoint]) -> None:
         self.level, self.tokens = goal.loss_memoryless, goal.tokens
@@ -172,13 +179,15 @@ class _Belief:
             self.information = np.linalg.pinv(np.array(law.covariance))
         else:
             self.theta, self.sigma = _prior(goal), _SIGMA
-            self.information = np.diag(_PRIOR_DEVIATION**-2.0) + self._from([(p.rank, p.length) for p in points])
+            self.information = np.diag(_PRIOR_DEVIATION**-2.0) + self._information_of(
+                [(p.rank, p.length) for p in points]
+            )
         needed = float(recall_curve().loss_for(math.log(2) / goal.tokens))
         self.delta = self.level - min(needed, self.level / 2)
 
     def gain(self, pack: Pack) -> float:
-        """What these cells would take from the variance of ln size at the goal."""
-        more = self.information + self._from([(cell.rank, cell.length) for cell in pack])
+        """Reduction of the variance of ln size at the goal by these cells."""
+        more = self.information + self._information_of([(cell.rank, cell.length) for cell in pack])
         longest = max(self.longest, *(cell.length for cell in pack))
         return self._variance(self.information, self.longest) - self._variance(more, longest)
 
@@ -189,7 +198,7 @@ class _Belief:
 
     @cached_property
     def _slope(self) -> Array:
-        """Of ln size at the goal, in theta."""
+        """d ln size / d theta at the goal, [p]."""
         steps = _STEP * np.eye(len(self.theta))
         above, below = (np.array([self._log_size(self.theta + sign * step) for step in steps]) for sign in (1, -1))
         return np.asarray((above - below) / (2 * _STEP))
@@ -197,8 +206,8 @@ class _Belief:
     def _log_size(self, theta: Array) -> float:
         return float(np.log(_CURVE.size_for(theta, self.tokens, self.delta, self.level)))
 
-    def _from(self, cells: Sequence[tuple[float, float]]) -> Array:
-        """The information of cells at these ranks and lengths, [p, p]."""
+    def _information_of(self, cells: Sequence[tuple[float, float]]) -> Array:
+        """Fisher information of cells at these (rank, length), [p, p]."""
         if not cells:
             return np.zeros((len(self.theta),) * 2)
         x, y = np.log(np.array(cells, dtype=float)).T
@@ -207,7 +216,7 @@ class _Belief:
 
 
 def _prior(goal: Goal) -> Array:
-    """theta by which a middling rank just holds a middling part of the set."""
+    """theta of a law by which rank 8 just holds a quarter of the set."""
     alpha, beta, log_n = _PRIOR_EXPONENTS
     log_c = math.log(goal.loss_memoryless) - alpha * math.log(8) + beta * math.log(max(goal.tokens / 4, 1))
     return np.array([log_c, alpha, beta, log_n])
@@ -216,15 +225,18 @@ def _prior(goal: Goal) -> Array:
 def within_budget(
     base: Base, memory_set: MemorySet, seconds: float, config: Path | None, flags: dict[str, Any]
 ) -> tuple[ProbeConfig, Budget]:
-    """The grid to choose from, unless ranks and lengths are given, and what chooses."""
+    """The settings of the probe, by default with `candidate_axes`, and the budget that chooses. Raises ConfigError."""
     from memlaw.adapter.on_model import placement_on
     from memlaw.data import encode
     from memlaw.sweep.config import ProbeConfig
 
     facts = encode(memory_set, base.tokenizer, context=base.context)
-    where = placement_on(flags.get("placement"), base.model)
-    settings = ProbeConfig(**(grid(facts, where) | flags)) if config is None else ProbeConfig.from_yaml(config, flags)
+    if config is None:
+        axes = candidate_axes(facts, placement_on(flags.get("placement"), base.model))
+        settings = ProbeConfig(**(axes | flags))
+    else:
+        settings = ProbeConfig.from_yaml(config, flags)
     if len(settings.methods) > 1:
-        raise ConfigError("A budget is for one law, and a law is of one method: give one of --methods.")
-    where = placement_on(settings.placement, base.model)
-    return settings, Budget(seconds, Goal.of(base, facts, where))
+        raise ConfigError("A budget sharpens one law, and a law holds for one method. Choose one of --methods.")
+    goal = Goal.measured(base, facts, placement_on(settings.placement, base.model))
+    return settings, Budget(seconds, goal)

@@ -26,51 +26,44 @@ Counts = Annotated[tuple[Count, ...], *Axis, Choose("whole numbers from 1 up, su
 
 @settings
 class ProbeConfig(Recipe):
-    """The grid of a probe and how each of its cells is trained; a YAML file has the same names.
+    """The grid of a probe and how each of its cells is trained; a YAML file uses the same names.
 
-    The order of an axis and repeated values mean nothing. Raises ConfigError for settings that are unknown, missing or
-    out of range.
+    The order of the values on an axis and repeated values have no effect. Raises ConfigError for settings that are
+    unknown, missing or out of range.
     """
 
     ranks: Counts
     """LoRA ranks, such as [1, 2, 4]."""
     lengths: Counts
-    """Target tokens, such as [16, 32]; each takes the longest prefix of whole records with at most that many, or cuts
-    one long target."""
+    """Target tokens, such as [16, 32]: each is the longest prefix of whole records with at most that many, or that many
+    of one long target."""
     methods: Annotated[tuple[Method, ...], *Axis] = (TrainConfig.method,)
     """Token weights of the loss."""
     seeds: Annotated[tuple[Seed, ...], *Axis, Choose("whole numbers from 0 to 4294967295, such as [0, 1, 2]")] = (
         TrainConfig.seed,
     )
-    """Of the initial weights, the data order and dropout."""
+    """Seeds of the initial weights, the data order and dropout."""
     placement: str | None = None
-    """Where the adapters sit; None: the default place of the model."""
+    """Where the adapters sit; None: the model's default placement."""
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> ProbeConfig:
-        """Read a YAML file of settings; `overrides` (flags that were given) win over it. Raises ConfigError."""
+        """Read a YAML file of settings; `overrides`, such as command-line flags, win over it. Raises ConfigError."""
         try:
             given = yaml.safe_load(Path(path).read_bytes())
         except OSError as error:
             raise ConfigError(f"Cannot read the settings in {path}: {error.strerror or error}.") from error
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is not YAML: {_yaml_fault(error)}. Write one `name: value` a line.") from None
+            raise ConfigError(f"{path} is not YAML: {_yaml_fault(error)}. Write one `name: value` per line.") from None
         if not isinstance(given, dict):
-            raise ConfigError(f"{path} holds no settings. Write one `name: value` a line, such as `ranks: [1, 2, 4]`.")
+            raise ConfigError(f"{path} has no settings. Write one `name: value` per line, such as `ranks: [1, 2, 4]`.")
         try:
-            return cls(
-                **{
-                    str(name): value
-                    for name, value in (
-                        {name: _number(value) for name, value in given.items()} | dict(overrides or {})
-                    ).items()
-                }
-            )
+            return cls(**{str(name): _number(value) for name, value in given.items()} | dict(overrides or {}))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
     def train(self, method: Method, seed: int) -> TrainConfig:
-        """The training of one cell."""
+        """The training settings of one cell."""
         return TrainConfig(method=method, seed=seed, **{name: getattr(self, name) for name in names(Recipe)})
 
 
@@ -78,12 +71,12 @@ _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; nobody who writes it means that."""
+    """`value`, or the number that it spells: YAML 1.1 reads 1e-4 as text."""
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def _yaml_fault(error: BaseException) -> str:
-    """What is wrong and where, without a word of the file: it may have been a file of facts."""
+    """What is wrong and on which line, without any text of the file, which may be a file of facts."""
     text = one_line(error)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         text = f"{error.problem} at line {error.problem_mark.line + 1}"

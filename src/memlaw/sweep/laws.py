@@ -21,34 +21,34 @@ from memlaw.sweep.journal import PROBE, Journal
 def law_chooser(
     source: Path | KnownLaw | None, cells: Path | None = None, *, shelf: Iterable[KnownLaw] = ()
 ) -> LawChooser:
-    """Which law a plan rests on: the one named by `source`, or the nearest of those on the `shelf`.
+    """A chooser that returns the law of `source`, or the nearest law on the `shelf`.
 
-    `source` is a law, a file of `memlaw fit --save` or a probe. `cells` is a probe of a few cells of the kind of facts
-    in question: the law is calibrated to them, and they say which loss recall needs. Everything is read here, before
-    the model is. Raises FitError, JournalError, ConfigError; so does the chooser, for cells of another model or
-    placement.
+    `source` is a law, a file of `memlaw fit --save` or a probe. `cells` is a probe of a few cells on facts like those
+    to be planned for: the law is calibrated to them, and they tell which loss recall needs. All files are read here,
+    before a model is loaded. Raises FitError, JournalError, ConfigError, as does the chooser for cells that do not
+    apply.
     """
     known = known_law(source) if isinstance(source, Path) else source
     few = None if cells is None else _of_one_method(probe_results(cells), cells)
     if few is not None and not points_from_results(few):
-        raise FitError(f"{cells} has no finished cell to calibrate a law with. Run its probe again, or leave it out.")
+        raise FitError(f"{cells} has no finished cell to calibrate a law with. Rerun its probe, or leave out --cells.")
 
     def choose(use: PlanContext) -> KnownLaw:
         chosen = nearest(shelf, use) if known is None else adapt_law(known, use)
         if few is None or cells is None:
             return chosen
         _check_cells(_origin(few, cells), cells, use)
-        return replace(chosen, law=calibrate(chosen.law, points_from_results(few)), cells=recalled(few))
+        return replace(chosen, law=calibrate(chosen.law, points_from_results(few)), cells=cell_recalls(few))
 
     return choose
 
 
 def _check_cells(origin: Origin, cells: Path, use: PlanContext) -> None:
-    """What another model or placement holds says nothing of this one's."""
+    """Raises FitError for cells of another model, tokenizer or placement, whose capacity may be any."""
     if origin.placement != use.placement:
         raise FitError(
-            f"The cells in {cells} were trained at {origin.placement}, and the plan is for {use.placement}, where a "
-            "rank holds another amount. Plan with their --placement, or probe a few cells at this one."
+            f"The cells in {cells} were trained at {origin.placement}, but the plan is for {use.placement}, where the "
+            "same rank holds a different amount. Plan with their --placement, or probe a few cells at this one."
         )
     pairs = (
         (origin.outline, use.outline),
@@ -57,29 +57,29 @@ def _check_cells(origin: Origin, cells: Path, use: PlanContext) -> None:
     )
     if any(None not in pair and pair[0] != pair[1] for pair in pairs):
         raise FitError(
-            f"The cells in {cells} were trained on another model or with another tokenizer (theirs was "
-            f"{origin.model}), so they say nothing of {use.model}. Probe a few cells on it, or leave them out."
+            f"The cells in {cells} were trained on another model or tokenizer (there {origin.model}, here "
+            f"{use.model}), so they do not apply. Probe a few cells on it, or leave out --cells."
         )
 
 
 def known_law(source: Path) -> KnownLaw:
-    """The law in a file, or the better form fitted to a probe. Raises FitError, JournalError, ConfigError."""
+    """The law in a file, or the best one for plans fitted to a probe. Raises FitError, JournalError, ConfigError."""
     if not source.is_dir():
         return KnownLaw.from_json(read_text(source), name=str(source))
     results = _of_one_method(probe_results(source), source)
-    return kept_with(compare(points_from_results(results), source=str(source)).best_to_plan, results, source)
+    return with_cells(compare(points_from_results(results), source=str(source)).best_to_plan, results, source)
 
 
 def with_origin(law: LawFit, source: Path, method: str | None = None) -> KnownLaw:
-    """A law fitted to `law_points` of the same source and method, with what else is known of that source."""
+    """A law fitted to `law_points` of the same source and method; if that is a probe, with its origin and recall."""
     if not source.is_dir():
         return KnownLaw(law)
-    return kept_with(law, _of_one_method(probe_results(source), source, method), source)
+    return with_cells(law, _of_one_method(probe_results(source), source, method), source)
 
 
-def kept_with(law: LawFit, results: Sequence[CellResult], source: Path) -> KnownLaw:
-    """A law fitted to the cells of a probe, with where they come from and what they say of recall."""
-    return KnownLaw(replace(law, origin=_origin(results, source)), recalled(results))
+def with_cells(law: LawFit, results: Sequence[CellResult], source: Path) -> KnownLaw:
+    """A law fitted to the cells of a probe, with their origin and recall."""
+    return KnownLaw(replace(law, origin=_origin(results, source)), cell_recalls(results))
 
 
 def _origin(results: Sequence[CellResult], source: Path) -> Origin:
@@ -104,8 +104,8 @@ def _origin(results: Sequence[CellResult], source: Path) -> Origin:
     )
 
 
-def recalled(results: Sequence[CellResult]) -> tuple[CellRecall, ...]:
-    """What finished cells say of the loss at which records come back verbatim."""
+def cell_recalls(results: Sequence[CellResult]) -> tuple[CellRecall, ...]:
+    """Final loss and number of records recalled, for every finished cell."""
     return tuple(
         CellRecall(result.loss_final, round(result.acc_em * result.records), result.records, result.cell.length)
         for result in results
@@ -119,26 +119,29 @@ def law_points(source: Path, method: str | None = None, axis: Axis = "rank") -> 
         return points_from_results(_of_one_method(probe_results(source), source, method), axis=axis)
     if method is not None:
         raise ConfigError(
-            f"{source} is no directory of a probe, and the cells of a table have no --method. Leave it out."
+            f"{source} is not a probe directory, and the points of a table have no method. Leave out --method."
         )
     return read_points(source)
 
 
 def _of_one_method(results: Sequence[CellResult], source: Path, method: str | None = None) -> tuple[CellResult, ...]:
-    """The cells trained by `method`, or all of them where they were trained by one."""
+    """The cells trained by `method`; without it, all cells, which must share one method. Raises ConfigError."""
     methods = sorted({result.cell.train.method for result in results})
     if method is not None and method not in methods:
-        raise ConfigError(f"{source} holds no cell of the method {method}; it has {', '.join(methods) or 'none'}.")
+        raise ConfigError(f"{source} has no cell of the method {method}. Its methods: {', '.join(methods) or 'none'}.")
     if method is None and len(methods) > 1:
         raise ConfigError(
-            f"{source} holds cells of the methods {' and '.join(methods)}, and a law is of one method. Choose with "
-            f"--method: `memlaw fit {source} --method {methods[0]} --save law.json`, whose file `memlaw plan` takes."
+            f"{source} has cells of the methods {' and '.join(methods)}, but a law holds for one method. Choose it "
+            f"with --method: `memlaw fit {source} --method {methods[0]} --save law.json`, then pass the file to "
+            "`memlaw plan`."
         )
     return tuple(result for result in results if method in (None, result.cell.train.method))
 
 
 def probe_results(directory: Path) -> tuple[CellResult, ...]:
-    """Every verified cell of one probe. Raises JournalError if the directory is none."""
+    """Every verified cell of one probe. Raises JournalError if `directory` is not a probe directory."""
     if not (directory / PROBE).exists():
-        raise JournalError(f"{directory} is not a probe: it has no {PROBE}. Give what `memlaw probe --out` wrote.")
+        raise JournalError(
+            f"{directory} is not a probe directory: it has no {PROBE}. Give what `memlaw probe --out` wrote."
+        )
     return Journal(directory).results()

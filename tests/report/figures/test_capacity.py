@@ -13,24 +13,24 @@ from memlaw.report import figures
 
 def test_a_rank_curve_has_one_series_a_length_and_the_law_through_it():
     curve = figures.rank_curve(points(), PowerLaw())
-    assert (curve.along, curve.held) == ("rank", "length")
-    assert [series.held for series in curve.series] == [16, 64, 256]
+    assert (curve.along, curve.fixed) == ("rank", "length")
+    assert [series.fixed for series in curve.series] == [16, 64, 256]
     for series in curve.series:
         np.testing.assert_array_equal(series.x, [1, 2, 4, 8])
-        np.testing.assert_allclose(series.line, [PowerLaw().predict(rank, series.held) for rank in series.line_x])
+        np.testing.assert_allclose(series.line, [PowerLaw().predict(rank, series.fixed) for rank in series.line_x])
         inside = ~series.saturated
-        at_points = [PowerLaw().predict(rank, series.held) for rank in series.x]
+        at_points = [PowerLaw().predict(rank, series.fixed) for rank in series.x]
         np.testing.assert_allclose(series.delta_loss[inside], np.array(at_points)[inside])
         assert (series.line_x[0], series.line_x[-1]) == pytest.approx((1, 8))
 
 
 def test_a_length_curve_has_one_series_a_rank():
     curve = figures.length_curve(list(reversed(points())), PowerLaw())
-    assert (curve.along, curve.held) == ("length", "rank")
-    assert [series.held for series in curve.series] == [1, 2, 4, 8]
+    assert (curve.along, curve.fixed) == ("length", "rank")
+    assert [series.fixed for series in curve.series] == [1, 2, 4, 8]
     for series in curve.series:
         np.testing.assert_array_equal(series.x, [16, 64, 256])
-        np.testing.assert_allclose(series.line, [PowerLaw().predict(series.held, at) for at in series.line_x])
+        np.testing.assert_allclose(series.line, [PowerLaw().predict(series.fixed, at) for at in series.line_x])
 
 
 def test_saturated_cells_are_marked():
@@ -83,7 +83,7 @@ def test_law_figures_label_their_axes_and_series():
 
 
 def test_a_power_law_is_a_flat_surface_over_logarithms_with_its_points_on_it():
-    plane = figures.plane_surface(points(), PowerLaw())
+    plane = figures.law_surface(points(), PowerLaw())
     size, length = np.meshgrid(plane.size, plane.length)
     np.testing.assert_allclose(plane.predicted, np.log10(14.0) + 0.4 * size - 0.3 * length)
     free = plane.points[~plane.saturated]
@@ -96,14 +96,14 @@ def test_a_plane_leaves_out_what_has_no_logarithm():
         def predict(self, rank, length):
             return rank - 4.0
 
-    plane = figures.plane_surface([*points(), LawPoint(1, 16, -0.1, 10.1)], Negative())
+    plane = figures.law_surface([*points(), LawPoint(1, 16, -0.1, 10.1)], Negative())
     assert len(plane.points) == len(points())
     assert np.isnan(plane.predicted).any()
     assert np.isfinite(plane.predicted).any()
 
 
 def test_a_plane_is_drawn_with_the_numbers_and_not_their_logarithms():
-    svg = drawn(figures.draw_plane, figures.plane_surface(points(), PowerLaw()), projection="3d")
+    svg = drawn(figures.draw_law_surface, figures.law_surface(points(), PowerLaw()), projection="3d")
     assert {"rank r", "length l (tokens)", "ΔL (nats per token)", "16", "40", "100"} <= set(texts(svg))
 
 

@@ -41,7 +41,7 @@ def test_a_strip_draws_a_bar_a_token_and_marks_the_first_failure():
 @given(st.integers(1, 12), st.integers(1, 90), st.integers(1, 50), st.integers(0, 10**6))
 def test_the_failure_histogram_counts_every_record_in_its_bin(records, length, bins, seed):
     report = many(records, length, seed=seed, share_stubborn=0.1)
-    histogram = figures.failure_curve(report, bins=bins)
+    histogram = figures.failure_histogram(report, bins=bins)
     assert len(histogram.first_failure) <= bins
     assert histogram.edges[-1] >= length
     for counts, name in (
@@ -56,7 +56,7 @@ def test_the_failure_histogram_counts_every_record_in_its_bin(records, length, b
 
 
 def test_without_decoding_only_stubborn_tokens_are_drawn():
-    histogram = figures.failure_curve(recall({"a": [0.1, 2.0], "b": [0.1]}, decoded=False))
+    histogram = figures.failure_histogram(recall({"a": [0.1, 2.0], "b": [0.1]}, decoded=False))
     assert not histogram.decoded
     assert histogram.earliest_stubborn.tolist() == [0, 1]
     svg = drawn(figures.draw_failures, histogram)
@@ -72,7 +72,7 @@ def test_a_ladder_is_ranks_by_positions():
 
 
 def test_a_ladder_of_different_records_is_refused():
-    with pytest.raises(DataError, match="at several ranks have 1 and 2 target tokens"):
+    with pytest.raises(DataError, match="of the record have 1 and 2 target tokens"):
         ladder(r1=[0.1], r2=[0.1, 0.2])
     with pytest.raises(DataError, match="have no target tokens"):
         figures.ladder_curve({})

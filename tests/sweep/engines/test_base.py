@@ -31,6 +31,6 @@ def test_inline_hands_on_what_went_wrong_but_not_an_interrupt():
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(0, 0.0), (1, -0.5), (1, 1.5), (1, float("nan")), (1, float("inf"))])
 def test_what_no_pack_can_take_is_refused(cpus, gpus):
-    with pytest.raises(ConfigError, match=r"A pack cannot (compute on 0 CPUs|take .* GPUs): choose"):
+    with pytest.raises(ConfigError, match=r"A pack cannot (run on 0 CPUs|use .* GPUs)\. Choose"):
         Resources(cpus=cpus, gpus=gpus)
     assert Resources(gpus=0.5).gpus + Resources(gpus=2).gpus == 2.5

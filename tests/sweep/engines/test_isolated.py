@@ -24,8 +24,8 @@ def test_a_fresh_process_for_each_says_how_it_ended(tmp_path):
     assert len({(tmp_path / name).read_text() for name in ("a", "b")} | {str(os.getpid())}) == 3
     said = {spec: str(error) for spec, error in found.items() if isinstance(error, WorkerDiedError)}
     assert said == {
-        "exit:3": "The process of the pack ended with exit code 3 before it was done.",
-        "kill:9": "The process of the pack was ended by SIGKILL, as the kernel does where memory runs out.",
+        "exit:3": "The process of the pack exited early, with code 3.",
+        "kill:9": "The process of the pack was ended by SIGKILL, probably because memory ran out.",
         "kill:11": "The process of the pack was ended by SIGSEGV, a crash in compiled code.",
     }
     assert isinstance(found["raise:journal"], JournalError)
@@ -55,7 +55,7 @@ def test_a_model_that_is_only_in_memory_trains_inline_alone(tmp_path):
             ProbeRun(engine=Isolated(), on_progress=events.append),
         )
     assert str(refused.value) == (
-        "The model tiny-qwen3 is in the memory of this process only, and another process has nothing to load it from. "
+        "The model tiny-qwen3 exists only in the memory of this process, so another process cannot load it. "
         "Save it and its tokenizer with `save_pretrained` and load them from there, or train inline."
     )
     assert events == []

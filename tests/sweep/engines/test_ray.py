@@ -90,7 +90,7 @@ def test_a_killed_driver_takes_its_ray_along(tmp_path):
 
 @pytest.mark.slow
 def test_a_cluster_that_does_not_answer_is_told():
-    with pytest.raises(ConfigError, match=r"No Ray cluster lets us in at auto .* RAY_AUTH_TOKEN_PATH"):
+    with pytest.raises(ConfigError, match=r"Cannot connect to a Ray cluster at auto .* RAY_AUTH_TOKEN_PATH"):
         outcomes(OnRay("auto"), "exit:0")
 
 
@@ -107,5 +107,5 @@ def test_a_ray_that_cannot_start_is_told(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_more_than_any_node_has_is_told():
     nothing = OnRay(cpus=1).run(workers.work, deque[str](), Resources(cpus=2))
-    with pytest.warns(UserWarning, match="No node of the Ray cluster has the 2 CPUs and 0 GPUs that a pack takes"):
+    with pytest.warns(UserWarning, match="No node of the Ray cluster has the 2 CPUs and 0 GPUs that a pack needs"):
         assert list(nothing) == []

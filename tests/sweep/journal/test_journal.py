@@ -65,7 +65,9 @@ def test_of_two_results_of_a_cell_the_first_counts_and_the_other_is_kept_aside(t
     journal.publish(second)
     assert journal.results() == (first,)
     [finding] = journal.findings
-    assert finding.startswith(f"Cell {first.cell.key} was trained again with another result: the first one counts")
+    assert finding.startswith(
+        f"Cell {first.cell.key} was trained twice with different results. The first result counts"
+    )
     [aside] = (tmp_path / "quarantine").iterdir()
     assert aside.read_text() == sealed(to_dict(second))
 
@@ -106,7 +108,7 @@ def test_a_damaged_cell_is_not_held_and_an_intact_one_is_read_once(tmp_path, mon
     cell_file(tmp_path, a_result(1)).write_bytes(flipped)
     journal = Journal(tmp_path)
     assert not journal.holds(a_result(1).cell.key)
-    assert "it is in quarantine" in journal.findings[0]
+    assert "It is in quarantine" in journal.findings[0]
     assert journal.holds(a_result(2).cell.key)
 
     def no_reading(path: Path) -> bytes:
@@ -180,8 +182,8 @@ def test_a_damaged_file_that_cannot_be_moved_does_not_count_and_stops_whoever_ne
     cell_file(tmp_path, a_result()).write_text("{")
     (tmp_path / "quarantine").touch()
     assert journal.results() == ()
-    assert "it cannot be moved to quarantine: File exists." in journal.findings[0]
-    with pytest.raises(JournalError, match=r"is damaged and cannot be moved to quarantine.*Move it out of the way"):
+    assert "It cannot be moved to quarantine: File exists." in journal.findings[0]
+    with pytest.raises(JournalError, match=r"is damaged and cannot be moved to quarantine.*Move the file elsewhere"):
         journal.publish(a_result())
 
 
@@ -217,9 +219,9 @@ def test_a_result_that_cannot_be_written_is_not_acknowledged_and_leaves_nothing(
         with pytest.raises(JournalError) as caught:
             journal.publish(a_result(2))
     assert str(caught.value) == (
-        f"Cannot write {a_result(2).cell.key}.json in {tmp_path / 'cells'}: {os.strerror(code)}. It was not recorded; "
-        "what was recorded before is safe. Make room or repair the disk, then repeat the command: it trains only what "
-        "is missing."
+        f"Cannot write {a_result(2).cell.key}.json in {tmp_path / 'cells'}: {os.strerror(code)}. This result is "
+        "not recorded; earlier results are safe. Free some space or repair the disk, then rerun the command: finished "
+        "cells are skipped."
     )
     assert leftovers(tmp_path) == []
     assert journal.results() == (a_result(1),)
@@ -365,7 +367,7 @@ def test_a_publication_that_fails_at_any_call_is_not_acknowledged_or_done_and_th
 def test_reading_a_journal_needs_neither_torch_nor_pyarrow(tmp_path):
     Journal(tmp_path).publish(a_result())
     script = (
-        "import sys, json, memlaw.journal as j; n = len(j.Journal(sys.argv[1]).results()); "
+        "import sys, json, memlaw.sweep.journal as j; n = len(j.Journal(sys.argv[1]).results()); "
         "print(json.dumps([n, sorted({'torch', 'transformers', 'pyarrow', 'numpy'} & sys.modules.keys())]))"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)

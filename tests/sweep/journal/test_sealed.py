@@ -77,7 +77,7 @@ def test_a_damaged_file_is_moved_to_quarantine_told_and_not_counted(tmp_path, da
     assert journal.results() == (other,)
     [finding] = journal.findings
     assert finding.startswith(f"cells/{result.cell.key}.json was damaged (")
-    assert finding.endswith("it is in quarantine. The same probe command trains the cell again.")
+    assert finding.endswith("It is in quarantine; rerun the probe to train the cell again.")
     [aside] = (tmp_path / "quarantine").iterdir()
     assert aside.read_bytes() == content
     assert not journal.holds(result.cell.key)
@@ -89,7 +89,7 @@ def test_an_intact_file_with_unknown_fields_is_another_versions_and_stops_the_re
     path.parent.mkdir()
     path.write_text(sealed(body))
     with pytest.raises(
-        JournalError, match=r"is intact but has other fields than this version of memlaw knows.*newer one"
+        JournalError, match=r"is intact but has fields or values that this version of memlaw does not know.*newer one"
     ):
         Journal(tmp_path).results()
     assert path.exists()
@@ -101,7 +101,7 @@ def test_an_intact_file_with_a_setting_out_of_range_is_another_versions_too(tmp_
     path = tmp_path / "cells" / f"{digest(body['cell'])}.json"
     path.parent.mkdir()
     path.write_text(sealed(body))
-    with pytest.raises(JournalError, match="or other values.*newer one"):
+    with pytest.raises(JournalError, match="fields or values that this version of memlaw does not know.*newer one"):
         Journal(tmp_path).results()
     assert path.exists()
 

@@ -30,8 +30,8 @@ def test_another_run_is_told_what_differs_and_the_way_out(tmp_path):
     with pytest.raises(JournalError) as caught:
         Journal(tmp_path).claim(other)
     assert str(caught.value) == (
-        f"{tmp_path} belongs to another run; they differ in ranks (there [1,2], here [1,2,4]); steps (there nothing, "
-        "here 10). The results of two runs in one directory would be taken for one sweep. Give another --out, or "
+        f"{tmp_path} belongs to another run, which differs in ranks (there [1,2], here [1,2,4]); steps (there "
+        "nothing, here 10). Two runs in one directory would be mistaken for one sweep. Choose another --out, or "
         "repeat the flags of that run."
     )
     assert (tmp_path / "probe.json").read_bytes() == before
@@ -48,8 +48,8 @@ def test_a_directory_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(
         JournalError,
-        match=r"is not the directory of a probe: it has no probe\.json but holds holiday\.jpg and more\. "
-        r"Nothing was written there: give another --out\.",
+        match=r"is not a probe directory: it has no probe\.json but contains holiday\.jpg and more\. "
+        r"Nothing was written there\. Choose another --out\.",
     ):
         Journal(tmp_path).claim(SPEC)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["holiday.jpg", "thesis.tex"]
@@ -85,7 +85,7 @@ def test_a_damaged_probe_json_is_told_with_a_way_to_keep_the_cells(tmp_path):
 
 
 def test_a_directory_that_is_no_probe_is_not_read_as_one(tmp_path):
-    with pytest.raises(JournalError, match=r"is not the directory of a probe: it has no probe\.json"):
+    with pytest.raises(JournalError, match=r"is not a probe directory: it has no probe\.json"):
         Journal(tmp_path / "nowhere").spec()
 
 

@@ -77,7 +77,7 @@ def test_the_last_activity_is_when_a_file_last_appeared(journal):
 
 
 def test_a_directory_that_is_no_probe_has_no_status(tmp_path):
-    with pytest.raises(JournalError, match=r"is not the directory of a probe: it has no probe\.json"):
+    with pytest.raises(JournalError, match=r"is not a probe directory: it has no probe\.json"):
         status(tmp_path)
 
 
@@ -86,7 +86,7 @@ def test_asking_touches_nothing_and_needs_no_torch(journal):
     cell_file(journal.root, a_result(1)).write_text("{")
     before = sorted((str(path), path.stat().st_mtime_ns) for path in journal.root.rglob("*"))
     script = (
-        "import sys; from memlaw.journal import status; status(sys.argv[1]); "
+        "import sys; from memlaw.sweep.journal import status; status(sys.argv[1]); "
         "print({'torch', 'transformers', 'pyarrow', 'numpy'} & sys.modules.keys())"
     )
     command = [sys.executable, "-c", script, str(journal.root)]

@@ -1,14 +1,14 @@
-"""Figures, in two halves: `*_curve` and `*_grid` give numbers, `draw_*` puts numbers on axes and computes nothing.
+"""Figures in two halves: `*_curve`, `*_grid` and the like compute numbers, `draw_*` only puts numbers on axes.
 
     figure = sketch(draw_law, rank_curve(points, law))
     svg = to_svg(figure, name="rank")
 
-Tests and tables read the numbers; the ink is thin. Figures are matplotlib's `Figure` objects: pyplot and its global
-state are never touched, and matplotlib is imported only once something is drawn. No text of a user's data goes into
-a figure (a caption can say which record it shows), so nothing in one can be mistaken for markup.
+So tests and tables can read the numbers. Figures are Matplotlib `Figure` objects: pyplot and its global state are not
+used, and Matplotlib is imported only when something is drawn. No text of a user's data goes into a figure (captions can
+name the record), so nothing in one can be mistaken for markup.
 
-Colours are safe for colour-blind readers, and no meaning rests on colour alone: filled and hollow markers, printed
-values, the 1/2 line. All but that of bits are figures of arXiv 2605.30260.
+Colours are safe for colour-blind readers, and never the only sign: markers are filled or hollow, values are printed,
+the line p = 1/2 is drawn. All figures but that of bits appear in arXiv 2605.30260.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from memlaw.report.figures.capacity import (
     Agreement,
     LawCurve,
     LawPredictor,
-    Plane,
+    LawSurface,
     Series,
     agreement_curve,
     draw_agreement,
     draw_law,
-    draw_plane,
+    draw_law_surface,
+    law_surface,
     length_curve,
-    plane_surface,
     rank_curve,
 )
 from memlaw.report.figures.cells import Grid, accuracy_grid, draw_grid, grid_size, loss_grid
@@ -43,7 +43,7 @@ from memlaw.report.figures.positions import (
     draw_ladder,
     draw_ladder_grid,
     draw_strip,
-    failure_curve,
+    failure_histogram,
     failure_scatter,
     ladder_curve,
     positions_size,
@@ -62,7 +62,7 @@ __all__ = [
     "Ladder",
     "LawCurve",
     "LawPredictor",
-    "Plane",
+    "LawSurface",
     "PositionHistogram",
     "Series",
     "Strip",
@@ -79,15 +79,15 @@ __all__ = [
     "draw_ladder",
     "draw_ladder_grid",
     "draw_law",
-    "draw_plane",
+    "draw_law_surface",
     "draw_strip",
-    "failure_curve",
+    "failure_histogram",
     "failure_scatter",
     "grid_size",
     "ladder_curve",
+    "law_surface",
     "length_curve",
     "loss_grid",
-    "plane_surface",
     "positions_size",
     "rank_curve",
     "sketch",

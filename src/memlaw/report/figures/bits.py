@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class BitsSeries:
-    """What adapters of several ranks hold of one text; means over seeds."""
+    """What adapters of several ranks hold of one length; means over seeds."""
 
     length: int
     rank: Floats
@@ -30,37 +30,39 @@ class BitsSeries:
     stored: Floats
     """Bits per parameter."""
     certified: Floats
-    """Bits per parameter, of the certified records alone; NaN where it was not measured."""
+    """Bits per parameter of the certified records alone; NaN where not measured."""
 
 
 @dataclass(frozen=True, eq=False)
 class BitsCurve:
-    """One series a length, and the published points, if wanted: [n, 2], rank and stored bits per parameter."""
+    """Bits per parameter against rank."""
 
     series: tuple[BitsSeries, ...]
+    """One per length."""
     published: Floats
+    """[n, 2], rank and stored bits per parameter of the published adapters."""
 
 
 def bits_curve(results: Iterable[CellResult], published: Iterable[LawPoint] = ()) -> BitsCurve:
-    """Of cells that differ in rank, length and seed only; those whose bits are not known are left out.
+    """The bits of one family of cells; cells whose bits were not measured are left out.
 
-    `published` are points of Qwen3-8B, with their parameters, L_init' = min(L_init, ln 151,936).
+    `published` are points of Qwen3-8B with their parameters; their L_init' is min(L_init, ln 151,936).
     """
-    found: defaultdict[int, defaultdict[int, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    by_length: defaultdict[int, defaultdict[int, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         bits = memory_bits(result)
         if bits.bits_per_parameter is not None:
             certified = math.nan if bits.certified_bits is None else bits.certified_bits / result.parameters
-            found[result.cell.length][result.cell.rank].append((bits.bits_per_parameter, certified))
+            by_length[result.cell.length][result.cell.rank].append((bits.bits_per_parameter, certified))
     series = []
-    for length, ranks in sorted(found.items()):
+    for length, ranks in sorted(by_length.items()):
         means = np.array([np.mean(ranks[rank], axis=0) for rank in sorted(ranks)])
         series.append(BitsSeries(length, floats(sorted(ranks)), means[:, 0], means[:, 1]))
     return BitsCurve(tuple(series), np.array([*map(_published, published)], dtype=np.float64).reshape(-1, 2))
 
 
 def _published(point: LawPoint) -> tuple[float, float]:
-    """(rank, stored bits per parameter); NaN where the point says too little."""
+    """(rank, stored bits per parameter); NaN if the point lacks a value."""
     if point.loss_init is None or point.final_loss is None or point.parameters is None:
         return point.rank, math.nan
     memoryless = min(point.loss_init, math.log(VOCABULARY))
@@ -68,8 +70,7 @@ def _published(point: LawPoint) -> tuple[float, float]:
 
 
 def draw_bits(curve: BitsCurve, axes: Axes) -> None:
-    """Filled: stored; hollow, dashed: certified; crosses: published. An adapter that holds nothing has no place on the
-    log axes."""
+    """Filled: stored; hollow, dashed: certified; crosses: published. Log axes leave out adapters that hold nothing."""
     from matplotlib import colormaps
 
     shades = colormaps["viridis"](np.linspace(0.0, 0.82, len(curve.series)))

@@ -1,4 +1,4 @@
-"""The law against its points: by rank, by length, as a plane, and predicted against measured."""
+"""The law and its points: by rank, by length, as a surface, and predicted against measured."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FIT_STYLES = (("o", ORDERED), ("s", STUBBORN), ("^", "#009e73"), ("D", "#cc79a7"))
-"""Marker and colour of the first, second, ... law in one picture."""
+"""Marker and colour of each law in one figure."""
 
 _LINE_POINTS = 64
 
 _MESH = 14
-"""Lines of the plane in each direction."""
+"""Lines of the surface in each direction."""
 
 
 class LawPredictor(Protocol):
-    """What a figure needs of a fitted law."""
+    """The part of a fitted law that a figure needs."""
 
     def predict(self, rank: float, length: float, /) -> float:
-        """dL in nats per target token at this size (LoRA rank, or parameters) and number of target tokens."""
+        """dL in nats per target token, for a size (LoRA rank or parameters) and a number of target tokens."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One line of a family: everything measured at one length (or rank), by the other."""
+    """One line: all points of one length against size, or of one size against length."""
 
-    held: float
-    """The length, or size, that is the same along the line."""
+    fixed: float
+    """The length, or size, of all points of the line."""
     x: Floats
     delta_loss: Floats
     saturated: Bools
-    """Mean final loss at or under 0.69: there is little left to lose, and the cell says little of capacity."""
+    """Mean final loss of 0.69 or less: little is left to learn, so the cell tells little about capacity."""
     line_x: Floats
     line: Floats
-    """What the law predicts at `line_x`; empty without a law."""
+    """The law's predictions at `line_x`; empty without a law."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +54,13 @@ class LawCurve:
     """dL in nats per target token against size at each length, or against length at each size."""
 
     along: Quantity
-    held: Quantity
+    fixed: Quantity
     series: tuple[Series, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """One law's predictions beside what was measured, both in nats per target token."""
+    """The predictions of one law and the measurements, both in nats per target token."""
 
     measured: Floats
     predicted: Floats
@@ -68,9 +68,9 @@ class Agreement:
 
 
 def rank_curve(points: Sequence[LawPoint], law: LawPredictor | None = None, *, axis: Axis = "rank") -> LawCurve:
-    """dL against size, one series a length; straight lines on two log axes wherever b is small.
+    """dL against size, one series per length; straight lines on log-log axes where b is small.
 
-    `axis` is what the law calls size: the rank, or the adapter's parameters. Raises FitError for a point without it.
+    `axis`: what size means, the rank or the adapter's parameters. Raises FitError for a point without it.
     """
     sizes = [size_of(point, axis) for point in points]
     predict = None if law is None else lambda length, size: law.predict(size, length)
@@ -78,7 +78,7 @@ def rank_curve(points: Sequence[LawPoint], law: LawPredictor | None = None, *, a
 
 
 def length_curve(points: Sequence[LawPoint], law: LawPredictor | None = None, *, axis: Axis = "rank") -> LawCurve:
-    """dL against length, one series a size; otherwise as `rank_curve`."""
+    """dL against length, one series per size; otherwise as `rank_curve`."""
     sizes = [size_of(point, axis) for point in points]
     predict = None if law is None else lambda size, length: law.predict(size, length)
     return LawCurve("length", axis, _series(sizes, [point.length for point in points], points, predict))
@@ -94,20 +94,20 @@ def agreement_curve(points: Sequence[LawPoint], law: LawPredictor, *, axis: Axis
 
 
 def _series(
-    held: Sequence[float],
+    fixed: Sequence[float],
     along: Sequence[float],
     points: Sequence[LawPoint],
     predict: Callable[[float, float], float] | None,
 ) -> tuple[Series, ...]:
-    """One series for each value in `held`, its points by rising `along`; `predict` takes (held, along)."""
+    """One series per value in `fixed`, its points by rising `along`; `predict` takes (fixed, along)."""
     series = []
-    for value in sorted(set(held)):
-        members = sorted((along[i], i) for i in range(len(points)) if held[i] == value)
+    for value in sorted(set(fixed)):
+        members = sorted((along[i], i) for i in range(len(points)) if fixed[i] == value)
         x = floats(at for at, _ in members)
         line_x = np.empty(0) if predict is None or x[0] == x[-1] else np.geomspace(x[0], x[-1], _LINE_POINTS)
         series.append(
             Series(
-                held=value,
+                fixed=value,
                 x=x,
                 delta_loss=floats(points[i].delta_loss for _, i in members),
                 saturated=bools(is_saturated(points[i]) for _, i in members),
@@ -132,14 +132,14 @@ def draw_law(curve: LawCurve, axes: Axes) -> None:
             series.delta_loss[~series.saturated],
             "o",
             color=shade,
-            label=f"{series.held:g}",
+            label=f"{series.fixed:g}",
         )
     log_axis(axes, "x", np.unique(np.concatenate([s.x for s in curve.series])))
     log_axis(axes, "y")
     axes.set_xlabel(LABELS[curve.along])
     axes.set_ylabel("ΔL (nats per token)")
     axes.legend(
-        title=curve.held,
+        title=curve.fixed,
         loc="upper left",
         bbox_to_anchor=(1.01, 1.02),
         handletextpad=0.2,
@@ -148,9 +148,9 @@ def draw_law(curve: LawCurve, axes: Axes) -> None:
 
 
 def draw_agreement(laws: Sequence[tuple[str, Agreement]], axes: Axes) -> None:
-    """Predicted against measured, with the diagonal; one marker a law, hollow where the cell is saturated.
+    """Predicted against measured, with the diagonal; one marker per law, hollow where the cell is saturated.
 
-    A prediction that is not positive has no place on the log axes.
+    Log axes leave out predictions that are not positive.
     """
     everything = np.concatenate([np.concatenate([law.measured, law.predicted]) for _, law in laws])
     positive = everything[everything > 0]
@@ -169,30 +169,30 @@ def draw_agreement(laws: Sequence[tuple[str, Agreement]], axes: Axes) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Plane:
-    """dL over size and length, all in log10: by the paper's form with b = 0 it is flat."""
+class LawSurface:
+    """dL over size and length, all in log10; for the paper's form with b = 0 it is a surface."""
 
     axis: Axis
     size: Floats
-    """[mesh], of the surface."""
+    """[mesh]"""
     length: Floats
-    """[mesh], of the surface."""
+    """[mesh]"""
     predicted: Floats
-    """[mesh lengths, mesh sizes], what the law says; NaN where it is not positive."""
+    """[mesh lengths, mesh sizes]; NaN where the prediction is not positive."""
     points: Floats
-    """[n, 3], size, length and dL of every measured point with a gain."""
+    """[n, 3], size, length and dL of every measured point with dL > 0."""
     saturated: Bools
     """[n]"""
 
 
-def plane_surface(points: Sequence[LawPoint], law: LawPredictor, *, axis: Axis = "rank") -> Plane:
-    """The law as a surface over the sizes and lengths that were measured, and the points around it."""
+def law_surface(points: Sequence[LawPoint], law: LawPredictor, *, axis: Axis = "rank") -> LawSurface:
+    """The law over the measured range of sizes and lengths, with the measured points."""
     gained = [point for point in points if point.delta_loss > 0]
     measured = np.array([[size_of(point, axis), point.length, point.delta_loss] for point in gained])
     low, high = measured.min(axis=0), measured.max(axis=0)
     size, length = (np.geomspace(low[side], high[side], _MESH) for side in (0, 1))
     predicted = np.array([[law.predict(float(r), float(at)) for r in size] for at in length])
-    return Plane(
+    return LawSurface(
         axis=axis,
         size=np.log10(size),
         length=np.log10(length),
@@ -202,18 +202,18 @@ def plane_surface(points: Sequence[LawPoint], law: LawPredictor, *, axis: Axis =
     )
 
 
-def draw_plane(plane: Plane, axes: Any) -> None:
-    """The surface as a mesh, the points as markers (hollow where saturated), on three log axes.
+def draw_law_surface(surface: LawSurface, axes: Any) -> None:
+    """The surface as a mesh and the points as markers (hollow: saturated), on three log axes of projection 3d.
 
-    `axes` are of projection 3d, which has no log scale of its own: the numbers are logarithms, the labels are not.
+    3D axes have no log scale, so logarithms are drawn and the ticks are labelled with plain numbers.
     """
-    size, length = np.meshgrid(plane.size, plane.length)
-    axes.plot_wireframe(size, length, plane.predicted, color=MUTED, linewidth=0.5)
-    for kind, filled in ((~plane.saturated, True), (plane.saturated, False)):
-        inside = plane.points[kind]
+    size, length = np.meshgrid(surface.size, surface.length)
+    axes.plot_wireframe(size, length, surface.predicted, color=MUTED, linewidth=0.5)
+    for kind, filled in ((~surface.saturated, True), (surface.saturated, False)):
+        inside = surface.points[kind]
         axes.scatter(*inside.T, s=16, edgecolors=ORDERED, facecolors=ORDERED if filled else "none", depthshade=False)
-    names = (LABELS[plane.axis], LABELS["length"], "ΔL (nats per token)")
-    for axis, values, name in zip((axes.xaxis, axes.yaxis, axes.zaxis), plane.points.T, names, strict=True):
+    names = (LABELS[surface.axis], LABELS["length"], "ΔL (nats per token)")
+    for axis, values, name in zip((axes.xaxis, axes.yaxis, axes.zaxis), surface.points.T, names, strict=True):
         ticks = sorted({float(f"{10**at:.2g}") for at in np.linspace(values.min(), values.max(), 4)})
         axis.set_ticks(np.log10(ticks), [f"{tick:,g}" for tick in ticks])
         axis.set_label_text(name)

@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """One measured quantity over rank and length; NaN where no cell finished or the quantity was not measured."""
+    """One quantity over rank and length; NaN where no cell finished or the quantity was not measured."""
 
     quantity: Literal["loss", "accuracy"]
     ranks: Ints
     lengths: Ints
     values: Floats
-    """[lengths, ranks]; means over seeds."""
+    """[lengths, ranks], means over seeds."""
 
 
 def loss_grid(cells: Iterable[CellResult]) -> Grid:
-    """Mean final loss, nats per target token, of cells that differ in rank, length and seed only."""
+    """Mean final loss, in nats per target token, of one family of cells."""
     return _grid("loss", [(cell, cell.loss_final) for cell in cells])
 
 
 def accuracy_grid(cells: Iterable[CellResult]) -> Grid:
-    """Share of target tokens that greedy decoding gets right (acc_token), likewise."""
+    """Share of target tokens that greedy decoding reproduces (acc_token), of one family of cells."""
     return _grid("accuracy", [(cell, cell.acc_token) for cell in cells])
 
 
@@ -52,7 +52,7 @@ def _grid(quantity: Literal["loss", "accuracy"], cells: Sequence[tuple[CellResul
 
 
 def draw_grid(grid: Grid, axes: Axes) -> None:
-    """A heatmap with its values printed; blank where missing. The heavy line of a loss map encloses saturated cells."""
+    """A heatmap with printed values, blank where unknown. In a loss map, a heavy line encloses saturated cells."""
     from matplotlib import colormaps
 
     shades = colormaps["YlOrBr" if grid.quantity == "loss" else "GnBu"]
@@ -76,12 +76,12 @@ def draw_grid(grid: Grid, axes: Axes) -> None:
 
 
 def grid_size(grid: Grid) -> tuple[float, float]:
-    """Inches for one of two heatmaps side by side: as tall as its lengths need."""
+    """Inches of a heatmap that is half a report wide and as tall as its lengths need."""
     return HALF[0], 0.75 + 0.34 * max(3, len(grid.lengths))
 
 
 def _outline(inside: Bools, axes: Axes) -> None:
-    """A line along every border between cells that are inside and cells that are not."""
+    """Draw every border between a cell inside and a cell outside."""
     for row, column in zip(*np.nonzero(inside[:, 1:] != inside[:, :-1]), strict=True):
         axes.plot([column + 1, column + 1], [row, row + 1], color=INK, linewidth=1.6, solid_capstyle="round")
     for row, column in zip(*np.nonzero(inside[1:] != inside[:-1]), strict=True):
@@ -89,6 +89,6 @@ def _outline(inside: Bools, axes: Axes) -> None:
 
 
 def _luminance(colour: tuple[float, float, float, float]) -> float:
-    """From 0 (black) to 1 (white), of an sRGB colour; its gamma taken as 2."""
+    """Luminance of an sRGB colour from 0 (black) to 1 (white), with a gamma of 2."""
     red, green, blue = (channel * channel for channel in colour[:3])
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -1,4 +1,4 @@
-"""What all figures share: the house style, from numbers to a figure, from a figure to SVG."""
+"""Shared by all figures: the style, numbers to a figure, a figure to SVG."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
 Floats = NDArray[np.float64]
-
 Ints = NDArray[np.int64]
-
 Bools = NDArray[np.bool_]
 
 Quantity = Literal["rank", "parameters", "length"]
@@ -26,19 +24,15 @@ Quantity = Literal["rank", "parameters", "length"]
 Numbers = TypeVar("Numbers")
 
 HALF = (5.0, 3.6)
-"""Inches; two of these stand side by side in a report."""
+"""Inches: half the width of a report."""
 
 WIDTH = 10.4
-"""Inches; what fills a report's width."""
+"""Inches: the width of a report."""
 
 INK = "#1f2328"
-
 MUTED = "#6a737d"
-
 RULE = "#d6dade"
-
 ORDERED = "#0072b2"
-
 STUBBORN = "#d55e00"
 
 STYLE: dict[RcKeyType, Any] = {
@@ -88,7 +82,7 @@ def sketch(
     size: tuple[float, float] = HALF,
     projection: Literal["3d"] | None = None,
 ) -> Figure:
-    """A new figure in the house style with `numbers` drawn on its one set of axes; `size` in inches."""
+    """A new figure with `numbers` drawn on a single set of axes; `size` in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -99,10 +93,10 @@ def sketch(
 
 
 def to_svg(figure: Figure, *, name: str = "figure") -> str:
-    """The figure as one `<svg>` element, the same bytes for the same numbers: no date, no random identifier.
+    """The figure as one `<svg>` element. Equal numbers give equal bytes: no date, no random identifiers.
 
-    Text stays text, in the reader's sans-serif font. Every identifier begins with `name`, so that several figures can
-    stand in one page.
+    Text stays text, in the reader's sans-serif font. Every identifier starts with `name`, so that one page can hold
+    several figures.
     """
     import matplotlib
 
@@ -111,11 +105,11 @@ def to_svg(figure: Figure, *, name: str = "figure") -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    return re.sub(r'(\bid="|href="#|url\(#)', lambda found: f"{found[1]}{name}-", svg)
+    return re.sub(r'(\bid="|href="#|url\(#)', lambda match: f"{match[1]}{name}-", svg)
 
 
 def log_axis(axes: Axes, side: str, values: Floats | None = None) -> None:
-    """Log scale with plain numbers: a tick at each of `values` as far as they fit, or at 1, 2, 3, 5, 7 x 10^k."""
+    """Log scale with plain numbers: ticks at those of `values` that fit, or at 1, 2, 3, 5, 7 x 10^k."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     axis = axes.xaxis if side == "x" else axes.yaxis
@@ -126,7 +120,7 @@ def log_axis(axes: Axes, side: str, values: Floats | None = None) -> None:
 
 
 def _thin(values: Floats) -> list[float]:
-    """The rising values, from the largest down, whose labels have room on a log axis half a report wide."""
+    """Those of the rising values, from the largest down, whose labels fit on a log axis half a report wide."""
     span = float(np.log(values[-1] / values[0])) or 1.0
     kept = [float(values[-1])]
     for value in values[-2::-1]:

@@ -1,4 +1,4 @@
-"""Tokens and records by position: p along a target, at one rank and at several, and where records break."""
+"""Tokens and records by position: p along a target at one or several ranks, and where records fail."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Strip:
-    """p of every target token of one record. A long record is binned: a bin stands for its weakest token."""
+    """p of every target token of one record; a long record is binned, and a bin shows its weakest token."""
 
     start: Ints
     """First position of each bin, from 0."""
     stop: Ints
-    """One past the last position of each bin; bins of one token unless the record is longer than `bins`."""
+    """One past the last position of each bin; a bin is one token unless the record has more tokens than bins."""
     p: Floats
     """Smallest p in the bin."""
     ordered: Bools
     """Every token of the bin has p > 1/2."""
     wrong: Bools
-    """Greedy decoding missed a token of the bin; all False where nothing was decoded."""
+    """Greedy decoding missed a token of the bin; all False without decoding."""
     first_failure: int | None
 
 
 def strip_curve(record: RecordRecall, *, bins: int = 240) -> Strip:
-    """The record's tokens, in at most `bins` bins of (nearly) the same number of tokens."""
+    """The record's tokens in at most `bins` bins of nearly equal size."""
     edges = np.linspace(0, record.length, min(bins, record.length) + 1).astype(np.int64)
     start, stop = edges[:-1], edges[1:]
     worst = np.maximum.reduceat(np.array(record.tokens.nll), start)
@@ -58,7 +58,7 @@ def draw_strip(strip: Strip, axes: Axes) -> None:
 
     colours = np.where(strip.ordered, ORDERED, STUBBORN)
     middle, width = (strip.start + strip.stop - 1) / 2, strip.stop - strip.start
-    # The edge keeps a bar of p near 0 visible.
+    # The edge keeps bars of p near 0 visible.
     axes.bar(middle, strip.p, width=0.86 * width, color=colours, edgecolor=colours, linewidth=0.8)
     axes.axhline(0.5, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
     if strip.first_failure is not None:
@@ -72,18 +72,18 @@ def draw_strip(strip: Strip, axes: Axes) -> None:
 
 @dataclass(frozen=True, eq=False)
 class PositionHistogram:
-    """Number of records whose trouble begins in [edges[i], edges[i+1])."""
+    """Number of records whose first failure is in [edges[i], edges[i+1])."""
 
     edges: Ints
     first_failure: Ints
-    """By the first wrong token of greedy decoding; zeros where nothing was decoded."""
+    """By the first wrong token of greedy decoding; zeros without decoding."""
     earliest_stubborn: Ints
     """By the first token with p <= 1/2."""
     decoded: bool
 
 
-def failure_curve(report: RecallReport, *, bins: int = 48) -> PositionHistogram:
-    """Where records break, in at most `bins` bins of a whole number of positions."""
+def failure_histogram(report: RecallReport, *, bins: int = 48) -> PositionHistogram:
+    """Where records fail, in at most `bins` bins of a whole number of positions."""
     longest = max(item.length for item in report.items)
     step = -(-longest // bins)
     edges = np.arange(0, longest + step, step, dtype=np.int64)
@@ -119,7 +119,7 @@ def draw_failures(histogram: PositionHistogram, axes: Axes) -> None:
 
 
 def positions_size(bars: int) -> tuple[float, float]:
-    """Inches for a figure along positions: half a report's width, or all of it where the bars would be too thin."""
+    """Inches of a figure along positions: half a report wide, or the full width if the bars would be too thin."""
     return (HALF[0] if bars <= 64 else WIDTH, 2.5)
 
 
@@ -139,19 +139,19 @@ class Ladder:
 
 
 def ladder_curve(records: Mapping[float, RecordRecall]) -> Ladder:
-    """One record as adapters of several ranks hold it: rank -> its recall. Raises DataError for different lengths."""
+    """One record under adapters of several ranks, given as rank -> recall. Raises DataError for unequal lengths."""
     lengths = sorted({record.length for record in records.values()})
     if len(lengths) != 1:
         raise DataError(
-            f"The recalls of one record at several ranks have {' and '.join(map(str, lengths)) or 'no'} target tokens, "
-            "so their positions do not correspond. Pass the same record for every rank."
+            f"The recalls of the record have {' and '.join(map(str, lengths)) or 'no'} target tokens, so their "
+            "positions do not correspond. Pass the same record for every rank."
         )
     ranks = sorted(records)
     return Ladder(np.array(ranks, dtype=np.float64), np.exp(-np.array([records[rank].tokens.nll for rank in ranks])))
 
 
 def draw_ladder(ladder: Ladder, axes: Axes) -> None:
-    """One line a rank: p by position, with the 1/2 line that each has to clear."""
+    """One line per rank: p by position, and the line p = 1/2."""
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
@@ -167,7 +167,7 @@ def draw_ladder(ladder: Ladder, axes: Axes) -> None:
 
 
 def draw_ladder_grid(ladder: Ladder, axes: Axes) -> None:
-    """Rank by position: purple where p > 1/2, orange where not, paler towards 1/2; a line borders what is ordered."""
+    """p by rank and position: purple above 1/2, orange below, paler towards 1/2; a line borders ordered tokens."""
     from matplotlib.ticker import MaxNLocator
 
     axes.pcolormesh(ladder.p, cmap="PuOr", vmin=0.0, vmax=1.0)
@@ -186,17 +186,17 @@ def draw_ladder_grid(ladder: Ladder, axes: Axes) -> None:
 
 @dataclass(frozen=True, eq=False)
 class FailureScatter:
-    """Records by where their first stubborn token stands and where decoding first goes wrong."""
+    """Records by the positions of their first stubborn token and of the first failure of decoding."""
 
     earliest_stubborn: Ints
     first_failure: Ints
     records: Ints
-    """How many records share the two positions."""
+    """Number of records at each pair of positions."""
     correlation: Correlation | None
 
 
 def failure_scatter(report: RecallReport) -> FailureScatter:
-    """Over the records that fail and have a stubborn token; the first position bounds the second from below."""
+    """The records that fail and have a stubborn token; decoding cannot fail before the first of these."""
     pairs = Counter(
         (item.earliest_stubborn, item.first_failure)
         for item in report.items
@@ -209,7 +209,7 @@ def failure_scatter(report: RecallReport) -> FailureScatter:
 
 
 def draw_failure_scatter(scatter: FailureScatter, axes: Axes) -> None:
-    """A dot a pair of positions, its area the number of records; on the diagonal the stubborn token was the end."""
+    """One dot per pair of positions, its area the number of records; on the diagonal, the stubborn token failed."""
     from matplotlib.ticker import MaxNLocator
 
     end = max(1, *scatter.first_failure.tolist()) + 0.5
@@ -225,7 +225,7 @@ def draw_failure_scatter(scatter: FailureScatter, axes: Axes) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Convergence:
-    """Mean loss of one training, nats per target token, by optimizer step."""
+    """Mean loss of one training in nats per target token, by optimizer step."""
 
     name: str
     steps: Ints
@@ -233,17 +233,17 @@ class Convergence:
 
 
 def convergence_curve(histories: Mapping[str, Iterable[tuple[int, float]]]) -> tuple[Convergence, ...]:
-    """Name -> (step, loss) pairs, as `StackProgress` reports them; steps whose loss is no number are left out."""
+    """Curves of name -> (step, loss) pairs, as `StackProgress` reports them, without steps whose loss is not finite."""
     curves = []
     for name, history in histories.items():
-        known = sorted((step, loss) for step, loss in history if math.isfinite(loss))
-        steps = np.array([step for step, _ in known], dtype=np.int64)
-        curves.append(Convergence(name, steps, np.array([loss for _, loss in known], dtype=np.float64)))
+        finite = sorted((step, loss) for step, loss in history if math.isfinite(loss))
+        steps = np.array([step for step, _ in finite], dtype=np.int64)
+        curves.append(Convergence(name, steps, np.array([loss for _, loss in finite], dtype=np.float64)))
     return tuple(curves)
 
 
 def draw_convergence(curves: tuple[Convergence, ...], axes: Axes) -> None:
-    """One line a training on a log axis of losses, with ln 2, under which the mean token is ordered."""
+    """One line per training on a log axis of losses, and the line ln 2, the loss of a token with p = 1/2."""
     from matplotlib import colormaps
 
     shades = colormaps["viridis"](np.linspace(0.0, 0.82, len(curves)))

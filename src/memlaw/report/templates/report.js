@@ -1,6 +1,6 @@
 "use strict";
-// The page is complete without this: it turns the table of the worst records into a list of all, and the law into a
-// slider. Every string of the data goes in as text, never as markup.
+// The page is complete without this script, which turns the table of the worst records into a list of all records, and
+// adds sliders to the law. Every string of the data is inserted as text, never as markup.
 
 const $ = (id) => document.getElementById(id);
 const read = (id) => ($(id) ? JSON.parse($(id).textContent) : null);
@@ -17,33 +17,30 @@ const digits = (value, n = 3) =>
   value && value < 1e-3 ? value.toExponential(n - 1) : value.toLocaleString("en", { maximumSignificantDigits: n });
 const nats = (value) => `${value < 0 ? "\u2212" : ""}${Math.abs(value).toFixed(3)}`;
 
-// --- the law ---------------------------------------------------------------------------------------------------------
-
 function law(data) {
-  const [size, length, told] = [$("law-size"), $("law-length"), $("law-told")];
-  const tell = () => {
+  const [size, length, prediction] = [$("law-size"), $("law-length"), $("law-prediction")];
+  const update = () => {
     const [i, j] = [+size.value, +length.value];
     const gain = data.gain[j][i];
-    const where = `At ${data.axis} ${data.sizes[i].toLocaleString("en")} and ${data.lengths[j].toLocaleString("en")} target tokens`;
-    let text = `${where} the mean loss falls by ${nats(gain)} nats a token`;
+    const shownSize = data.sizes[i].toLocaleString("en");
+    const where = data.axis === "rank" ? `rank ${shownSize}` : `${shownSize} parameters`;
+    let text = `At ${where} and ${data.lengths[j].toLocaleString("en")} target tokens, the mean loss falls by ${nats(gain)} nats per token`;
     if (data.initial) {
       const last = Math.max(0, data.initial[j] - gain);
-      text += `, from ${nats(data.initial[j])} to ${nats(last)}: ${last < LN2 ? "under" : "not under"} ln 2`;
+      text += `, from ${nats(data.initial[j])} to ${nats(last)}, which is ${last < LN2 ? "under" : "not under"} ln 2`;
     }
-    told.textContent = `${text}.`;
-    size.setAttribute("aria-valuetext", `${data.axis} ${data.sizes[i]}`);
+    prediction.textContent = `${text}.`;
+    size.setAttribute("aria-valuetext", where);
     length.setAttribute("aria-valuetext", `${data.lengths[j]} target tokens`);
   };
   for (const [slider, stops] of [[size, data.sizes], [length, data.lengths]]) {
     slider.max = stops.length - 1;
     slider.value = Math.floor((stops.length - 1) / 2);
-    slider.addEventListener("input", tell);
+    slider.addEventListener("input", update);
   }
-  tell();
+  update();
   $("law-slider").hidden = false;
 }
-
-// --- records ---------------------------------------------------------------------------------------------------------
 
 const PAGE = 25;
 const BINS = 120;
@@ -58,7 +55,7 @@ const BY = {
 const isStubborn = (kind) => kind === "s" || kind === "S";
 const isWrong = (kind) => kind === "O" || kind === "S";
 
-// How strongly a token is coloured: fully where p is 0 or 1, palest at 1/2.
+// The strength of a colour: full if p is 0 or 1, palest at 1/2.
 function colour(element, nll, kind) {
   const sure = Math.min(1, Math.abs(2 * Math.exp(-nll) - 1));
   element.classList.add(isStubborn(kind) ? "stubborn" : "ordered");
@@ -77,7 +74,7 @@ function strip(record) {
     for (let t = start; t < stop; t++) if (record.nll[t] > record.nll[worst]) worst = t;
     const cell = make("i");
     colour(cell, record.nll[worst], record.kinds[worst]);
-    cell.title = `${stop - start > 1 ? `positions ${start} to ${stop - 1}, weakest: ` : ""}${describe(record, worst)}`;
+    cell.title = `${stop - start > 1 ? `weakest of positions ${start} to ${stop - 1}: ` : ""}${describe(record, worst)}`;
     line.append(cell);
   }
   return line;
@@ -88,17 +85,17 @@ function describe(record, t) {
   const parts = [`position ${t}: p ${digits(p)}, loss ${nats(record.nll[t])} nats`];
   if (record.rival) parts.push(`best other token p ${digits(Math.exp(-record.rival[t]))}`);
   parts.push(isStubborn(record.kinds[t]) ? "stubborn" : "ordered");
-  if (record.unreachable.includes(t)) parts.push("out of reach of any adapter");
+  if (record.unreachable.includes(t)) parts.push("unreachable for any adapter");
   if (isWrong(record.kinds[t])) parts.push("decoded wrong");
   return parts.join("; ");
 }
 
 function tokens(record) {
-  const line = make("p", "told");
+  const line = make("p", "token-status");
   line.setAttribute("role", "status");
   const grid = make("div", "tokengrid");
   grid.setAttribute("role", "group");
-  grid.setAttribute("aria-label", "Target tokens; arrow keys move");
+  grid.setAttribute("aria-label", "Target tokens; move with the arrow keys");
   const show = (t) => {
     line.textContent = describe(record, t);
   };
@@ -136,8 +133,8 @@ function details(record) {
   row("first stubborn", record.stubborn === null ? "none" : `position ${record.stubborn}`);
   if (record.decoded) row("first wrong", record.failure === null ? "none" : `position ${record.failure}`);
   if (record.edits !== null) row("edits to the target", `${record.edits} of ${record.nll.length} tokens`);
-  if (record.short) row("one token short", "yes: with its first wrong token put right, the rest comes back");
-  row("sampled whole", `p ${digits(Math.exp(record.log_p), 2)} at temperature 1; ${digits(record.expected)} tokens before the first error on average`);
+  if (record.short) row("one token short", "yes: with the first wrong token corrected, the rest is verbatim");
+  row("verbatim by sampling", `p ${digits(Math.exp(record.log_p), 2)} at temperature 1; on average ${digits(record.expected)} tokens before the first error`);
   const box = make("div", "details");
   if (record.why) box.append(make("p", "why", record.why));
   box.append(...tokens(record), facts);
@@ -168,20 +165,20 @@ function records(data) {
     record.place = place;
   });
   const [search, order, stubborn, count, list, more] =
-    ["find", "order", "stubborn-only", "found", "records", "more"].map($);
-  let found = [];
+    ["find", "order", "stubborn-only", "matches", "records", "more"].map($);
+  let matches = [];
   const grow = () => {
     const from = list.children.length;
-    list.append(...found.slice(from, from + PAGE).map(item));
-    more.hidden = list.children.length >= found.length;
+    list.append(...matches.slice(from, from + PAGE).map(item));
+    more.hidden = list.children.length >= matches.length;
     return list.children[from];
   };
   const update = () => {
     const wanted = search.value.trim().toLowerCase();
-    found = data
+    matches = data
       .filter((record) => record.id.toLowerCase().includes(wanted) && (!stubborn.checked || record.stubborn !== null))
       .sort(BY[order.value]);
-    count.textContent = `${found.length.toLocaleString("en")} of ${data.length.toLocaleString("en")} records`;
+    count.textContent = `${matches.length.toLocaleString("en")} of ${data.length.toLocaleString("en")} records`;
     list.replaceChildren();
     grow();
   };

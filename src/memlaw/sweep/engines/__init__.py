@@ -1,1 +1,1 @@
-"""Who runs the packs of a probe: this process, a fresh process for each, or the workers of a Ray cluster."""
+"""Engines run the packs of a probe: in this process, in a new process each, or on the workers of a Ray cluster."""

@@ -1,8 +1,8 @@
-"""Who runs the packs of a probe: this process, a fresh process for each, or the workers of a Ray cluster.
+"""What an engine is: it calls one function on many specifications, in this process or elsewhere.
 
-An engine only schedules. It calls one function on one specification after another, in any order and perhaps more than
-once, and carries no result: what the function finds it writes itself, into the journal, where the first writer wins.
-At-least-once execution and first-writer-wins together give every result exactly once.
+An engine only schedules. It may call the function in any order and more than once, and returns no results: the function
+itself writes them to the journal, where the first writer wins. At-least-once execution and first-writer-wins together
+give every result exactly once.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ Spec = TypeVar("Spec")
 
 
 class WorkerDiedError(MemlawError):
-    """A worker was gone before it had finished."""
+    """A worker ended before it had finished."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one pack takes. Raises ConfigError."""
+    """What one pack takes of a machine. Raises ConfigError."""
 
     cpus: int = 1
-    """Threads it computes on, and CPUs that Ray reserves for it."""
+    """Number of threads, and of CPUs that Ray reserves."""
     gpus: float = 0.0
-    """GPUs that Ray reserves for it; with 0.5, two packs share one."""
+    """Number of GPUs that Ray reserves; with 0.5, two packs share one."""
 
     def __post_init__(self) -> None:
         if self.cpus < 1:
-            raise ConfigError(f"A pack cannot compute on {self.cpus} CPUs: choose a whole number from 1 up.")
+            raise ConfigError(f"A pack cannot run on {self.cpus} CPUs. Choose a whole number from 1 up.")
         if not (0 <= self.gpus <= 1 or (self.gpus > 1 and float(self.gpus).is_integer())):
-            raise ConfigError(f"A pack cannot take {self.gpus} GPUs: choose a share from 0 to 1, or a whole number.")
+            raise ConfigError(f"A pack cannot use {self.gpus} GPUs. Choose a share from 0 to 1, or a whole number.")
 
 
 @dataclass(frozen=True)
 class Outcome(Generic[Spec]):
-    """What became of a specification."""
+    """How the call on one specification ended."""
 
     spec: Spec
     error: Exception | None
-    """What the function raised, or a WorkerDiedError; None where it returned."""
+    """What the function raised, or a WorkerDiedError; None if it returned."""
 
 
 Outcomes: TypeAlias = Generator[Outcome[Spec]]
@@ -53,20 +53,20 @@ class Engine(Protocol):
     """Calls a function on specifications."""
 
     in_process: bool
-    """Whether it does so here; if not, the function and its specifications are pickled."""
+    """Whether it calls in this process; if not, the function and its specifications are pickled."""
     parallel: bool
-    """Whether it works on several at a time."""
+    """Whether it runs several calls at a time."""
 
     def run(self, fn: Callable[[Spec], object], specs: deque[Spec], resources: Resources, /) -> Outcomes[Spec]:
-        """Call `fn` on every one of `specs`, taken from the left, and yield the outcomes as they come.
+        """Call `fn` on each of `specs`, taken from the left, and yield outcomes as they arrive.
 
-        The caller may add to `specs`, or reorder them, at every outcome. Closing the iterator ends the workers.
+        The caller may add to or reorder `specs` after each outcome. Closing the iterator ends the workers.
         """
         ...
 
 
 class Inline:
-    """One after the other in this process."""
+    """One call after the other, in this process."""
 
     in_process, parallel = True, False
 

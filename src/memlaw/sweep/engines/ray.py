@@ -17,38 +17,38 @@ from memlaw.core.errors import ConfigError, first_line
 from memlaw.sweep.engines.base import Outcome, Outcomes, Resources, Spec, WorkerDiedError
 
 OLDEST = (2, 52)
-"""The first Ray whose processes ask each other for a token."""
+"""The first version whose processes authenticate each other by a token."""
 
 _SAFE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what will be Ray's default; it warns where nobody has chosen
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; without it Ray warns
 }
-"""Variables that Ray reads when it is imported; what the environment says already is left alone."""
+"""Environment variables that Ray reads on import; variables that are already set are kept."""
 
 _LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Whatever address it is told, Ray listens on all of them; this switch, named after where it is off, confines it to the
-loopback on Linux too."""
+"""Ray listens on every address, whatever it is told. Despite its name, this switch confines it to the loopback on Linux
+too."""
 
 
 class OnRay:
-    """All at once, as far as the cluster has room: an existing one, or one of this machine for as long as it takes.
+    """As many calls at once as the cluster has room for: an existing cluster, or a temporary one of this machine.
 
-    What a lost node or worker was doing is the driver's to try again, so Ray itself is told not to.
+    The scheduler retries what a lost node or worker was doing, so Ray's own retries are off.
     """
 
     in_process, parallel = False, True
 
     def __init__(self, address: str | None = None, *, cpus: int | None = None) -> None:
-        """`address` of a cluster as `ray.init` takes it; without one, a cluster of this machine with so many `cpus`."""
+        """`address`: a cluster, as for `ray.init`; None: a temporary cluster of this machine with `cpus` CPUs."""
         self.address, self.cpus = address, cpus
 
     def run(self, fn: Callable[[Spec], object], specs: deque[Spec], resources: Resources, /) -> Outcomes[Spec]:
         with _cluster(self.address, self.cpus) as ray:
-            _warn_where_too_small(ray, resources)
+            _warn_if_too_small(ray, resources)
             remote = ray.remote(
                 max_retries=0, num_cpus=resources.cpus, num_gpus=resources.gpus, scheduling_strategy="SPREAD"
-            )(_nothing_returned(fn))
+            )(_without_result(fn))
             running: dict[Any, Spec] = {}
             try:
                 while specs or running:
@@ -62,7 +62,7 @@ class OnRay:
                     ray.cancel(left, force=True)
 
 
-def _nothing_returned(fn: Callable[[Any], object]) -> Callable[[Any], None]:
+def _without_result(fn: Callable[[Any], object]) -> Callable[[Any], None]:
     def pack(spec: Any) -> None:
         fn(spec)
 
@@ -82,11 +82,11 @@ def _error(ray: Any, done: Any) -> Exception | None:
 
 @contextmanager
 def _cluster(address: str | None, cpus: int | None) -> Iterator[Any]:
-    """Ray, connected; afterwards it is not, and a cluster that was started for this has ended."""
+    """Ray, connected while inside; a cluster that was started for it ends afterwards."""
     ray = _imported(local=address is None)
     if ray.is_initialized():
-        raise ConfigError("Ray is connected in this process already. Call `ray.shutdown()` before the probe.")
-    folder = None if address else tempfile.mkdtemp(prefix="memlaw-ray-")  # nobody else may read it
+        raise ConfigError("Ray is already connected in this process. Call `ray.shutdown()` before the probe.")
+    folder = None if address else tempfile.mkdtemp(prefix="memlaw-ray-")  # readable by its owner alone
     own = {"include_dashboard": False, "num_cpus": cpus, "_temp_dir": folder} if folder else {}
     try:
         _connect(ray, address or "local", **own)
@@ -103,24 +103,24 @@ def _connect(ray: Any, address: str, **own: Any) -> None:
         ray.init(address, log_to_driver=False, logging_level="warning", **own)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         raise ConfigError(_no_answer(address, error)) from error
-    if signal.getsignal(signal.SIGTERM) != before:  # what a signal means is not for Ray to say
+    if signal.getsignal(signal.SIGTERM) != before:  # Ray installs a handler of its own
         signal.signal(signal.SIGTERM, before)
 
 
 def _no_answer(address: str, error: Exception) -> str:
     if address == "local":
         return (
-            f"Ray cannot start on this machine ({first_line(error)}). If a path is too long, point TMPDIR to a shorter "
-            "one; else train inline, or with --isolate."
+            f"Ray cannot start on this machine ({first_line(error)}). If a path is too long, set TMPDIR to a shorter "
+            "one; otherwise train inline, or with --isolate."
         )
     return (
-        f"No Ray cluster lets us in at {address} ({first_line(error)}). Check the address, and that this machine has "
-        "the token of the cluster: its file is named by RAY_AUTH_TOKEN_PATH, or is ~/.ray/auth_token."
+        f"Cannot connect to a Ray cluster at {address} ({first_line(error)}). Check the address, and that this machine "
+        "has the cluster's token, in the file that RAY_AUTH_TOKEN_PATH names or in ~/.ray/auth_token."
     )
 
 
 def _imported(*, local: bool) -> Any:
-    """Ray, told to be safe before it is imported, since it reads its settings then."""
+    """The module ray; its settings are made safe first, since Ray reads them on import."""
     token = (
         {}
         if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
@@ -131,21 +131,23 @@ def _imported(*, local: bool) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError("The engine ray needs Ray, which is not installed: `pip install 'memlaw[ray]'`.") from error
+        raise ConfigError(
+            "The engine ray needs Ray, which is not installed. Install it with `pip install 'memlaw[ray]'`."
+        ) from error
     if tuple(int(part) for part in ray.__version__.split(".")[:2]) < OLDEST:
         raise ConfigError(
-            f"Ray {ray.__version__} is installed, which runs the code of whoever reaches its ports. Install "
+            f"Ray {ray.__version__} runs code from anyone who can reach its ports. Install "
             f"{'.'.join(map(str, OLDEST))} or newer: `pip install 'memlaw[ray]'`."
         )
     return ray
 
 
-def _warn_where_too_small(ray: Any, resources: Resources) -> None:
+def _warn_if_too_small(ray: Any, resources: Resources) -> None:
     wanted = {"CPU": float(resources.cpus), "GPU": resources.gpus}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(node.get(name, 0.0) >= amount for name, amount in wanted.items()) for node in nodes):
         warnings.warn(
-            f"No node of the Ray cluster has the {resources.cpus} CPUs and {resources.gpus:g} GPUs that a pack takes: "
-            "it waits until one joins. Press Ctrl-C to ask for less.",
+            f"No node of the Ray cluster has the {resources.cpus} CPUs and {resources.gpus:g} GPUs that a pack needs. "
+            "The probe waits until such a node joins; press Ctrl-C to stop it and ask for less.",
             stacklevel=2,
         )

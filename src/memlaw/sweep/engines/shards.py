@@ -1,4 +1,4 @@
-"""Which packs first, and which of several runs takes which."""
+"""The order of packs, and their division among several runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from memlaw.core.errors import ConfigError
 
 
 def longest_first(costs: Sequence[float]) -> list[int]:
-    """The numbers of packs by falling cost: handed out in this order, they end at most 4/3 as late as they could.
+    """The numbers of packs by falling cost: in this order, the last ends at most 4/3 as late as in the best order.
 
     Source: R. L. Graham, Bounds on multiprocessing timing anomalies, 1969.
     """
@@ -20,7 +20,7 @@ def longest_first(costs: Sequence[float]) -> list[int]:
 
 @dataclass(frozen=True)
 class Shard:
-    """The share of one of `count` runs that divide a probe among them without talking to each other."""
+    """The share of one run among `count` runs that divide a probe without communicating."""
 
     index: int
     """From 1."""
@@ -29,18 +29,18 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> Shard:
         """`3/20` is the third of twenty. Raises ConfigError."""
-        found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
-        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise ConfigError(
-                f"The shard {text!r} is not of the form 3/20, the third of twenty. Shards count from 1: in a Slurm "
-                "array, `#SBATCH --array=1-20` and `--shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT`."
+                f"The shard {text!r} is not of the form 3/20, the third of twenty. Shards count from 1. In a Slurm "
+                "array, use `#SBATCH --array=1-20` and `--shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT`."
             )
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     def share(self, costs: Sequence[float]) -> list[int]:
-        """Numbers of the packs that are its own: each pack, longest first, goes to the shard with the least so far.
+        """The numbers of this shard's packs: each pack, longest first, goes to the shard with the least cost so far.
 
-        A function of the costs alone, so that all shards come to the same division.
+        A function of the costs alone, so that all shards agree on the division.
         """
         loads = [(0.0, shard) for shard in range(1, self.count + 1)]
         own = []

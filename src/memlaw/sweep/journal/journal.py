@@ -1,4 +1,4 @@
-"""The files of one probe, and the only way to them."""
+"""Reading and writing the files of one probe."""
 
 from __future__ import annotations
 
@@ -12,32 +12,30 @@ from typing import Any
 from memlaw.core import files
 from memlaw.core.canonical import to_dict
 from memlaw.core.cells import CellResult, result_from_dict
-from memlaw.core.errors import ConfigError, JournalError
-from memlaw.sweep.journal.sealed import seal, unseal, unseal_cell
-from memlaw.sweep.journal.spec import PROBE, ProbeSpec, differences, name_of_pack
+from memlaw.core.errors import JournalError
+from memlaw.sweep.journal.sealed import UNKNOWN_FIELDS, seal, unseal, unseal_cell
+from memlaw.sweep.journal.spec import PROBE, ProbeSpec, differences, pack_name
 from memlaw.sweep.journal.table import TABLE, as_parquet, rows_of
 
 CELLS, FAILURES, QUARANTINE, CHECKPOINTS = "cells", "failures", "quarantine", "checkpoints"
 
 
 class Journal:
-    """The files of one probe under `root`; nothing is created before something is written.
+    """The files of one probe under `root`; no folder is created before the first write.
 
-    `findings` collects, in sentences, what was found damaged or contradictory and put in quarantine.
+    `findings` collects sentences about files that were damaged or contradictory and went to quarantine.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
         self.findings: list[str] = []
         self._intact: set[str] = set()
-        """Cells whose files this object has found intact: they never change again."""
-
-    # --- whose directory this is ---
+        """Keys of cells whose files this object has verified; such a file never changes again."""
 
     def claim(self, spec: ProbeSpec) -> ProbeSpec:
-        """Make the directory that of `spec`, or join the run that has the same identity; returns the spec on file.
+        """Claim the directory for `spec`, or join the run of the same identity there; returns the spec on file.
 
-        Raises JournalError if it belongs to another run, holds something else, or cannot be written.
+        Raises JournalError if the directory belongs to another run, holds other files, or cannot be written.
         """
         path = self.root / PROBE
         if self._read(path) is None:
@@ -47,50 +45,49 @@ class Journal:
         differing = differences(present.identity, spec.identity)
         if differing:
             raise JournalError(
-                f"{self.root} belongs to another run; they differ in {'; '.join(differing)}. The results of two runs "
-                "in one directory would be taken for one sweep. Give another --out, or repeat the flags of that run."
+                f"{self.root} belongs to another run, which differs in {'; '.join(differing)}. Two runs in one "
+                "directory would be mistaken for one sweep. Choose another --out, or repeat the flags of that run."
             )
         return present
 
     @property
     def claimed(self) -> bool:
-        """Whether a run has written down what this directory is the probe of; its packs are the ones that count."""
+        """Whether a run has claimed the directory; later runs train the packs it wrote down."""
         return (self.root / PROBE).exists()
 
     def spec(self) -> ProbeSpec:
-        """What this directory is the probe of. Raises JournalError if it is none, or its probe.json is damaged."""
+        """The settings and packs in probe.json. Raises JournalError if it is missing or damaged."""
         path = self.root / PROBE
         content = self._read(path)
         if content is None:
-            raise JournalError(f"{self.root} is not the directory of a probe: it has no {PROBE}. Check the path.")
+            raise not_a_probe(self.root)
         try:
             body = unseal(content)
         except ValueError as error:
             raise JournalError(
-                f"{path} is damaged ({error}), so nobody can tell which run the directory belongs to. Its cells are "
-                "checked one by one and keep their worth: put the file back from a copy, or start the probe with "
+                f"{path} is damaged ({error}), so the run that the directory belongs to is unknown. Its cells remain "
+                "valid, since each is verified on its own. Restore the file from a backup, or start the probe with "
                 "another --out and, once it runs, copy the files of cells/ there."
             ) from error
         try:
             return ProbeSpec.from_dict(body)
-        except (KeyError, TypeError) as error:
+        except UNKNOWN_FIELDS as error:
             raise _other_version(path) from error
 
     def _check_unused(self) -> None:
         strangers = sorted(entry.name for entry in self.root.glob("*") if not files.is_temporary(entry))
         if strangers and self._read(self.root / PROBE) is None:  # a run that starts beside this one writes it first
             raise JournalError(
-                f"{self.root} is not the directory of a probe: it has no {PROBE} but holds {strangers[0]}"
-                f"{' and more' if len(strangers) > 1 else ''}. Nothing was written there: give another --out."
+                f"{self.root} is not a probe directory: it has no {PROBE} but contains {strangers[0]}"
+                f"{' and more' if len(strangers) > 1 else ''}. Nothing was written there. Choose another --out."
             )
 
-    # --- cells ---
-
     def publish(self, result: CellResult) -> None:
-        """Record a result; once this returns, it survives a kill. The first result of a cell is the one that counts.
+        """Record a result; once this returns, it survives a kill. The first result of a cell counts.
 
-        The same result again is welcome; a different one of the same cell goes to quarantine and into `findings`. One
-        with status "failed" means nothing once the cell has another. Raises JournalError if nothing could be recorded.
+        Publishing the same result again changes nothing; a different result of the same cell goes to quarantine and
+        into `findings`. A result with status "failed" is ignored once the cell has another. Raises JournalError if
+        nothing could be recorded.
         """
         content = seal(to_dict(result))
         key = result.cell.key
@@ -108,30 +105,32 @@ class Journal:
                 if self._quarantine(path, present, damage):
                     continue
                 raise JournalError(
-                    f"{path} is damaged and cannot be moved to quarantine, so the result cannot take its place. Move "
-                    "it out of the way, then repeat the command: it trains only what is missing."
+                    f"{path} is damaged and cannot be moved to quarantine, so the new result cannot replace it. Move "
+                    "the file elsewhere, then rerun the command: finished cells are skipped."
                 ) from damage
             self._set_aside(key, content)
             return
 
     def holds(self, key: str) -> bool:
-        """Whether the cell has a result that counts (finished or diverged) in an intact file; a damaged one is moved to
-        quarantine. A file is read once: after that only its being there is looked at."""
+        """Whether the cell has a result that counts (finished or diverged) in an intact file.
+
+        A damaged file is moved to quarantine. A file that was verified once is only checked for existence afterwards.
+        """
         path = self._file(CELLS, key)
         if key in self._intact:
             return path.exists()
         return self._checked(path) is not None
 
     def results(self) -> tuple[CellResult, ...]:
-        """One result for every cell that was tried, sorted by key: the one that counts, or else why the cell failed.
+        """One result for every cell that was tried, sorted by key: the one that counts, or else its last failure.
 
-        Every file is verified; a damaged one is moved to quarantine, told in `findings` and not counted, so that a
-        re-run trains the cell again. Raises JournalError if files cannot be read or were written by another version.
+        Every file is verified. A damaged file is moved to quarantine, reported in `findings` and not counted, so that
+        the next run trains the cell again. Raises JournalError if files cannot be read or come from another version.
         """
         return tuple(result for _, result in sorted(self.results_by_key().items()))
 
     def results_by_key(self) -> dict[str, CellResult]:
-        """The same by the names of their files, which an older version may have made of fewer settings."""
+        """The same results by file name. The name is not always `cell.key`: older versions hashed fewer settings."""
         return dict(self._results_in(FAILURES)) | dict(self._results_in(CELLS))
 
     def _results_in(self, folder: str) -> Iterator[tuple[str, CellResult]]:
@@ -141,11 +140,11 @@ class Journal:
                 continue
             try:
                 yield path.stem, result_from_dict(body)
-            except (KeyError, TypeError, ConfigError) as error:
+            except UNKNOWN_FIELDS as error:
                 raise _other_version(path) from error
 
     def _checked(self, path: Path) -> dict[str, Any] | None:
-        """The body of a cell's file; None if there is none, or no longer, since it was damaged."""
+        """The body of a cell's file; None if the file is missing or was just moved to quarantine."""
         content = self._read(path)
         if content is None:
             return None
@@ -159,7 +158,7 @@ class Journal:
         return body
 
     def _read(self, path: Path) -> bytes | None:
-        """None if it is not there: another process may just have put it in quarantine."""
+        """None if the file is missing: another process may just have moved it to quarantine."""
         try:
             return path.read_bytes()
         except FileNotFoundError:
@@ -171,10 +170,8 @@ class Journal:
         return self.root / folder / f"{key}.json"
 
     def checkpoint(self, pack: Sequence[str]) -> Path:
-        """Where the training of a pack saves itself, given the keys of its cells."""
-        return self.root / CHECKPOINTS / name_of_pack(pack)
-
-    # --- quarantine ---
+        """The folder for checkpoints of a pack, given the keys of its cells."""
+        return self.root / CHECKPOINTS / pack_name(pack)
 
     def _quarantined(self, key: str, content: bytes) -> Path:
         return self.root / QUARANTINE / f"{key}.{hashlib.sha256(content).hexdigest()[:16]}.json"
@@ -182,34 +179,34 @@ class Journal:
     def _set_aside(self, key: str, content: bytes) -> None:
         self._place(self._quarantined(key, content), content, replace=True)
         self.findings.append(
-            f"Cell {key} was trained again with another result: the first one counts, the other is in quarantine. Runs "
-            "on different machines or library versions do this; give each its own directory."
+            f"Cell {key} was trained twice with different results. The first result counts, the second is in "
+            "quarantine. Machines or library versions that differ cause this; give each its own directory."
         )
 
     def _quarantine(self, path: Path, content: bytes, damage: ValueError) -> bool:
-        """Move a damaged file aside and tell; False if it cannot be moved."""
+        """Move a damaged file to quarantine and note it in `findings`; False if it cannot be moved."""
         aside = self._quarantined(path.stem, content)
-        finding = f"{path.relative_to(self.root)} was damaged ({damage}) and does not count"
+        finding = f"{path.relative_to(self.root)} was damaged ({damage}) and is ignored"
         try:
             aside.parent.mkdir(exist_ok=True)
             os.replace(path, aside)
             moved = aside.read_bytes()
-        except FileNotFoundError:  # another process was quicker, and tells
+        except FileNotFoundError:  # another process moved it first, and reports it
             return True
         except OSError as error:
-            self.findings.append(f"{finding}; it cannot be moved to quarantine: {error.strerror or error}.")
+            self.findings.append(f"{finding}. It cannot be moved to quarantine: {error.strerror or error}.")
             return False
-        if moved != content:  # what another process had put in its place between the reading and the moving
+        if moved != content:  # between the read and the move, another process replaced the damaged file
             self._place(path, moved, replace=False)
             self._place(aside, content, replace=True)
-        self.findings.append(f"{finding}; it is in quarantine. The same probe command trains the cell again.")
+        self.findings.append(f"{finding}. It is in quarantine; rerun the probe to train the cell again.")
         return True
 
     def restore(self) -> tuple[str, ...]:
-        """Give cells without a result the intact one that quarantine holds of them, if any; returns their keys.
+        """Move intact results of cells that have none back from quarantine; returns their keys.
 
-        There is one where two runs disagreed and the first result was damaged since, or where a process was killed
-        while it corrected a mistake of `_quarantine`.
+        Quarantine holds such a result if two runs disagreed and the first result was damaged later, or if a process was
+        killed while `_quarantine` put back a file that another process had just written.
         """
         restored = []
         for path in cell_files(self.root / QUARANTINE):
@@ -221,12 +218,10 @@ class Journal:
                 restored.append(key)
         return tuple(restored)
 
-    # --- the table ---
-
     def write_table(self) -> int:
-        """Rebuild results.parquet: one row for every result, sorted by key, so that the same cells give the same bytes.
+        """Rebuild results.parquet, one row per result sorted by key: the same cells give the same bytes.
 
-        Also tidies up what killed writers left. Returns the number of rows.
+        Also removes temporary files of killed writers. Returns the number of rows.
         """
         for folder in (self.root, *map(self.root.joinpath, (CELLS, FAILURES, QUARANTINE))):
             files.sweep(folder)
@@ -234,23 +229,21 @@ class Journal:
         self._place(self.root / TABLE, as_parquet(rows), replace=True)
         return len(rows)
 
-    # --- the one way anything is written ---
-
     def _place(self, path: Path, content: bytes, *, replace: bool) -> bool:
-        """Put `content` at `path`, whole and on disk, or not at all. False if a file with another content is there."""
+        """Write `content` to `path`, whole and on disk, or not at all; False if the file exists with other content."""
         try:
             files.make_folders(path.parent)
             return files.write(path, content, replace=replace)
         except OSError as error:
             raise JournalError(
-                f"Cannot write {path.name} in {path.parent}: {error.strerror or error}. It was not recorded; what was "
-                "recorded before is safe. Make room or repair the disk, then repeat the command: it trains only what "
-                "is missing."
+                f"Cannot write {path.name} in {path.parent}: {error.strerror or error}. This result is not recorded; "
+                "earlier results are safe. Free some space or repair the disk, then rerun the command: finished cells "
+                "are skipped."
             ) from error
 
 
 def cell_files(folder: Path) -> list[Path]:
-    """The files of cells in a folder of the journal, without those still being written. Raises JournalError."""
+    """The files of cells in a folder of the journal, without temporary files. Raises JournalError."""
     try:
         return sorted(folder.glob("[!.]*.json"))
     except OSError as error:
@@ -258,7 +251,7 @@ def cell_files(folder: Path) -> list[Path]:
 
 
 def _counts(key: str, content: bytes) -> bool:
-    """Whether it is an intact result of the cell, and not a failure."""
+    """Whether the content is an intact result of the cell other than a failure."""
     try:
         return unseal_cell(key, content).get("status") != "failed"
     except ValueError:
@@ -267,13 +260,18 @@ def _counts(key: str, content: bytes) -> bool:
 
 def _unreadable(path: Path, error: OSError) -> JournalError:
     return JournalError(
-        f"Cannot read {path}: {error.strerror or error}. Without it cells might be trained twice or left out. Make it "
-        "readable, then repeat the command."
+        f"Cannot read {path}: {error.strerror or error}. Without it, cells could be trained twice or left out. Make it "
+        "readable, then rerun the command."
     )
 
 
 def _other_version(path: Path) -> JournalError:
     return JournalError(
-        f"{path} is intact but has other fields than this version of memlaw knows, or other values. Reading on would "
-        "leave results out: use the version that wrote it, or a newer one."
+        f"{path} is intact but has fields or values that this version of memlaw does not know, so results would be "
+        "left out. Use the version that wrote it, or a newer one."
     )
+
+
+def not_a_probe(directory: Path) -> JournalError:
+    """The error for a directory that no probe has claimed."""
+    return JournalError(f"{directory} is not a probe directory: it has no {PROBE}. Check the path.")

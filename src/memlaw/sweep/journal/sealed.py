@@ -1,4 +1,4 @@
-"""What a file of the journal says about itself, in one line: {"body":BODY,"sha256":"HEX"}.
+"""The format of every file in the journal, one line: {"body":BODY,"sha256":"HEX"}.
 
 BODY is canonical JSON, and HEX is the SHA-256 of its bytes.
 """
@@ -10,21 +10,27 @@ import json
 import re
 from typing import Any
 
+from pydantic import ValidationError
+
 from memlaw.core.canonical import canonical_json, digest
+from memlaw.core.errors import ConfigError
+
+UNKNOWN_FIELDS = (KeyError, TypeError, ConfigError, ValidationError)
+"""What reading an intact body raises if another version of memlaw wrote it."""
 
 _SEALED = re.compile(rb'\{"body":(.*),"sha256":"([0-9a-f]{64})"\}\n', re.DOTALL)
 
 
 def seal(body: Any) -> bytes:
-    """The content of a file for `body`. Raises ValueError for numbers that JSON does not have."""
+    """The content of a file for `body`. Raises ValueError for NaN and infinities, which JSON does not have."""
     return (canonical_json({"body": body, "sha256": digest(body)}) + "\n").encode("utf-8", "surrogatepass")
 
 
 def unseal(content: bytes) -> Any:
-    """The body. Raises ValueError, which says what is wrong, if a bit differs from what `seal` made."""
+    """The body. Raises ValueError, which says what is wrong, if a single bit has changed since `seal`."""
     parts = _SEALED.fullmatch(content)
     if parts is None:
-        raise ValueError("it cannot be read as a sealed record")
+        raise ValueError("it is cut short or not a file of the journal")
     if hashlib.sha256(parts[1]).hexdigest().encode() != parts[2]:
         raise ValueError("its SHA-256 does not match")
     return json.loads(parts[1])
@@ -33,10 +39,10 @@ def unseal(content: bytes) -> Any:
 def unseal_cell(key: str, content: bytes) -> dict[str, Any]:
     """The result of the cell `key`, as JSON values. Raises ValueError, which says what is wrong.
 
-    The key is taken from the text of the file, not from `Cell`, so that a later version with more settings still
-    recognises the cells of this one.
+    The key is hashed from the text of the file, not from a `Cell`: later versions have more settings and must still
+    recognise the cells of this one.
     """
     body = unseal(content)
     if not isinstance(body, dict) or "cell" not in body or digest(body["cell"]) != key:
-        raise ValueError("it is not the cell that its name says")
+        raise ValueError("it holds a cell other than the one in its name")
     return body

@@ -1,11 +1,12 @@
-"""What a probe directory is the probe of."""
+"""The settings and packs that a probe directory belongs to."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from memlaw.core.canonical import canonical_json, digest
 
@@ -14,23 +15,26 @@ PROBE = "probe.json"
 
 @dataclass(frozen=True)
 class ProbeSpec:
-    """What a probe directory is for: the settings that set its cells apart, and which of them train together."""
+    """The content of probe.json: what determines the results of a grid, and which cells train together."""
 
     identity: dict[str, Any]
-    """Plain JSON values; another run may share the directory only if all of them are equal."""
+    """JSON values; another run may use the directory only if all of them are equal."""
     packs: tuple[tuple[str, ...], ...]
-    """Keys of the cells that train as one stack, fixed once so that a cell's bits do not depend on when it ran."""
-    about: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """For people: the names of model and data, which may differ between runs of the same probe."""
+    """Keys of the cells that train as one stack; fixed, so that a cell's bits do not depend on when it was trained."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """Names of model and data, for people; they may differ between runs of the same probe."""
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> ProbeSpec:
-        """Inverse of `dataclasses.asdict`. Raises KeyError or TypeError for what another version wrote."""
-        return cls(body["identity"], tuple(map(tuple, body["packs"])), body["about"])
+        """Inverse of `dataclasses.asdict`. Raises ValidationError for the content of another version."""
+        return _SPECS.validate_python(body)
 
 
-def name_of_pack(keys: Sequence[str]) -> str:
-    """The name of a pack's files."""
+_SPECS = TypeAdapter(ProbeSpec)
+
+
+def pack_name(keys: Sequence[str]) -> str:
+    """The name of a pack's folder of checkpoints."""
     return digest(list(keys))
 
 
@@ -38,7 +42,7 @@ _ABSENT = "nothing"
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The fields in which two identities differ, in words."""
+    """The fields in which two identities differ, such as `steps (there 20, here 100)`."""
     names = sorted(there.keys() | here.keys())
     pairs = [(name, there.get(name, _ABSENT), here.get(name, _ABSENT)) for name in names]
     return [f"{name} (there {_brief(old)}, here {_brief(new)})" for name, old, new in pairs if old != new]

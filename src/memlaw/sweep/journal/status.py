@@ -1,4 +1,4 @@
-"""Where a probe stands, told by its directory alone: from any machine that sees it, while others train."""
+"""How far a probe has come, read from its directory alone, from any machine, while others train."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from memlaw.sweep.journal.journal import CELLS, CHECKPOINTS, FAILURES, Journal
 from memlaw.sweep.journal.sealed import unseal_cell
 
 _STATE = "state.json"
-"""Of a checkpoint: `memlaw.training.checkpoint.STATE`, a module that needs torch."""
+"""Same as `memlaw.training.checkpoint.STATE`, which cannot be imported without torch."""
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why cells failed."""
+    """A message of failure and the number of cells that failed with it."""
 
     message: str
     cells: int
@@ -30,7 +30,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class PackCounts:
-    """Packs by how many of their cells have a result that counts: all, some, none."""
+    """Packs of which all, some or none of the cells have a result that counts."""
 
     done: int
     partly: int
@@ -42,14 +42,14 @@ class CheckpointStatus:
     """A pack in training, or interrupted in it."""
 
     pack: int
-    """From 1, in the order in which they were written down."""
+    """From 1, in the order of probe.json."""
     step: int
-    """Optimizer steps that need not be taken again."""
+    """Optimizer steps that the next run skips."""
 
 
 @dataclass(frozen=True)
 class ProbeStatus:
-    """Where a probe stands. Counts are of the cells of its grid."""
+    """How far a probe has come; counts are cells of its grid."""
 
     out: str
     about: dict[str, Any]
@@ -58,23 +58,23 @@ class ProbeStatus:
     finished: int
     diverged: int
     failed: int
-    """The next run tries them again."""
+    """The next run retries them."""
     waiting: int
-    """Without any result, those in training among them."""
+    """Cells without a result, including those in training."""
     damaged: int
-    """Those among `waiting` whose file is damaged or cannot be read."""
+    """Cells among `waiting` whose file is damaged or unreadable."""
     reasons: tuple[Reason, ...]
-    """Of the failed cells, the most frequent first."""
+    """Reasons of the failed cells, the most frequent first."""
     packs: PackCounts
     checkpoints: tuple[CheckpointStatus, ...]
     last_activity: str | None
-    """When a file last appeared, by the clock of the machine that keeps them (ISO 8601, UTC). It decides nothing."""
+    """When a file last appeared, by the clock of the file system (ISO 8601, UTC); for information only."""
 
 
 def status(root: str | os.PathLike[str]) -> ProbeStatus:
-    """Where the probe in the directory `root` stands. Nothing is moved, written or removed.
+    """How far the probe in the directory `root` has come. Reads only: nothing is moved, written or removed.
 
-    Raises JournalError if the directory is none of a probe, or its probe.json is damaged.
+    Raises JournalError if `root` is not a probe directory, or its probe.json is damaged.
     """
     journal = Journal(root)
     spec = journal.spec()
@@ -100,7 +100,7 @@ def status(root: str | os.PathLike[str]) -> ProbeStatus:
 
 
 def _state(root: Path, key: str) -> tuple[str, str]:
-    """finished, diverged, failed, damaged or waiting; and why it failed."""
+    """(finished, diverged, failed, damaged or waiting; the message of a failure)."""
     state, message = _read(root / CELLS / f"{key}.json", key)
     return _read(root / FAILURES / f"{key}.json", key) if state == "waiting" else (state, message)
 
@@ -121,16 +121,12 @@ def _pack_counts(packs: Sequence[Sequence[bool]]) -> PackCounts:
 
 
 def _checkpoints(journal: Journal, packs: Sequence[Sequence[str]]) -> tuple[CheckpointStatus, ...]:
-    found = []
-    for number, keys in enumerate(packs, start=1):
-        step = _step(journal.checkpoint(keys))
-        if step is not None:
-            found.append(CheckpointStatus(number, step))
-    return tuple(found)
+    steps = [(number, _newest_step(journal.checkpoint(keys))) for number, keys in enumerate(packs, start=1)]
+    return tuple(CheckpointStatus(number, step) for number, step in steps if step is not None)
 
 
-def _step(checkpoint: Path) -> int | None:
-    """Of the newest one that can be read; whether its tensors are intact is found out by whoever goes on from it."""
+def _newest_step(checkpoint: Path) -> int | None:
+    """The step of the newest checkpoint with a readable state; its tensors are verified on resuming."""
     for saved in files.numbered(checkpoint):
         try:
             return int(json.loads((saved / _STATE).read_bytes())["step"])
@@ -140,9 +136,8 @@ def _step(checkpoint: Path) -> int | None:
 
 
 def _last_activity(root: Path) -> str | None:
-    """A folder's own time is that of its last new entry."""
     times = []
     for folder in (root, root / CELLS, root / FAILURES, *(root / CHECKPOINTS).glob("*")):
-        with suppress(OSError):  # not there yet, or a checkpoint that was just removed
-            times.append(folder.stat().st_mtime)
+        with suppress(OSError):  # not created yet, or a checkpoint that was just removed
+            times.append(folder.stat().st_mtime)  # the time of a folder is that of its last new entry
     return datetime.fromtimestamp(max(times), UTC).isoformat(timespec="seconds") if times else None

@@ -1,4 +1,4 @@
-"""All results of a probe as one table: a row for each, sorted by key."""
+"""All results of a probe as one table, one row per result, sorted by key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from memlaw.core.canonical import canonical_json, to_dict
 from memlaw.core.cells import CellResult
-from memlaw.law.bits import memory_bits
 
 if TYPE_CHECKING:
     import pyarrow
@@ -74,14 +73,16 @@ Spelled out, since files that people read must not change when the settings are 
 
 
 def rows_of(results: Mapping[str, CellResult]) -> list[dict[str, Any]]:
-    """Key of a cell -> its result, as rows.
+    """The rows of results given by key.
 
-    `steps` counts the optimizer steps taken; the settings of training are columns too, its budget as `max_steps`.
+    `steps` counts the optimizer steps taken. The training settings are columns too; their `steps` is `max_steps`.
     """
     return [_row(key, result) for key, result in sorted(results.items())]
 
 
 def _row(key: str, result: CellResult) -> dict[str, Any]:
+    from memlaw.law.bits import memory_bits  # loads numpy, which reading a journal does not need
+
     measured = to_dict(result)
     cell = measured.pop("cell")
     train = cell.pop("train")
@@ -91,12 +92,12 @@ def _row(key: str, result: CellResult) -> dict[str, Any]:
 
 
 def _readable(text: str) -> str:
-    """Without lone surrogates, which JSON can hold and no table can."""
+    """`text` without lone surrogates, which JSON can hold but Parquet cannot."""
     return text.encode(errors="replace").decode()
 
 
 def table_of(rows: Rows) -> pyarrow.Table:
-    """The rows with the types of COLUMNS, whether there are any or not."""
+    """The rows with the types of COLUMNS, even if there are no rows."""
     import pyarrow
 
     types = {
@@ -121,7 +122,7 @@ def as_parquet(rows: Rows) -> bytes:
 
 
 def as_csv(rows: Rows) -> bytes:
-    """UTF-8 with a header; what is unknown is empty, a list is JSON."""
+    """UTF-8 with a header; unknown values are empty, lists are JSON."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -133,10 +134,10 @@ def as_csv(rows: Rows) -> bytes:
 
 
 def as_jsonl(rows: Rows) -> bytes:
-    """One JSON object a line, in the order of COLUMNS; what is unknown is null."""
+    """One JSON object per line, in the order of COLUMNS; unknown values are null."""
     lines = (json.dumps({name: row[name] for name in COLUMNS}, allow_nan=False) + "\n" for row in rows)
     return "".join(lines).encode()
 
 
 FORMATS: dict[str, Callable[[Rows], bytes]] = {".csv": as_csv, ".jsonl": as_jsonl, ".parquet": as_parquet}
-"""Suffix of a file -> how its content is made."""
+"""Suffix of a file -> the function that makes its content."""

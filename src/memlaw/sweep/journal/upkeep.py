@@ -1,4 +1,4 @@
-"""Looking after a journal: is it intact, rebuild what can be rebuilt, hand it on."""
+"""Maintenance of a journal: verify its files, rebuild its table, export its results."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Literal, TypeVar
 from memlaw.core import files
 from memlaw.core.cells import CellResult, result_from_dict
 from memlaw.core.errors import ConfigError, JournalError
-from memlaw.sweep.journal.journal import CELLS, CHECKPOINTS, FAILURES, QUARANTINE, Journal, cell_files
-from memlaw.sweep.journal.sealed import unseal, unseal_cell
+from memlaw.sweep.journal.journal import CELLS, CHECKPOINTS, FAILURES, QUARANTINE, Journal, cell_files, not_a_probe
+from memlaw.sweep.journal.sealed import UNKNOWN_FIELDS, unseal, unseal_cell
 from memlaw.sweep.journal.spec import PROBE, ProbeSpec
 from memlaw.sweep.journal.table import FORMATS, TABLE, Rows, rows_of, table_of
 
@@ -25,7 +25,7 @@ class Fault:
     """A file that cannot be used, and why."""
 
     path: str
-    """Within the directory."""
+    """Relative to the probe's directory."""
     why: str
 
 
@@ -35,41 +35,41 @@ class VerifyReport:
 
     out: str
     intact: bool
-    """Nothing is damaged or unreadable, probe.json included."""
+    """No file is damaged or unreadable, including probe.json."""
     finished: int
     diverged: int
     failed: int
     table: Literal["current", "outdated", "absent"]
-    """results.parquet against the cells; anything but current is mended by `rebuild`."""
+    """Whether results.parquet agrees with the cells; if not, `rebuild` fixes it."""
     damaged: tuple[Fault, ...]
-    """Files that are not what was written."""
+    """Files whose content has changed since they were written."""
     unreadable: tuple[Fault, ...]
-    """Files that the system does not give, or that another version of memlaw wrote."""
+    """Files that the system cannot read, or that another version of memlaw wrote."""
     quarantined: tuple[str, ...]
-    """Names of the files put aside earlier."""
+    """Names of the files that were moved to quarantine earlier."""
     leftovers: tuple[str, ...]
-    """Temporary files of killed writers, or of ones at work; they do no harm."""
+    """Temporary files of killed or running writers; they are harmless."""
 
 
 @dataclass(frozen=True)
 class RebuildReport:
-    """What was put in order."""
+    """What `rebuild` did."""
 
     out: str
     rows: int
-    """Of results.parquet."""
+    """Rows of results.parquet."""
     restored: tuple[str, ...]
-    """Cells that got an intact result back from quarantine."""
+    """Keys of cells whose intact result came back from quarantine."""
     findings: tuple[str, ...]
-    """What was damaged, in sentences; its files are in quarantine now."""
+    """Sentences about damaged files, which are in quarantine now."""
 
 
 def verify(root: str | os.PathLike[str]) -> VerifyReport:
-    """Read every file of a probe's directory and check its SHA-256; nothing is moved, written or removed.
+    """Check the SHA-256 of every file in a probe's directory. Reads only: nothing is moved, written or removed.
 
-    Raises JournalError if the directory is none of a probe.
+    Raises JournalError if `root` is not a probe directory.
     """
-    inspection = _Inspection(_directory_of_a_probe(root))
+    inspection = _Inspection(_probe_directory(root))
     inspection.spec()
     inspection.checkpoints()
     results = inspection.results()
@@ -89,36 +89,39 @@ def verify(root: str | os.PathLike[str]) -> VerifyReport:
 
 
 def rebuild(root: str | os.PathLike[str]) -> RebuildReport:
-    """Make results.parquet from the cells, having put damaged files in quarantine and intact ones back from there.
+    """Move damaged files to quarantine and intact ones back, then make results.parquet from the cells.
 
-    Removes what killed writers left. Raises JournalError if the directory is none of a probe, or cannot be written.
+    Also removes temporary files of killed writers. Raises JournalError if `root` is not a probe directory or cannot be
+    written.
     """
-    journal = Journal(_directory_of_a_probe(root))
+    journal = Journal(_probe_directory(root))
     restored = journal.restore()
     rows = journal.write_table()
     return RebuildReport(str(root), rows, restored, tuple(journal.findings))
 
 
 def export(root: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
-    """Write all results as one table to the file `out`, as its suffix says: .csv, .jsonl or .parquet; returns its rows.
+    """Write all results as one table to `out`, in the format of its suffix (.csv, .jsonl, .parquet); returns its rows.
 
-    Made from the cells, each verified, and not from results.parquet. Raises ConfigError for another suffix, and
-    JournalError if the directory is none of a probe or `out` cannot be written.
+    Made from the verified cells, not from results.parquet. Raises ConfigError for any other suffix, JournalError if
+    `root` is not a probe directory or `out` cannot be written.
     """
     path = Path(out)
     if path.suffix not in FORMATS:
-        raise ConfigError(f"{out} names no format that is known here: choose a name in {', '.join(FORMATS)}.")
-    rows = rows_of(Journal(_directory_of_a_probe(root)).results_by_key())
+        raise ConfigError(f"{out} has no suffix of a known format. Choose a name that ends in {', '.join(FORMATS)}.")
+    rows = rows_of(Journal(_probe_directory(root)).results_by_key())
     try:
         files.make_folders(path.parent)
         files.write(path, FORMATS[path.suffix](rows))
     except OSError as error:
-        raise JournalError(f"Cannot write {out}: {error.strerror or error}. The journal is as it was.") from error
+        raise JournalError(
+            f"Cannot write {out}: {error.strerror or error}. The journal is unchanged; choose another file."
+        ) from error
     return len(rows)
 
 
 class _Inspection:
-    """One reading of a journal, with the faults it met."""
+    """Reads a journal once and collects the faults it meets."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -126,17 +129,17 @@ class _Inspection:
         self.unreadable: list[Fault] = []
 
     def spec(self) -> ProbeSpec | None:
-        return self._opened(self.root / PROBE, lambda content: ProbeSpec.from_dict(unseal(content)))
+        return self._read(self.root / PROBE, lambda content: ProbeSpec.from_dict(unseal(content)))
 
     def results(self) -> dict[str, CellResult]:
-        """Like `Journal.results_by_key`, of what can be used."""
-        found = {}
+        """As `Journal.results_by_key`, but for files with a fault."""
+        results = {}
         for folder in (FAILURES, CELLS):
             for path in cell_files(self.root / folder):
-                result = self._opened(path, partial(_result, path.stem))
+                result = self._read(path, partial(_result, path.stem))
                 if result is not None:
-                    found[path.stem] = result
-        return found
+                    results[path.stem] = result
+        return results
 
     def checkpoints(self) -> None:
         for folder in sorted((self.root / CHECKPOINTS).glob("*")):
@@ -146,12 +149,12 @@ class _Inspection:
                 except ValueError as error:
                     self.damaged.append(self._fault(saved, str(error)))
 
-    def _opened(self, path: Path, read: Callable[[bytes], T]) -> T | None:
+    def _read(self, path: Path, parse: Callable[[bytes], T]) -> T | None:
         try:
-            return read(path.read_bytes())
+            return parse(path.read_bytes())
         except OSError as error:
             self.unreadable.append(self._fault(path, error.strerror or str(error)))
-        except (KeyError, TypeError, ConfigError):
+        except UNKNOWN_FIELDS:
             self.unreadable.append(self._fault(path, "it has fields or values of another version of memlaw"))
         except ValueError as error:
             self.damaged.append(self._fault(path, str(error)))
@@ -170,17 +173,17 @@ def _table_state(path: Path, rows: Rows) -> Literal["current", "outdated", "abse
     import pyarrow.parquet
 
     try:
-        found = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.read_table(path)
     except FileNotFoundError:
         return "absent"
-    except (OSError, pyarrow.ArrowException):  # damaged: never read for its results, so no fault of the journal
+    except (OSError, pyarrow.ArrowException):  # damaged, but no fault of the journal: the table is never read back
         return "outdated"
-    return "current" if found.equals(table_of(rows)) else "outdated"
+    return "current" if table.equals(table_of(rows)) else "outdated"
 
 
-def _directory_of_a_probe(root: str | os.PathLike[str]) -> Path:
-    """Raises JournalError. One whose probe.json is gone still counts: its cells keep their worth."""
+def _probe_directory(root: str | os.PathLike[str]) -> Path:
+    """Raises JournalError unless `root` has a probe.json or cells, which are valid without it."""
     path = Path(root)
     if not (path / PROBE).exists() and not (path / CELLS).is_dir():
-        raise JournalError(f"{path} is not the directory of a probe: it has no {PROBE}. Check the path.")
+        raise not_a_probe(path)
     return path
