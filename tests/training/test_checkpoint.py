@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ from helpers.interrupted import FACTS, RUNS, InterruptedTrainingError, train
 from helpers.paths import FIXTURES
 from helpers.runs import runs_at
 from memlaw.adapter.on_model import placement_on
+from memlaw.core import files
 from memlaw.core.config import TrainConfig
 from memlaw.core.errors import ConfigError
 from memlaw.core.facts import EncodedFact
@@ -166,6 +168,21 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         train("ot", path)
     with pytest.raises(ConfigError, match="is the checkpoint of another training"):
         train("sft", path, seed=5)
+
+
+def test_an_intact_checkpoint_of_another_version_is_refused_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    interrupted(path, 9)
+    state = json.loads((path / "9" / "state.json").read_text())
+    del state["seconds"], state["states"][0]["updates"]
+    (path / "9" / "manifest.json").unlink()
+    (path / "9" / "state.json").write_text(json.dumps(state))
+    files.sign(path / "9")
+    with pytest.raises(
+        ConfigError, match=r"9 is intact, but .* version of memlaw \(seconds, states\.0\.updates\)\. Resume"
+    ):
+        train("sft", path)
+    assert names(path) == ["8", "9"]
 
 
 @pytest.mark.parametrize("full", ["fsync", "mkdir"])
