@@ -1,4 +1,4 @@
-"""Cells: their identity, their families, and their way to JSON and back."""
+"""Cells: keys, families, and JSON."""
 
 import json
 from dataclasses import fields, replace
@@ -176,7 +176,7 @@ def test_a_result_without_the_fields_that_came_later_is_read() -> None:
         ({"cell": {**to_dict(CELL), "train": {"warm_up": 1}}}, "cell.train.warm_up: Unexpected keyword argument"),
     ],
 )
-def test_what_is_not_a_result_is_refused(change: dict[str, Any], fault: str) -> None:
+def test_anything_else_than_a_result_is_refused(change: dict[str, Any], fault: str) -> None:
     with pytest.raises(ConfigError) as caught:
         result_from_dict({**to_dict(result_of(CELL)), **change})
     assert f"({fault}" in str(caught.value)

@@ -43,7 +43,7 @@ from memlaw.core.errors import ConfigError
         ("seed", 2**32, "a whole number from 0 to 4294967295"),
     ],
 )
-def test_a_setting_of_training_is_refused_where_it_lives(name: str, value: Any, wanted: str) -> None:
+def test_a_setting_out_of_range_is_refused_with_its_range(name: str, value: Any, wanted: str) -> None:
     with pytest.raises(ConfigError) as caught:
         TrainConfig(**{name: value})
     assert str(caught.value).startswith(f"Setting {name} is {value!r}: choose {wanted}")

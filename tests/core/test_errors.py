@@ -1,4 +1,4 @@
-"""Errors: built-ins they specialise, and the words that messages borrow."""
+"""Errors: the built-ins they specialise, and the helpers that messages use."""
 
 from __future__ import annotations
 

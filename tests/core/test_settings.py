@@ -1,4 +1,4 @@
-"""Classes of settings: what stands beside a field is what checks it, explains it and names it."""
+"""Classes of settings: checks, help and error messages come from the definition of each field."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memlaw.core.settings import Choose, choices, default, meaning, names, setti
 
 @settings
 class Oven:
-    """What all oven recipes share."""
+    """Settings that all oven recipes share."""
 
     degrees: Annotated[int, Field(ge=0, le=300), Choose("degrees from 0 to 300", unit="°C")] = 180
     """Temperature of
@@ -61,7 +61,7 @@ def test_replace_checks_as_well() -> None:
         dataclasses.replace(Bake(minutes=5), degrees=301)
 
 
-def test_what_stands_beside_a_field_is_told() -> None:
+def test_ranges_meanings_units_and_defaults_are_read_from_the_fields() -> None:
     assert names(Bake) == ["degrees", "mode", "minutes", "layers"]
     assert meaning(Bake, "minutes") == "Time in the oven."
     assert meaning(Oven, "degrees") == "Temperature of the oven."
@@ -92,7 +92,7 @@ def test_a_setting_defined_anew_has_its_own_meaning_range_and_default() -> None:
     assert Oven(degrees=180).degrees == 180
 
 
-def test_several_faults_are_told_at_once_each_in_its_sentence() -> None:
+def test_several_faults_are_reported_at_once_in_one_sentence_each() -> None:
     assert refusal(degrees=-1, mode="gril", speed=3, weight=1) == (
         "Unknown setting speed, weight: it would change nothing. Known: degrees, mode, minutes, layers. "
         "Setting degrees is -1: choose degrees from 0 to 300. "
@@ -109,7 +109,7 @@ def test_a_misspelt_name_gets_a_suggestion_and_so_does_a_misspelt_value() -> Non
     assert refusal(minutes=1, mode="cold") == "Setting mode is 'cold': choose fan, grill or steam."
 
 
-def test_a_setting_whose_type_says_it_all_is_refused_in_the_words_of_its_type() -> None:
+def test_a_setting_without_choices_is_refused_in_the_words_of_its_type() -> None:
     assert refusal(minutes="long").startswith("Setting minutes is 'long': input should be a valid number")
     assert refusal(minutes=float("nan")).startswith("Setting minutes is nan: input should be a finite number")
 
@@ -120,11 +120,11 @@ def test_the_entry_of_a_list_is_named() -> None:
     )
 
 
-def test_a_fault_between_settings_is_told_in_its_own_words() -> None:
+def test_a_contradiction_between_settings_has_a_message_of_its_own() -> None:
     assert refusal(minutes=20, mode="grill") == "A grill burns in more than 10 minutes."
 
 
-def test_values_of_a_later_version_are_split_off() -> None:
+def test_values_of_a_later_version_are_separated() -> None:
     written = {"degrees": 200, "minutes": 3, "wind": 1, "humidity": 2}
     known, unknown = split_unknown(Bake, written)
     assert (known, unknown) == ({"degrees": 200, "minutes": 3}, ["humidity", "wind"])

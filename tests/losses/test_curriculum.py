@@ -49,7 +49,7 @@ def test_the_exposed_samples_of_every_epoch_are_the_published_ones(tokens: int) 
     [(100, 0, 20), (100, 19, 20), (100, 20, 40), (100, 79, 80), (100, 80, 100), (100, 299, 100), (100, 999, 100),
      (7, 0, 1), (7, 20, 2), (3, 0, 1), (1, 0, 1), (0, 0, 0)],
 )  # fmt: skip
-def test_shares_are_rounded_down_but_never_to_nothing(count: int, epoch: int, wanted: int) -> None:
+def test_shares_are_rounded_down_but_never_to_zero(count: int, epoch: int, wanted: int) -> None:
     assert exposed(count, epoch, SHORT) == wanted
 
 

@@ -1,10 +1,11 @@
-"""A training that is interrupted goes on to the same last bit."""
+"""An interrupted training resumes to the same last bit."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ from helpers.interrupted import FACTS, RUNS, InterruptedTrainingError, train
 from helpers.paths import FIXTURES
 from helpers.runs import runs_at
 from memlaw.adapter.on_model import placement_on
+from memlaw.core import files
 from memlaw.core.config import TrainConfig
 from memlaw.core.errors import ConfigError
 from memlaw.core.facts import EncodedFact
@@ -45,7 +47,7 @@ def assert_same(found: list[Trained], expected: list[Trained]) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_interrupted_training_goes_on_to_the_same_last_bit(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_an_interrupted_training_resumes_to_the_same_last_bit(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     for stop in (4, 9, 12):
         with pytest.raises(InterruptedTrainingError):
@@ -54,7 +56,7 @@ def test_an_interrupted_training_goes_on_to_the_same_last_bit(name: str, dtype: 
     assert_same(train(name, path, dtype=dtype), train(name, dtype=dtype))
 
 
-def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
+def test_finished_steps_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "deeper" / "checkpoint"
     with pytest.raises(InterruptedTrainingError):
         train("sft", path, stop=10)
@@ -111,7 +113,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(file: str, place:
     assert_same(found, train("sft"))
 
 
-def test_without_any_intact_checkpoint_training_starts_from_its_beginning_and_says_so(tmp_path: Path) -> None:
+def test_without_an_intact_checkpoint_training_starts_over_and_warns(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     interrupted(path, 9)
     for number in ("8", "9"):
@@ -127,7 +129,7 @@ def test_without_any_intact_checkpoint_training_starts_from_its_beginning_and_sa
     assert_same(found, train("sft"))
 
 
-def test_what_is_damaged_does_not_push_out_what_is_intact(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_does_not_displace_an_intact_one(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     interrupted(path, 9)
     flip(path / "9" / "state.json", 5)
@@ -148,7 +150,7 @@ def test_a_truncated_or_missing_file_is_a_damaged_checkpoint(tmp_path: Path) -> 
     assert "(it cannot be read: No such file or directory): training restarts at the first step" in str(told[1])
 
 
-def test_files_of_others_are_not_taken_for_checkpoints_nor_removed(tmp_path: Path) -> None:
+def test_other_files_are_neither_read_as_checkpoints_nor_removed(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     interrupted(path, 9)
     (path / "notes").mkdir()
@@ -166,6 +168,21 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         train("ot", path)
     with pytest.raises(ConfigError, match="is the checkpoint of another training"):
         train("sft", path, seed=5)
+
+
+def test_an_intact_checkpoint_of_another_version_is_refused_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    interrupted(path, 9)
+    state = json.loads((path / "9" / "state.json").read_text())
+    del state["seconds"], state["states"][0]["updates"]
+    (path / "9" / "manifest.json").unlink()
+    (path / "9" / "state.json").write_text(json.dumps(state))
+    files.sign(path / "9")
+    with pytest.raises(
+        ConfigError, match=r"9 is intact, but .* version of memlaw \(seconds, states\.0\.updates\)\. Resume"
+    ):
+        train("sft", path)
+    assert names(path) == ["8", "9"]
 
 
 @pytest.mark.parametrize("full", ["fsync", "mkdir"])
@@ -189,7 +206,7 @@ def test_a_disk_that_fails_costs_the_checkpoints_and_not_the_training(
     assert_same(train("sft", path), found)
 
 
-def test_every_call_of_a_save_may_fail_and_the_one_before_is_still_there(tmp_path: Path) -> None:
+def test_the_previous_checkpoint_survives_a_failure_of_any_call_of_a_save(tmp_path: Path) -> None:
     saved: list[tuple[Any, Any]] = []
 
     def keep(_self: Checkpoint, engine: Any, snapshot: Any) -> None:
@@ -213,7 +230,7 @@ def test_every_call_of_a_save_may_fail_and_the_one_before_is_still_there(tmp_pat
     assert number > 20
 
 
-def test_the_status_of_a_probe_tells_the_step_of_a_pack_in_training(tmp_path: Path) -> None:
+def test_the_status_of_a_probe_shows_the_step_of_a_pack_in_training(tmp_path: Path) -> None:
     pack = ("a", "b")
     journal = Journal(tmp_path)
     journal.claim(ProbeSpec(identity={}, packs=(("c",), pack)))
@@ -248,7 +265,7 @@ def test_a_checkpoint_of_the_code_before_the_move_is_resumed_to_the_same_result(
         assert (ours.run, ours.status, ours.steps) == (theirs.run, theirs.status, theirs.steps)
         assert ours.loss_final == pytest.approx(theirs.loss_final, rel=1e-4)
         for a, b in zip(ours.stack.tensors, theirs.stack.tensors, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)  # another machine rounds otherwise
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)  # another machine may round differently
 
 
 PROGRAM = """
@@ -261,8 +278,8 @@ t.train(sys.argv[1], Path(sys.argv[2]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "sw"])
-def test_a_killed_process_leaves_a_checkpoint_that_goes_on(name: str, tmp_path: Path) -> None:
-    """SIGKILL as soon as there is a checkpoint, again and again, each time somewhere else in a step."""
+def test_a_killed_process_leaves_a_checkpoint_to_resume_from(name: str, tmp_path: Path) -> None:
+    """SIGKILL soon after a checkpoint appears, several times, each at another place in a step."""
     path = tmp_path / "checkpoint"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for delay in (0.0, 0.01, 0.03):

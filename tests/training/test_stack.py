@@ -112,7 +112,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_what_memft_loss_trains_in_a_loop(name: str) -> None:
+def test_every_method_trains_as_memft_loss_in_a_loop(name: str) -> None:
     model = tiny.model(dtype=torch.float64)
     facts = tiny.facts([(5, 4), (3, 7), (6, 2), (4, 5), (3, 3)])
     placement = placement_on("down_proj@2", model)
@@ -147,7 +147,7 @@ def test_every_method_trains_what_memft_loss_trains_in_a_loop(name: str) -> None
         assert float((theirs.detach() - mine).norm() / theirs.detach().norm()) < 1e-5
 
 
-def test_once_nothing_is_under_the_threshold_fallback_trains_on_all_and_zero_on_nothing() -> None:
+def test_once_no_token_is_under_the_threshold_fallback_trains_on_all_and_zero_on_none() -> None:
     model = tiny.model(dtype=torch.float64)
     base = tiny.wrap(model, tiny.tokenizer())
     placement = placement_on(None, model)
@@ -162,7 +162,7 @@ def test_once_nothing_is_under_the_threshold_fallback_trains_on_all_and_zero_on_
     assert mean_loss(tuned) == pytest.approx(went_on.loss_final, rel=1e-4)
 
 
-def test_the_loss_falls_and_the_base_stays() -> None:
+def test_the_loss_falls_and_the_base_does_not_change() -> None:
     base = tiny.base()
     (result,) = train(base, [(4, replace(SHORT, steps=60))])
     assert result.loss_final is not None
@@ -170,7 +170,7 @@ def test_the_loss_falls_and_the_base_stays() -> None:
     assert tiny.wrap(base.model, base.tokenizer).fingerprint == base.fingerprint
 
 
-def test_batches_of_rows_train_what_peft_trains_on_the_same_batches() -> None:
+def test_batches_of_rows_train_as_peft_on_the_same_batches() -> None:
     model = tiny.model(dtype=torch.float64)
     base = tiny.wrap(model, tiny.tokenizer())
     placement = placement_on("up_proj@3", model)
@@ -200,7 +200,7 @@ def test_until_recalled_stops_when_every_token_has_the_margin_and_not_before() -
         assert max(float(reference.nll_of(base.model, fact).max()) for fact in FACTS) >= LN2 - 0.2
 
 
-def test_a_budget_run_takes_exactly_its_steps_however_well_it_knows_the_facts() -> None:
+def test_a_budget_run_takes_exactly_its_steps_even_if_all_is_recalled() -> None:
     (result,) = train(tiny.base(), [(8, replace(SHORT, steps=150))])
     assert result.recalled
     assert result.steps == 150
@@ -290,7 +290,7 @@ def test_progress_counts_what_is_left() -> None:
 
 @contextmanager
 def room_for(base: Base, rows: int) -> Iterator[list[int]]:
-    """The last layer runs out of memory with more than `rows` rows; yields the sizes that were tried."""
+    """The last layer runs out of memory with more than `rows` rows; yields all sizes tried."""
     tried: list[int] = []
 
     def check(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -315,7 +315,7 @@ SHORT_OF_MEMORY = [
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 9])
-def test_a_stack_that_does_not_fit_goes_on_in_parts_and_gives_the_same(rows: int) -> None:
+def test_a_stack_that_does_not_fit_continues_in_parts_with_the_same_result(rows: int) -> None:
     base = tiny.base(dtype=torch.float64)
     placement = placement_on("down_proj@1+2", base.model)
     expected = train_stack(base, FACTS, runs_at(placement, SHORT_OF_MEMORY))
@@ -328,7 +328,7 @@ def test_a_stack_that_does_not_fit_goes_on_in_parts_and_gives_the_same(rows: int
         close(ours, theirs, 1e-9)
 
 
-def test_memory_that_runs_out_in_the_middle_costs_no_step() -> None:
+def test_running_out_of_memory_in_the_middle_costs_no_step() -> None:
     base = tiny.base(dtype=torch.float64)
     placement = placement_on(None, base.model)
     expected = train_stack(base, FACTS, runs_at(placement, SHORT_OF_MEMORY))
@@ -386,6 +386,6 @@ assert [t.steps for t in trained] == [2] * 12 and all(t.status == "finished" for
 
 
 @pytest.mark.slow
-def test_a_machine_that_really_has_no_more_memory_trains_in_parts() -> None:
+def test_a_machine_that_really_runs_out_of_memory_trains_in_parts() -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", REAL], env=env, check=True)

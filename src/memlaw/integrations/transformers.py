@@ -74,7 +74,7 @@ class MemFTLoss:
 
     @contextmanager
     def watching(self, inputs: Mapping[str, Any]) -> Iterator[None]:
-        """Around the trainer's loss of `inputs`. Raises ConfigError if the trainer does not call this function in it."""
+        """Wraps the trainer's own computation of a loss. Raises ConfigError if it does not call this function."""
         self._inputs, self._called = dict(inputs), False
         try:
             yield
@@ -97,7 +97,7 @@ class MemFTLoss:
         return self._inputs or {}
 
     def _check_averaged(self, num_items: Tensor | int | None, loss: Tensor) -> None:
-        """Raises ConfigError unless the Trainer undoes the mean over processes: then its item counts are those of all."""
+        """Raises ConfigError unless the Trainer undoes the mean over processes: then it counts the items of all."""
         if processes() == 1 or self._averaged:
             return
         items = torch.as_tensor(0 if num_items is None else num_items, dtype=torch.float32, device=loss.device).sum()

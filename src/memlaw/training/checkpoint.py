@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -98,12 +98,14 @@ class Checkpoint:
     def load(self, engine: Engine) -> Snapshot | None:
         """The newest intact checkpoint; None if there is none. Warns of damaged ones and removes them.
 
-        Raises ConfigError if it belongs to another training.
+        Raises ConfigError if it belongs to another training or another version of memlaw.
         """
         saved = files.numbered(self.path)
         for place, folder in enumerate(saved, start=1):
             try:
                 numbers, tensors = _read(folder)
+            except ConfigError:
+                raise
             except (OSError, ValueError, SafetensorError) as error:
                 start = "at the first step" if place == len(saved) else "from the previous checkpoint"
                 warnings.warn(
@@ -159,7 +161,15 @@ def _write(folder: Path, numbers: _Numbers, tensors: dict[str, Tensor]) -> None:
 
 def _read(folder: Path) -> tuple[_Numbers, dict[str, Tensor]]:
     files.check_signed(folder)
-    return _NUMBERS.validate_json((folder / STATE).read_bytes()), load_file(folder / TENSORS)
+    content, tensors = (folder / STATE).read_bytes(), load_file(folder / TENSORS)
+    try:
+        return _NUMBERS.validate_json(content), tensors
+    except ValidationError as error:  # the hash is right, so this is not damage: do not let `load` remove it
+        fields = ", ".join(".".join(map(str, fault["loc"])) for fault in error.errors())
+        raise ConfigError(
+            f"{folder} is intact, but not a checkpoint of this version of memlaw ({fields}). Resume with the version "
+            "that wrote it, or remove the folder to start over."
+        ) from None
 
 
 def _numbers(engine: Engine, snapshot: Snapshot) -> _Numbers:
