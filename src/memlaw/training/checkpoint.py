@@ -218,7 +218,7 @@ def _stack(
     found = _of(engine, name, 2 * len(sites), tensors)
     pairs = list(zip(found[::2], found[1::2], strict=True))
     chosen = [engine.runs[run] for run in runs]
-    return AdapterStack.of(sites, chosen, pairs)
+    return AdapterStack.from_pairs(sites, chosen, pairs)
 
 
 def _of(engine: Engine, name: str, count: int, tensors: Mapping[str, Tensor]) -> list[Tensor]:
