@@ -70,7 +70,7 @@ class Placement:
         """
         if self.parallel:
             raise AdapterError(
-                f"PEFT cannot express the parallel adapter {self}. Use down_proj@LAYER, or load the adapter with memlaw."
+                f"PEFT cannot express the parallel adapter {self}. Use down_proj@LAYER, or memlaw to load it."
             )
         alpha = scale * rank
         return {
@@ -87,7 +87,7 @@ class Placement:
     def check_rank(self, rank: int) -> None:
         """Raise AdapterError unless 1 <= rank <= max_rank."""
         if rank < 1:
-            raise AdapterError(f"The rank is {rank}, but it must be at least 1.")
+            raise AdapterError(f"Rank must be at least 1, not {rank}.")
         if rank > self.max_rank:
             narrow = min(self.sites, key=lambda site: min(site.d_in, site.d_out))
             raise AdapterError(
