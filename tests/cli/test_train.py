@@ -71,12 +71,12 @@ def test_the_paper_preset_is_the_published_recipe(run: Run, model: Path, facts: 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("--rank 0", "Rank 0 is not a rank: an adapter needs at least 1"),
-        ("--rank -3", "Rank -3 is not a rank"),
+        ("--rank 0", "Rank must be at least 1, not 0"),
+        ("--rank -3", "Rank must be at least 1, not -3"),
         ("--rank 33", "Rank 33 is above 32, the smaller dimension of model.layers.2.mlp.down_proj (48 -> 32)"),
         ("--rank 2 --placement dwon_proj@2", "no module 'dwon_proj' to adapt. Did you mean down_proj"),
-        ("--rank 2 --placement down_proj@9", "Layer 9 does not exist: the model has 4, 0..3"),
-        ("--rank 2 --placement mlp", "needs a layer, such as mlp@2"),
+        ("--rank 2 --placement down_proj@9", "Layer 9 does not exist: the model has 4 layers, 0 to 3"),
+        ("--rank 2 --placement mlp", "needs a layer from 0 to 3, such as mlp@2"),
         ("--rank 2 --steps 0", "Setting steps is 0: choose a whole number from 1 up"),
         ("--rank 2 --steps -5", "Setting steps is -5"),
         ("--rank 2 --lr 0", "Setting learning_rate is 0.0: choose a number above 0"),
@@ -188,7 +188,7 @@ def test_a_useless_option_is_a_warning_and_training_continues(model: Path, facts
     out = tmp_path / "A"
     ran = process("train", facts, "--model", model, "--rank", 1, "--steps", 2, "--evict-prefix", "--out", out)
     assert ran.code == 0
-    assert "Warning: The model is in main memory already: there is no accelerator to evict its layers from." in ran.err
+    assert "Warning: The model is already in main memory, so evicting its layers changes nothing." in ran.err
     assert (out / "adapter_model.safetensors").exists()
 
 

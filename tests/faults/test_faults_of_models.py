@@ -34,7 +34,7 @@ def test_19_rank_over_the_smaller_dimension() -> None:
     ("placement", "sentence"),
     [
         ("c_fc@2", "The model has no module 'c_fc' to adapt. Its modules: down_proj"),
-        ("down_proj@9", "Layer 9 does not exist: the model has 4, 0..3"),
+        ("down_proj@9", "Layer 9 does not exist: the model has 4 layers, 0 to 3"),
         ("lm_head", "The model has no module 'lm_head' to adapt"),
     ],
 )

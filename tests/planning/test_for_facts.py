@@ -246,7 +246,7 @@ def test_a_rank_asked_about_has_its_capacity_told_and_one_that_is_none_is_refuse
         assert capacity.rank == 5
         with pytest.raises(AdapterError, match="Rank 33 is above 32"):
             made(rank=33)
-        with pytest.raises(AdapterError, match="Rank 0 is not a rank"):
+        with pytest.raises(AdapterError, match="Rank must be at least 1, not 0"):
             made(rank=0)
 
 

@@ -245,7 +245,7 @@ class _SavedTensors:
         tensors = self._listed(name, 2 * len(sites))
         pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
         runs = [self.engine.runs[number] for number in numbers]
-        return AdapterStack.of(sites, [(run.rank, run.config) for run in runs], pairs)
+        return AdapterStack.from_pairs(sites, [(run.rank, run.config) for run in runs], pairs)
 
     def _listed(self, name: str, count: int) -> list[Tensor]:
         return [self.tensors[f"{name}.{place}"].to(self.engine.device) for place in range(count)]
