@@ -149,7 +149,7 @@ def test_a_target_that_is_none_is_refused(run: Run, model: Path, facts: Path, ta
 def test_laws_that_are_none_are_refused(run: Run, model: Path, facts: Path, probed: Path, tmp_path: Path) -> None:
     plan = ("plan", facts, "--model", model)
     assert_refused(run(*plan, "--law", tmp_path / "none"), "none cannot be read: No such file or directory")
-    assert_refused(run(*plan, "--law", facts), "is not JSON (line 2). Write it with `memlaw fit`")
+    assert_refused(run(*plan, "--law", facts), "is not JSON (line 2). Write it with `memlaw fit --save`")
     assert_refused(run(*plan, "--law", write(tmp_path / "law", b"\xff")), "is not UTF-8 text (byte 0)")
     assert_refused(run(*plan, "--law", write(tmp_path / "law", "{}")), "is JSON, but not a law of memlaw")
     assert_refused(run(*plan, "--law", probed), "--method ot --save law.json`, whose file `memlaw plan` takes.")

@@ -27,7 +27,7 @@ from helpers.slow_law import (
 )
 from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.points import LawPoint
-from memlaw.law import LawFit, fit_law, published, read_points
+from memlaw.law import LawFit, Origin, fit_law, published, read_points
 
 DATA = FIXTURES
 
@@ -473,6 +473,15 @@ def test_what_cannot_be_asked_for():
     ]:
         with pytest.raises(ConfigError, match=f"cannot be fitted with '{value}'. Choose one of {known}"):
             fit_law(simulate_for("paper"), **{option: value})
+
+
+def test_source_and_origin_are_kept_and_other_keywords_refused():
+    origin = Origin(model="org/model")
+    fit = fit_law(simulate_for("power"), "power", source="a table", origin=origin)
+    assert (fit.source, fit.origin) == ("a table", origin)
+    assert (fit_law(simulate_for("power")).source, fit_law(simulate_for("power")).origin) == ("the points given", None)
+    with pytest.raises(TypeError, match="sorce"):
+        fit_law(simulate_for("power"), "power", sorce="a table")
 
 
 points = st.builds(

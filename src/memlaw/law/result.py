@@ -50,7 +50,7 @@ class Holdout:
 class Origin:
     """What the cells of a law were measured on; None if not known."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # for reading files; instances made in Python are not checked
 
     model: str | None = None
     """Hub id or path, as loaded."""
