@@ -151,7 +151,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """The smallest rank r with L_init - dL(r, l) <= L_needed for l target tokens; its uncertainty, cost and settings."""
+    """The smallest rank r with L_init - dL(r, l) <= L_needed for l target tokens, with its uncertainty and cost."""
 
     records: int
     tokens: int
