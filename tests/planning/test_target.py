@@ -1,4 +1,4 @@
-"""What a plan aims at: read from a few characters, and met at a rate of errors that a count of failures confirms."""
+"""The target of a plan: read from text, and met at a rate of errors that counting failures confirms."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_target_is_a_word_a_share_or_a_loss(text: str, target: Target, said: s
         ("loss=" + "9" * 400, "target is a loss of inf nats"),
     ],
 )
-def test_what_is_none_is_refused(text: str, message: str) -> None:
+def test_text_that_is_not_a_target_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Target.parse(text)
 
