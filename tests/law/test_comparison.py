@@ -1,4 +1,4 @@
-"""Is the law right where it was not fitted? Hold-outs, and the choice among the forms."""
+"""Does the law hold where it was not fitted? Hold-outs, and the choice among the forms."""
 
 from dataclasses import replace
 
@@ -49,7 +49,7 @@ def test_the_mean_error_is_that_of_the_three_hold_outs():
         assert verdict.mape[form] == pytest.approx(np.mean(alone))
 
 
-def test_where_the_power_runs_away_a_form_that_can_be_believed_is_chosen():
+def test_if_the_power_law_diverges_a_form_that_can_be_trusted_is_chosen():
     verdict = compare(read_points(DATA / "tiny_points.csv"))
     assert verdict.best.form == "log"
     assert verdict.best.status == "ok"
@@ -78,7 +78,7 @@ def test_a_power_law_far_below_the_ceiling_needs_no_ceiling():
     assert [fit.form for fit in verdict.fits[-2:]] == ["bounded", "memory"]
 
 
-def test_an_offset_is_left_out_where_there_is_none():
+def test_the_form_without_offset_is_chosen_for_cells_without_offset():
     chosen = [compare(simulate(POWER, noise=0.05, seed=seed, with_final=False)).best.form for seed in range(5)]
     assert chosen.count("power") >= 4
 
@@ -142,7 +142,7 @@ def test_a_hold_out_that_cannot_be_read_or_met():
 
 @settings(deadline=None)
 @given(st.text(max_size=12))
-def test_any_other_words_for_a_hold_out_are_refused(spec):
+def test_any_other_specification_of_a_hold_out_is_refused(spec):
     with pytest.raises(ConfigError):
         holdout(simulate(PAPER, ranks=(1, 2), lengths=(500, 1000), with_final=False), "paper", spec)
 
@@ -178,7 +178,7 @@ def test_the_only_form_that_can_be_fitted_is_chosen():
     )
 
 
-def test_a_form_that_cannot_be_believed_comes_with_a_warning():
+def test_a_form_that_cannot_be_trusted_comes_with_a_warning():
     cells = simulate({**PAPER, "C": 1e-3}, noise=0.5, with_final=False)
     verdict = compare(cells)
     assert verdict.best.status != "ok"

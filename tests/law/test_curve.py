@@ -80,7 +80,7 @@ def test_slopes_of_the_bound_are_its_differences(u, ceiling, n):
 
 @settings(deadline=None)
 @given(share=st.floats(-1, 0.999), ceiling=st.floats(0.5, 15), n=st.floats(0.5, 20))
-def test_the_bound_can_be_undone(share, ceiling, n):
+def test_the_soft_bound_can_be_inverted(share, ceiling, n):
     delta = np.array([share * ceiling])
     u = invert_soft_bound(delta, np.array([ceiling]), n)
     assert soft_bound(u, np.array([ceiling]), n)[0] == pytest.approx(delta, rel=1e-6, abs=1e-9)
@@ -105,7 +105,7 @@ def test_the_size_for_a_gain_has_that_gain(form, delta, length):
     assert FORMS[form].size_for(laws, length, np.array([delta, delta]), 12.0)[0] == pytest.approx(size)
 
 
-def test_a_size_is_nothing_where_the_offset_gives_enough_and_infinite_where_none_does():
+def test_the_size_is_zero_if_the_offset_is_enough_and_infinite_if_no_size_is():
     flat = np.array([0.0, 0.0, 0.5, 0.0])
     assert FORMS["paper"].size_for(flat, 100, 1.0, 12.0) == math.inf
     assert FORMS["bounded"].size_for(theta_of("bounded", BOUNDED), 100, 0.5, 12.0) == 0

@@ -1,4 +1,4 @@
-"""Fitting: the published numbers, known laws found again, kinds of residuals, replicates, honest refusals."""
+"""Fitting: the published numbers, known laws recovered, kinds of residuals, replicates, honest refusals."""
 
 import json
 import math
@@ -27,7 +27,7 @@ from helpers.slow_law import (
 )
 from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.points import LawPoint
-from memlaw.law import LawFit, fit_law, published, read_points
+from memlaw.law import LawFit, Origin, fit_law, published, read_points
 
 DATA = FIXTURES
 
@@ -52,7 +52,7 @@ def without_final(points: list[LawPoint]) -> list[LawPoint]:
     return [replace(point, final_loss=None) for point in points]
 
 
-def test_the_papers_own_fit_is_found_again_on_its_figure():
+def test_the_papers_own_fit_is_reproduced_on_its_figure():
     fit = fit_law(published.points(), "paper")
     assert (fit.status, fit.warnings) == ("ok", ())
     assert (fit.n, fit.runs) == (70, 70)
@@ -103,7 +103,7 @@ def test_a_logarithm_in_disguise_is_not_called_a_power_law():
     assert fit_law(tiny("tiny_points.csv"), "paper", intervals="profile").status == fit.status
 
 
-def test_the_log_form_can_be_believed_where_the_power_runs_away():
+def test_the_log_form_can_be_trusted_where_the_power_law_diverges():
     fit = fit_law(tiny("tiny_points.csv"), "log")
     assert fit.status == "ok"
     assert fit.r2 > 0.98
@@ -112,7 +112,7 @@ def test_the_log_form_can_be_believed_where_the_power_runs_away():
     assert np.mean([abs(fit.predict(p.rank, p.length) / p.delta_loss - 1) for p in inside]) < 0.04
 
 
-def test_an_offset_larger_than_all_that_was_learned_is_not_believed():
+def test_an_offset_larger_than_all_that_was_learned_is_not_trusted():
     fit = fit_law(tiny("tiny_points.csv"), "bounded")
     assert fit.status.startswith("Not identifiable: the offset b")
     assert fit.r2 > 0.99
@@ -236,7 +236,7 @@ def test_relative_residuals_need_a_gain_in_every_cell():
     )
 
 
-def test_a_law_that_dips_below_nothing_can_still_be_searched_on_logarithms():
+def test_relative_residuals_can_fit_a_law_that_predicts_negative_gains():
     cells = [p for p in simulate({**PAPER, "b": -1.5}, noise=0.01, with_final=False) if p.delta_loss > 0]
     assert min(p.delta_loss for p in cells) < 0.5
     fit = fit_law(cells, "paper", residuals="relative")
@@ -394,7 +394,7 @@ def test_loss_that_does_not_fall_with_rank(form):
 
 
 @pytest.mark.parametrize(("form", "name"), [("power", "alpha"), ("log", "k")])
-def test_growth_lost_in_the_scatter_is_not_believed(form, name):
+def test_growth_lost_in_the_scatter_is_not_trusted(form, name):
     random = np.random.default_rng(3)
     cells = [LawPoint(r, length, 5 + 0.01 * math.log(r) + random.normal()) for r in RANKS for length in LENGTHS]
     assert status_of(cells, form).startswith(f"Not identifiable: the 95% interval of {name} includes 0, so dL may not")
@@ -460,7 +460,7 @@ def test_points_that_are_not_measurements_are_refused(point, message):
         fit_law([*simulate_for("paper"), point])
 
 
-def test_what_cannot_be_asked_for():
+def test_unknown_options_and_missing_points_are_refused():
     with pytest.raises(FitError, match="no cells to fit"):
         fit_law([])
     with pytest.raises(FitError, match=r"rank 2, length 100 has no number of parameters.*or fit the law in ranks"):
@@ -473,6 +473,15 @@ def test_what_cannot_be_asked_for():
     ]:
         with pytest.raises(ConfigError, match=f"cannot be fitted with '{value}'. Choose one of {known}"):
             fit_law(simulate_for("paper"), **{option: value})
+
+
+def test_source_and_origin_are_kept_and_other_keywords_refused():
+    origin = Origin(model="org/model")
+    fit = fit_law(simulate_for("power"), "power", source="a table", origin=origin)
+    assert (fit.source, fit.origin) == ("a table", origin)
+    assert (fit_law(simulate_for("power")).source, fit_law(simulate_for("power")).origin) == ("the points given", None)
+    with pytest.raises(TypeError, match="sorce"):
+        fit_law(simulate_for("power"), "power", sorce="a table")
 
 
 points = st.builds(

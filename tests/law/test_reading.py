@@ -1,4 +1,4 @@
-"""Points from tables and probes: read as written, and whatever is not right is a sentence."""
+"""Points from tables and probes: read as written, and every fault reported in a sentence."""
 
 import json
 
@@ -97,7 +97,7 @@ def test_columns_by_another_name_are_not_guessed_but_named(header, renamed):
 
 
 @pytest.mark.parametrize("column", ["length_chars", "characters", "num_chars"])
-def test_lengths_in_characters_are_no_lengths(column):
+def test_lengths_in_characters_are_refused(column):
     with pytest.raises(
         FitError, match=rf"it has {column}, but a law's length is in target tokens\. Count them with .*"
     ):
@@ -151,7 +151,7 @@ tables = st.builds(lambda head, rows: "\n".join([head, *map(",".join, rows)]),
 @given(tables | st.text(max_size=60))
 @example(HEAD + "1,2,3\r4,5,6")
 @example("\ufeff\ufeffrank")
-def test_any_text_is_points_or_a_sentence(text):
+def test_any_text_gives_points_or_a_sentence(text):
     try:
         points = points_from_text(text, name="t.csv")
         fit = fit_law(points, "log")
@@ -163,7 +163,7 @@ def test_any_text_is_points_or_a_sentence(text):
 
 @settings(deadline=None)
 @given(st.binary(max_size=60))
-def test_any_bytes_are_points_or_a_sentence(tmp_path_factory, content):
+def test_any_bytes_give_points_or_a_sentence(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("bytes") / "points.csv"
     file.write_bytes(content)
     with pytest.raises(FitError):
@@ -197,12 +197,12 @@ def test_finished_cells_become_points_with_their_seeds():
         ({"train": {"until": "recalled"}}, r"stopped as soon as they were recalled .*fixed budget"),
     ],
 )
-def test_cells_of_two_kinds_share_no_law(other, message):
+def test_cells_of_two_kinds_are_refused(other, message):
     with pytest.raises(FitError, match=message):
         points_from_results([result(1), result(2, **other)])
 
 
-def test_over_parameters_cells_may_be_of_several_placements_but_of_nothing_else():
+def test_over_parameters_cells_may_differ_in_placement_only():
     points = points_from_results([result(1), result(2, placement="down_proj@3")], axis="parameters")
     assert [point.parameters for point in points] == [256, 512]
     with pytest.raises(FitError, match="differ in method"):

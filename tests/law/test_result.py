@@ -1,4 +1,4 @@
-"""What a fit tells: predictions, the inverse of the law, sentences on extrapolation, and its file."""
+"""The result of a fit: predictions, the inverse of the law, sentences on extrapolation, and its file."""
 
 import json
 import math
@@ -95,7 +95,7 @@ def test_by_default_the_border_is_saturation():
     assert fit.length_for(fit.rank_for(4000)) == pytest.approx(4000, rel=1e-6)
 
 
-def test_ends_of_the_inversion():
+def test_the_inverse_is_zero_or_infinite_at_its_ends():
     fit = FITS["bounded"]
     easy = fit.b.value / 2
     assert fit.rank_for(1000, loss_init=1.0, loss_final=1.0 - easy) == 0
@@ -171,7 +171,7 @@ def test_a_file_of_the_first_version_is_still_read():
     assert LawFit.from_json(law.to_json()) == law
 
 
-def test_files_that_are_no_law():
+def test_files_that_are_not_laws_are_refused():
     good = json.loads(FITS["bounded"].to_json())
     without = {key: value for key, value in good.items() if key != "covariance"}
     for text, message in [
@@ -199,7 +199,7 @@ def test_files_that_are_no_law():
 @settings(deadline=None)
 @given(st.recursive(st.none() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3)),
        st.sampled_from(sorted(json.loads(FITS["bounded"].to_json()))))  # fmt: skip
-def test_any_other_value_in_a_file_is_a_sentence_or_a_law(value, key):
+def test_any_other_value_in_a_file_gives_a_sentence_or_a_law(value, key):
     changed = json.loads(FITS["bounded"].to_json()) | {key: value}
     try:
         law = LawFit.from_json(json.dumps(changed))

@@ -1,4 +1,4 @@
-"""A law carried to other data, other placements, other models."""
+"""A law transferred to other data, other placements, other models."""
 
 import math
 
@@ -86,7 +86,7 @@ def test_the_papers_form_is_calibrated_on_unsaturated_cells():
     assert moved.predict(3, 2000) == pytest.approx(law(there, 3, 2000, 6.0), abs=0.05)
 
 
-def test_calibrated_doubt_is_never_smaller_than_the_new_cells_allow():
+def test_calibrated_uncertainty_is_never_smaller_than_the_new_cells_allow():
     original = fit_law(simulate(BOUNDED, noise=0.05), "bounded")
     few = calibrate(original, simulate(OTHER_DATA, loss_init=5.0, ranks=(1, 4), lengths=(1000, 4000)))
     assert few.sigma >= original.sigma
@@ -103,7 +103,7 @@ def test_new_cells_that_scatter_more_say_so():
     assert high - low > 2 * 2.1 * moved.sigma
 
 
-def test_calibration_needs_a_cell_that_tells_something():
+def test_calibration_needs_an_informative_cell():
     original = fit_law(simulate(BOUNDED, noise=0.05), "bounded")
     with pytest.raises(FitError, match=r"No cell to calibrate with\. All cells are saturated"):
         calibrate(original, [LawPoint(64, 500, 4.9, 0.1)])

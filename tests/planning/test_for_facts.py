@@ -1,4 +1,4 @@
-"""A plan for facts on a model: by its files without torch, by the model itself, and what each of them knows."""
+"""A plan for facts on a model: from its files without torch, and from the loaded model."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_files_give_the_plan_of_the_model_but_for_the_loss_that_was_not_measured
     assert guessed.cost.training_flops == known.cost.training_flops
 
 
-def test_where_the_law_knows_no_loss_either_the_base_is_taken_to_know_nothing() -> None:
+def test_if_the_law_has_no_loss_either_the_base_is_assumed_to_know_nothing() -> None:
     points = [replace(point, final_loss=None) for point in cells()]
     answer = by_files(choose=choose(fit_law(points, "paper")))
     assert answer.loss_init == math.log(tiny.VOCABULARY)
@@ -183,7 +183,7 @@ def test_the_law_is_chosen_by_what_files_and_names_tell() -> None:
     assert use.loss_memoryless == memoryless_loss((fact.target for fact in FACTS), math.inf, tiny.VOCABULARY)
 
 
-def test_a_law_of_another_tokenizer_is_said_by_files_alone() -> None:
+def test_files_alone_reveal_a_law_of_another_tokenizer() -> None:
     law = replace(LAW, origin=ORIGIN)
     same = Names(BASE.name, tokenizer_fingerprint=tokenizer_fingerprint(BASE.tokenizer))
     assert not any("another tokenizer" in said for said in by_files(choose=choose(law), names=same).law.near)
@@ -239,7 +239,7 @@ def test_facts_without_a_name_have_no_command() -> None:
     assert by_files().train is None
 
 
-def test_a_rank_asked_about_has_its_capacity_told_and_one_that_is_none_is_refused() -> None:
+def test_the_capacity_of_a_requested_rank_is_stated_and_an_impossible_rank_refused() -> None:
     for made in (by_model, by_files):
         capacity = made(rank=5).capacity
         assert capacity is not None

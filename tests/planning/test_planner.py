@@ -1,4 +1,4 @@
-"""The plan: the smallest rank that works, with a doubt that is right, and sentences where there is none."""
+"""The plan: the smallest rank that works, with calibrated uncertainty, and a sentence if no rank does."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def test_what_no_adapter_holds_is_split_over_the_fewest_that_do() -> None:
     assert planned().split is None
 
 
-def test_no_rank_is_said_to_be_none() -> None:
+def test_a_plan_without_a_rank_says_why() -> None:
     result = planned(tokens=200_000, placement=TINY, target=LOW)
     assert result.rank.value is None
     assert result.rank.high is None
@@ -316,7 +316,7 @@ def test_an_interval_may_reach_beyond_the_largest_rank() -> None:
     assert result.reason is None
 
 
-def test_extrapolation_is_said() -> None:
+def test_extrapolation_is_stated() -> None:
     assert planned(tokens=1000, target=Target(None, 0.5)).extrapolates is None
     longer = planned(tokens=80_000).extrapolates
     assert longer is not None

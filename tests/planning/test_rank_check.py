@@ -72,7 +72,7 @@ def test_the_rank_of_an_adapter_is_judged_at_its_placement(base: Base, tmp_path:
     assert "At all-linear" in the_one(report, "rank-too-small").message
 
 
-def test_a_rank_that_is_none_here_is_refused(base: Base) -> None:
+def test_an_impossible_rank_is_refused(base: Base) -> None:
     with pytest.raises(AdapterError, match="Rank 33 is above 32"):
         check_on(base, facts(*GOOD), rank=33)
 

@@ -1,4 +1,4 @@
-"""The loss that recall needs: Bayes' rule, right to the digit, and right in its doubt where the truth is known."""
+"""The loss that recall needs: Bayes' rule, equal to brute force, and calibrated where the truth is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan aims at: read from a few characters, and met at a rate of errors that a count of failures confirms."""
+"""The target of a plan: read from text, and met at a rate of errors that counting failures confirms."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def test_a_target_is_a_word_a_share_or_a_loss(text: str, target: Target, said: s
         ("1.01", r"target is 1\.01"),
         ("101%", r"target is 1\.01"),
         ("99", r"target is 99\.0, but .*Choose all, a share such as 0\.99 or 99%"),
-        ("loss=0", r"target is a loss of 0\.0 nats, but .* no finite adapter reaches 0"),
+        ("loss=0", r"target is a loss of 0\.0 nats, but .*no finite adapter reaches 0"),
         ("loss=" + "9" * 400, "target is a loss of inf nats"),
     ],
 )
-def test_what_is_none_is_refused(text: str, message: str) -> None:
+def test_text_that_is_not_a_target_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Target.parse(text)
 

@@ -50,7 +50,7 @@ class Holdout:
 class Origin:
     """What the cells of a law were measured on; None if not known."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # for reading files; instances made in Python are not checked
 
     model: str | None = None
     """Hub id or path, as loaded."""
@@ -398,6 +398,8 @@ def _first_fault(error: ValidationError) -> str:
         return f"it has no entry {entry}"
     if fault["type"] == "unexpected_keyword_argument":
         return f"its entry {entry} is unknown"
+    if fault["type"] == "value_error":
+        return f"{entry} is {reprlib.repr(fault['input'])}; {fault['ctx']['error']}"
     return f"{entry} is {reprlib.repr(fault['input'])}; {fault['msg'][:1].lower()}{fault['msg'][1:]}"
 
 

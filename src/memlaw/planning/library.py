@@ -68,7 +68,7 @@ class KnownLaw:
 def _possible(cell: tuple[float, int, int, int]) -> tuple[float, int, int, int]:
     _, exact, records, tokens = cell
     if not exact <= records <= tokens or records == 0:
-        raise ValueError(f"{exact} of {records} records with {tokens} target tokens cannot have come back")
+        raise ValueError(f"{exact} of {records} records with {tokens} target tokens are impossible counts")
     return cell
 
 

@@ -151,7 +151,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """The smallest rank r with L_init - dL(r, l) <= L_needed for l target tokens; its uncertainty, cost and settings."""
+    """The smallest rank r with L_init - dL(r, l) <= L_needed for l target tokens, with its uncertainty and cost."""
 
     records: int
     tokens: int
@@ -170,7 +170,7 @@ class Plan:
     probabilities: tuple[RankChance, ...]
     """Probabilities of meeting the target at the ranks of the paper's sweep."""
     saturation: RankRange
-    """Smallest rank predicted to bring the mean loss below ln 2. Recall needs more: single tokens lag behind."""
+    """Smallest rank predicted to bring the mean loss below ln 2. Recall needs more: some tokens lag behind."""
     largest_rank: int
     """Largest rank this placement can use."""
     rule_of_thumb: int

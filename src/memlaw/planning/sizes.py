@@ -66,7 +66,7 @@ class Sizes:
         extra: float | Array = 0.0
         scale = SCALES[self.law.residuals]
         if scale.nats:
-            # Near the ceiling dL hardly changes with u, so a run's scatter is added to u, where more size can offset it.
+            # Near the ceiling dL hardly changes with u, so a run's scatter is added to u, where size can offset it.
             extra = -self._scatter
         else:
             level = np.full(_DRAWS, start)

@@ -33,7 +33,8 @@ class Target:
             raise ConfigError(f"target is {self.share}, but a share must be above 0 and at most 1. Choose {_CHOICES}.")
         if self.loss is not None and not 0 < self.loss < math.inf:
             raise ConfigError(
-                f"target is a loss of {self.loss} nats, but a loss must be finite and above 0 (no finite adapter reaches 0). Choose {_CHOICES}."
+                f"target is a loss of {self.loss} nats, but a loss must be finite and above 0 (no finite adapter "
+                f"reaches 0). Choose {_CHOICES}."
             )
 
     @classmethod
