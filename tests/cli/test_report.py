@@ -27,7 +27,9 @@ def test_a_recall_beside_a_probe_is_in_its_report(
 
 def test_a_directory_without_results_has_no_report(run: Run, adapter: Path, probed: Path, tmp_path: Path) -> None:
     page = tmp_path / "r.html"
-    assert_refused(run("report", tmp_path / "none", "--out", page), "contains neither a probe (probe.json) nor recall.json")
+    assert_refused(
+        run("report", tmp_path / "none", "--out", page), "contains neither a probe (probe.json) nor recall.json"
+    )
     assert_refused(run("report", adapter, "--out", page), "so there is nothing to report")
     assert_refused(run("report", probed, "--out", tmp_path), "cannot be written")
     write(tmp_path / "recall.json", "{")
