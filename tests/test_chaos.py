@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/chaos on readers, reports and secrets, at a size for every day."""
+"""The scripts of benchmarks/chaos on readers, reports and secrets, at a small size."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ needs_chromium = pytest.mark.skipif(
 )
 
 
-def line(script: str, *arguments: object) -> dict[str, Any]:
-    """The JSON line that a script prints."""
+def printed_line(script: str, *arguments: object) -> dict[str, Any]:
+    """The last JSON line that a script prints."""
     command = [sys.executable, str(CHAOS / script), *map(str, arguments)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    return found
+    outcome: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return outcome
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("reader", "inputs"), [("data", 1500), ("config", 500), ("points", 1500), ("journal", 1500), ("adapter", 150)]
 )
-def test_damaged_input_is_read_or_refused_and_nothing_else_happens(reader: str, inputs: int) -> None:
-    found = line("fuzz_inputs.py", "--only", reader, "--inputs", inputs, "--seed", 20)
-    assert (found["failures"], found["kinds"]) == (0, {})
-    assert min(found["accepted"], found["refused"]) > 0.02 * inputs
+def test_damaged_input_is_read_or_refused_without_side_effects(reader: str, inputs: int) -> None:
+    outcome = printed_line("fuzz_inputs.py", "--only", reader, "--inputs", inputs, "--seed", 20)
+    assert (outcome["failures"], outcome["kinds"]) == (0, {})
+    assert min(outcome["accepted"], outcome["refused"]) > 0.02 * inputs
 
 
 @pytest.mark.slow
-def test_no_command_lets_a_planted_secret_out() -> None:
-    found = line("secrets_planted.py", "--secrets", 12)
-    assert (found["found"], found["crashed"]) == ({}, [])
-    assert found["ended"].keys() == {"exit 0", "exit 2"}
+def test_no_command_leaks_a_planted_secret() -> None:
+    outcome = printed_line("secrets_planted.py", "--secrets", 12)
+    assert (outcome["found"], outcome["crashed"]) == ({}, [])
+    assert outcome["ended"].keys() == {"exit 0", "exit 2"}
 
 
 @pytest.mark.slow
 @pytest.mark.browser
 @needs_chromium
-def test_no_script_in_a_report_comes_to_life() -> None:
-    assert line("scripts_in_report.py", "--payloads", 20, "--seed", 20)["live"] == 0
+def test_no_script_in_a_report_runs() -> None:
+    assert printed_line("scripts_in_report.py", "--payloads", 20, "--seed", 20)["live"] == 0

@@ -1,10 +1,10 @@
-"""SIGKILL whoever works on a probe, again and again: nothing acknowledged is lost, doubled or unreadable.
+"""SIGKILL the processes of a probe again and again: no acknowledged result is lost, duplicated or unreadable.
 
     python benchmarks/chaos/driver_kills.py [--inline 1500] [--isolated 20] [--workers 400] [--drivers 30] [--nodes 30]
 
 `inline` kills drivers that train real tiny cells in their own process, `isolated` drivers whose packs have a process
 each, `workers`, `drivers` and `nodes` those of Ray clusters with simulated cells. Killed runs are repeated until their
-probe is whole; its cells have to be, byte for byte, those of a run that nobody disturbed.
+probe is complete; its cells must equal those of an undisturbed run byte for byte.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ GRID: dict[str, Any] = {"ranks": [1, 2, 3], "lengths": [5, 10, 15, 20], "methods
 MODELING = "transformers.models.qwen3.modeling_qwen3"
 
 FORKED = multiprocessing.get_context("forkserver")
-"""Of a server that has loaded the libraries and started no thread, so that a driver starts in milliseconds."""
+"""A server that has loaded the libraries but started no thread, so that a driver starts in milliseconds."""
 
 
 def drive_probe(model: str, out: str, isolated: bool) -> None:
-    """A whole probe on one thread; a cell is acknowledged once the probe tells of it."""
+    """A whole probe on one thread; a cell is acknowledged once the probe reports it."""
     import torch
 
     from memlaw.model.base import load
     from memlaw.sweep.config import ProbeConfig
     from memlaw.sweep.probe import probe
 
-    def told(progress: ProbeProgress) -> None:
+    def on_progress(progress: ProbeProgress) -> None:
         if isinstance(progress.news, CellResult):
             acknowledge(Path(out), progress.news.cell.key)
-        elif isolated:  # told of after the pack
+        elif isolated:  # reported after the pack
             for name in cells_of(Path(out)):
                 acknowledge(Path(out), name.removesuffix(".json"))
 
     torch.set_num_threads(1)
     engine = Isolated() if isolated else Inline()
-    probe(load(model, device="cpu"), FACTS, ProbeConfig(**GRID), out, ProbeRun(engine=engine, on_progress=told))
+    probe(load(model, device="cpu"), FACTS, ProbeConfig(**GRID), out, ProbeRun(engine=engine, on_progress=on_progress))
 
 
 def drive_simulated(out: str) -> None:
@@ -71,16 +71,16 @@ def drive_simulated(out: str) -> None:
 
 
 class Checked:
-    """Kills counted, and after each of them what was acknowledged looked for."""
+    """Counts kills and checks, after each of them, that all acknowledged cells are there."""
 
     def __init__(self, quiet: dict[str, bytes]) -> None:
         self.quiet, self.kills, self.probes, self.acknowledged = quiet, 0, 0, 0
 
     def check(self, out: Path, *, whole: bool) -> None:
         acks = out.with_suffix(".acks")
-        said = acks.read_text().split() if acks.exists() else []
+        acknowledged = acks.read_text().split() if acks.exists() else []
         there = cells_of(out)
-        lost = [key for key in said if f"{key}.json" not in there]
+        lost = [key for key in acknowledged if f"{key}.json" not in there]
         other = [name for name, content in there.items() if self.quiet.get(name) != content]
         if lost or other or list(out.glob("quarantine/*")) or (whole and there != self.quiet):
             raise SystemExit(f"FAILED in {out}: lost {lost}, changed {other}, {len(there)} of {len(self.quiet)} cells")
@@ -88,11 +88,11 @@ class Checked:
             findings = Journal(out)
             assert len(findings.results()) == len(self.quiet), findings.findings
             self.probes += 1
-            self.acknowledged += len(set(said))
+            self.acknowledged += len(set(acknowledged))
 
 
 def kill_drivers(checked: Checked, wanted: int, start: Callable[[Path], Any], longest: float, seed: int) -> None:
-    """Start a driver, kill it at a random moment, and so on, each probe until it is whole."""
+    """Start drivers and kill them at random moments until each probe is complete."""
     dice = random.Random(seed)
     while checked.kills < wanted:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -106,7 +106,7 @@ def kill_drivers(checked: Checked, wanted: int, start: Callable[[Path], Any], lo
                     driver.join()
                     checked.kills += 1
                 elif not whole:
-                    raise SystemExit(f"FAILED: a driver nobody killed ended with {driver.exitcode}")
+                    raise SystemExit(f"FAILED: a driver that was not killed ended with {driver.exitcode}")
                 checked.check(out, whole=whole)
 
 
@@ -117,7 +117,7 @@ def kill(pid: int) -> None:
 
 @contextmanager
 def striking(checked: Checked, wanted: int, every: tuple[float, float], strike: Callable[[], bool]) -> Iterator[None]:
-    """Inside, `strike` is called now and then, until it has returned True `wanted` times."""
+    """Call `strike` at random intervals until it has returned True `wanted` times."""
     ended, dice = threading.Event(), random.Random(0)
 
     def strikes() -> None:
@@ -157,7 +157,7 @@ def kill_workers(checked: Checked, wanted: int) -> None:
 
 
 def kill_nodes(checked: Checked, wanted: int) -> None:
-    """Two nodes beside a head that works on nothing; a killed one is replaced."""
+    """Two nodes beside a head without CPUs; a killed node is replaced."""
     from memlaw.sweep.engines import ray
 
     ray._imported(local=True)
@@ -195,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, count in {"inline": 1500, "isolated": 20, "workers": 400, "drivers": 30, "nodes": 30}.items():
         parser.add_argument(f"--{name}", type=int, default=count, metavar="KILLS")
-    asked = vars(parser.parse_args())
+    options = vars(parser.parse_args())
     os.environ["OMP_NUM_THREADS"] = os.environ["HF_HUB_OFFLINE"] = "1"
     FORKED.set_forkserver_preload(["memlaw.training.stack", "memlaw.diagnosis.measure", "memlaw.sweep.probe", MODELING])
     with tempfile.TemporaryDirectory() as folder:
@@ -223,9 +223,9 @@ def main() -> None:
             "nodes": (simulated, kill_nodes),
         }
         for name, (quiet, run) in runs.items():
-            if asked[name]:
+            if options[name]:
                 checked, begun = Checked(quiet), time.monotonic()
-                run(checked, asked[name])
+                run(checked, options[name])
                 print(json.dumps({
                     "benchmark": "driver_kills", "case": name, "kills": checked.kills, "probes": checked.probes,
                     "acknowledged": checked.acknowledged, "lost": 0, "doubled": 0, "unreadable": 0,

@@ -1,10 +1,10 @@
-"""What an engine costs for each pack, and what sixteen workers of it are worth on packs that sleep.
+"""The overhead of an engine per pack, and the speed-up by sixteen workers on packs that sleep.
 
     python benchmarks/chaos/engine_scaling.py [--cells 1000] [--seconds 4] [--engines inline,ray]
 
-Overhead is the time between two outcomes of one worker whose packs do nothing but record a cell. The scaling is the
-time that one worker takes for a fiftieth of the packs, times fifty, over the time of sixteen for all: `ratio` from when
-the first worker of each is there, `ratio_with_start` from the call, the start of Ray and of sixteen Pythons in it.
+Overhead is the time between two outcomes of one worker whose packs only record a cell. The speed-up is fifty times the
+time of one worker for a fiftieth of the packs, over the time of sixteen workers for all packs: `ratio` counts from the
+start of the first pack, `ratio_with_start` from the call, including the start of Ray and of sixteen Python processes.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ WORKERS = 16
 
 
 def overhead(engine: Engine, packs: int = 200) -> dict[str, float]:
-    """Milliseconds from one outcome to the next, of a single worker, of packs that only record a cell."""
+    """Milliseconds between outcomes of a single worker whose packs only record a cell."""
     with tempfile.TemporaryDirectory() as folder:
         times = list(run_all(engine, specs(packs, 1, 0.0), Path(folder, "out")))
     gaps = [1e3 * (b - a) for a, b in itertools.pairwise(times)]
     return {"median_ms": rounded(statistics.median(gaps)), "mean_ms": rounded(statistics.mean(gaps))}
 
 
-def seconds_of(engine: Engine, packs: int, seconds: float) -> tuple[float, float]:
-    """Of packs that sleep: from the start of the first, and from the call."""
+def measured_seconds(engine: Engine, packs: int, seconds: float) -> tuple[float, float]:
+    """Seconds for packs that sleep, from the start of the first pack and from the call."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         times = list(run_all(engine, specs(packs, 1, seconds), Path(folder, "out")))
@@ -46,20 +46,20 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--engines", default="inline,ray")
-    asked = parser.parse_args()
-    if "inline" in asked.engines:
+    options = parser.parse_args()
+    if "inline" in options.engines:
         report("engine_overhead", "inline", overhead(Inline()), target_ms=20)
-    if "ray" in asked.engines:
+    if "ray" in options.engines:
         report("engine_overhead", "ray", overhead(OnRay(cpus=1)), target_ms=100)
-        alone = 50 * seconds_of(OnRay(cpus=1), asked.cells // 50, asked.seconds)[0]
-        taken, whole = seconds_of(OnRay(cpus=WORKERS), asked.cells, asked.seconds)
+        alone = 50 * measured_seconds(OnRay(cpus=1), options.cells // 50, options.seconds)[0]
+        taken, whole = measured_seconds(OnRay(cpus=WORKERS), options.cells, options.seconds)
         ratios = {"ratio": rounded(alone / taken), "ratio_with_start": rounded(alone / whole)}
         times = {"seconds": rounded(taken), "with_start": rounded(whole), "one_worker": rounded(alone)}
-        report("engine_scaling", f"ray, {WORKERS} workers", ratios | times, cells=asked.cells, target=14)
+        report("engine_scaling", f"ray, {WORKERS} workers", ratios | times, cells=options.cells, target=14)
 
 
-def report(benchmark: str, case: str, found: dict[str, float], **more: float) -> None:
-    print(json.dumps({"benchmark": benchmark, "case": case, **found, **more}), flush=True)
+def report(benchmark: str, case: str, values: dict[str, float], **more: float) -> None:
+    print(json.dumps({"benchmark": benchmark, "case": case, **values, **more}), flush=True)
 
 
 def rounded(value: float) -> float:

@@ -17,25 +17,25 @@ from memlaw.sweep.journal import Journal
 
 
 def specs(packs: int, cells: int, seconds: float) -> list[str]:
-    """Packs of `cells` cells each, that take `seconds` in all."""
+    """Packs of `cells` cells each, which take `seconds` in total."""
     return [json.dumps({"pack": pack, "cells": cells, "seconds": seconds}) for pack in range(packs)]
 
 
 def result(pack: int, number: int) -> CellResult:
-    """Of a simulated cell: a function of its place alone."""
+    """The result of a simulated cell, a function of its place alone."""
     cell = Cell("model", "tokenizer", "data", "down_proj@4", pack + 1, number + 1, TrainConfig(), "float32")
     loss = 1.0 / (1 + pack + number)
     return CellResult(cell, "finished", 1, 100, 2.0, loss, 2.0 - loss, 1.0, 1.0, number + 1, 1, 1)
 
 
 def run_simulated(spec: str, root: str) -> None:
-    """What `memlaw.sweep.pack.run_pack` does, without the training; a recorded cell is acknowledged in `acks`."""
-    asked = json.loads(spec)
+    """As `memlaw.sweep.pack.run_pack`, without the training; recorded cells are acknowledged in `acks`."""
+    given = json.loads(spec)
     journal = Journal(root)
-    for number in range(asked["cells"]):
-        made = result(asked["pack"], number)
+    for number in range(given["cells"]):
+        made = result(given["pack"], number)
         if not journal.holds(made.cell.key):
-            time.sleep(asked["seconds"] / asked["cells"])
+            time.sleep(given["seconds"] / given["cells"])
             journal.publish(made)
             acknowledge(Path(root), made.cell.key)
 
@@ -48,7 +48,7 @@ def acknowledge(root: Path, key: str) -> None:
 
 
 def run_all(engine: Engine, wanted: list[str], root: Path) -> Iterator[float]:
-    """Give the packs to an engine until all are done; the time of each outcome. A lost pack is given again."""
+    """Run the packs on an engine, again if their worker is lost, and yield the time of each outcome."""
     waiting = deque(wanted)
     for outcome in engine.run(partial(run_simulated, root=str(root)), waiting, Resources()):
         if outcome.error is not None:

@@ -1,19 +1,19 @@
-"""A million damaged inputs: each is read, or refused with a sentence, and nothing else happens.
+"""A million damaged inputs: each is read or refused with a message, without side effects.
 
     python benchmarks/chaos/fuzz_inputs.py [--inputs 1000000] [--seed 0] [--only data|config|adapter|journal|points]
                                            [--keep DIR]
 
-What memlaw reads from files: memory sets (and their tokens), the YAML of a probe, adapter directories, journals, tables
-of points. Inputs are ones that are right, mutated (fuzz_mutations.py); half of the journal's and the adapter's are
-damaged under an intact checksum, or hardly any would get past it. Every reader works in a process of its own that may
-take 512 MB beyond its libraries. A failure is
+Covers all that memlaw reads from files: memory sets (and their tokens), the YAML of a probe, adapter directories,
+journals and tables of points. Inputs are mutations of valid ones (fuzz_mutations.py). Half of the journals and adapters
+get a matching checksum, since otherwise few would pass it. Every reader runs in its own process with 512 MB beyond its
+libraries. A failure is
 
-- an exception that is no MemlawError, a MemoryError among them;
-- more than a second of processor time (a machine that is shared says nothing by its clock);
-- a file opened, made, moved or removed outside the input's directory, a process started, a socket opened. An audit hook
-  watches for that; what Python's own libraries and packages read of themselves is let through.
+- an exception other than a MemlawError, including MemoryError;
+- more than a second of processor time (wall-clock time means little on a shared machine);
+- a file opened, created, moved or removed outside the input's directory, a process started or a socket opened. An audit
+  hook watches for these; reads by Python's own libraries and packages are allowed.
 
-Prints one JSON line a reader; failing inputs go to --keep. Linux only.
+Prints one JSON line per reader; failing inputs go to --keep. Linux only.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from typing import Any
 
 from fuzz_mutations import misvalued, mutated
 
-ROOM = 512 << 20
-"""Bytes that reading one input may take beyond what is mapped once the libraries are loaded."""
+MEMORY = 512 << 20
+"""Bytes that reading one input may take, beyond the memory mapped once the libraries are loaded."""
 
 SECONDS = 1.0
 
 Reader = Callable[[random.Random], None]
-"""Makes one input in the working directory and reads it; raises what the reader raises."""
+"""Writes one input to the working directory and reads it; raises what the reader raises."""
 
 SHARES = {"data": 0.5, "points": 0.2, "journal": 0.2, "config": 0.08, "adapter": 0.02}
-"""Of the inputs: an adapter takes a thousand times as long as a table."""
+"""Shares of the inputs: an adapter takes a thousand times as long as a table."""
 
 FACTS = [
     b'{"prompt": "The key:", "completion": "hunter2", "id": "k"}\n{"prompt": "b", "completion": "c"}\n',
@@ -190,7 +190,7 @@ def adapter(here: Path) -> Reader:
             if chance.random() < 0.1:
                 del files[name]
         if chance.random() < 0.5:
-            _put_in_order(files)
+            _match_checksum(files)
         out = here / "A"
         out.mkdir(exist_ok=True)
         for old in out.iterdir():
@@ -203,8 +203,8 @@ def adapter(here: Path) -> Reader:
     return one
 
 
-def _put_in_order(files: dict[str, bytes]) -> None:
-    """Give damaged weights the checksum that fits them, where the file that holds it can still be read."""
+def _match_checksum(files: dict[str, bytes]) -> None:
+    """Give damaged weights a matching checksum, if the file with the checksum can still be read."""
     try:
         info = json.loads(files["memlaw_adapter.json"])
         info["weights_sha256"] = hashlib.sha256(files["adapter_model.safetensors"]).hexdigest()
@@ -225,7 +225,7 @@ _MOVING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.syml
 
 
 class Watch:
-    """What was touched outside the directory since `begin`."""
+    """Notes anything touched outside the directory since `begin`."""
 
     def __init__(self, here: Path) -> None:
         own = (sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[2]), "/proc/", "/sys/", "/dev/")
@@ -260,7 +260,7 @@ class Watch:
 
 
 def fuzz(name: str, count: int, seed: int, keep: Path | None) -> dict[str, Any]:
-    """Read `count` inputs in this process, and say what came of them."""
+    """Read `count` inputs in this process and count the outcomes."""
     from memlaw.core.errors import MemlawError
 
     warnings.simplefilter("ignore")
@@ -271,7 +271,7 @@ def fuzz(name: str, count: int, seed: int, keep: Path | None) -> dict[str, Any]:
         here = Path(directory).resolve()
         os.chdir(here)
         read, watch = READERS[name](here), Watch(here)
-        for _ in range(3):  # what is imported late
+        for _ in range(3):  # so that late imports happen now
             with suppress(MemlawError):
                 read(random.Random(0))
         _limit_memory()
@@ -307,7 +307,7 @@ def fuzz(name: str, count: int, seed: int, keep: Path | None) -> dict[str, Any]:
 
 def _limit_memory() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + ROOM
+    limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
@@ -322,15 +322,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=READERS)
     parser.add_argument("--keep", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    keep = None if given.keep is None else given.keep.resolve()
-    for name in [given.only] if given.only else READERS:
-        count = given.inputs if given.only else round(given.inputs * SHARES[name])
+    keep = None if options.keep is None else options.keep.resolve()
+    for name in [options.only] if options.only else READERS:
+        count = options.inputs if options.only else round(options.inputs * SHARES[name])
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            print(json.dumps(process.submit(fuzz, name, count, given.seed, keep).result()), flush=True)
+            print(json.dumps(process.submit(fuzz, name, count, options.seed, keep).result()), flush=True)
 
 
 if __name__ == "__main__":

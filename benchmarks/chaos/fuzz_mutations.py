@@ -1,4 +1,4 @@
-"""Inputs that were right once: something is cut, doubled, flipped, spliced, or replaced by what parsers dread."""
+"""Mutations of valid inputs: parts are cut, doubled, flipped, spliced or replaced by strings that break parsers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-DREADED = [
+HOSTILE = [
     b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\r", b"\n\n", b"\t", b"\\ud800", b"\\u0000",
     b"\xe2\x80\xa8", b"NaN", b"-Infinity", b"1e999", b"-1", b"0", b"1e-4", b"0x10", b"9" * 400, b"1_000", b"true",
     b"null", b"{}", b"[]", b'"', b"'", b"`", b",", b";", b":", b"{", b"}", b"[", b"]", b"&a", b"*a", b"<<",
@@ -17,55 +17,55 @@ DREADED = [
 
 
 def mutated(content: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
-    """`content` after one to four changes; `others` are what it may be spliced with."""
-    found = bytearray(content)
+    """`content` after one to four changes; it may be spliced with parts of `others`."""
+    mutant = bytearray(content)
     for _ in range(chance.randint(1, 4)):
-        chance.choice(_CHANGES)(found, others, chance)
-    return bytes(found)
+        chance.choice(_CHANGES)(mutant, others, chance)
+    return bytes(mutant)
 
 
-def _flip(found: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
-    if found:
-        found[chance.randrange(len(found))] ^= 1 << chance.randrange(8)
+def _flip(content: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
+    if content:
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
 
 
-def _replace(found: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
-    start, end = _span(found, chance)
-    found[start:end] = chance.choice(DREADED)
+def _replace(content: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
+    start, end = _span(content, chance)
+    content[start:end] = chance.choice(HOSTILE)
 
 
-def _insert(found: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
-    start = chance.randint(0, len(found))
-    found[start:start] = chance.choice(DREADED)
+def _insert(content: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
+    start = chance.randint(0, len(content))
+    content[start:start] = chance.choice(HOSTILE)
 
 
-def _cut(found: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
-    start, end = _span(found, chance)
-    del found[start:end]
+def _cut(content: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
+    start, end = _span(content, chance)
+    del content[start:end]
 
 
-def _double(found: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
-    start, end = _span(found, chance)
-    found[start:start] = found[start:end]
+def _double(content: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
+    start, end = _span(content, chance)
+    content[start:start] = content[start:end]
 
 
-def _truncate(found: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
-    del found[chance.randint(0, len(found)) :]
+def _truncate(content: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
+    del content[chance.randint(0, len(content)) :]
 
 
-def _splice(found: bytearray, others: Sequence[bytes], chance: random.Random) -> None:
+def _splice(content: bytearray, others: Sequence[bytes], chance: random.Random) -> None:
     other = chance.choice(others)
-    found[chance.randint(0, len(found)) :] = other[chance.randint(0, len(other)) :]
+    content[chance.randint(0, len(content)) :] = other[chance.randint(0, len(other)) :]
 
 
-def _scramble(found: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
-    start = chance.randint(0, len(found))
-    found[start : start + 8] = chance.randbytes(8)
+def _scramble(content: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
+    start = chance.randint(0, len(content))
+    content[start : start + 8] = chance.randbytes(8)
 
 
-def _span(found: bytearray, chance: random.Random) -> tuple[int, int]:
-    start = chance.randint(0, len(found))
-    return start, min(len(found), start + chance.randint(1, 40))
+def _span(content: bytearray, chance: random.Random) -> tuple[int, int]:
+    start = chance.randint(0, len(content))
+    return start, min(len(content), start + chance.randint(1, 40))
 
 
 _CHANGES: list[Callable[[bytearray, Sequence[bytes], random.Random], None]] = [

@@ -1,4 +1,4 @@
-"""What the journal's chaos shares: cells that nobody trained, and a file system without hard links."""
+"""Shared by the chaos of the journal: simulated cells, and a file system without hard links."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPEC = ProbeSpec(identity={"ranks": [1, 2]}, packs=(("a", "b"),), about={"model"
 
 
 def result(rank: int, message: str = "", status: Any = "finished") -> CellResult:
-    """A result of the cell with this rank; another message makes it another result of the same cell."""
+    """A result of the cell with this rank; a different message makes a different result of the same cell."""
     cell = Cell("model", "tokenizer", "data", "down_proj@2", rank, 10, TrainConfig(steps=100), "float32")
     return CellResult(
         cell, status, 100, 64 * rank, 4.0, 0.5, 3.5, acc_token=0.9, acc_em=0.5, ordered=9, certified=1, records=2,
@@ -24,12 +24,12 @@ def result(rank: int, message: str = "", status: Any = "finished") -> CellResult
 
 
 def no_link(*_paths: Any, **_options: Any) -> None:
-    """What FAT answers to `os.link`."""
+    """The answer of FAT to `os.link`."""
     raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def without_links() -> None:
-    """From here on this process finds no hard links."""
+    """From now on, hard links fail in this process."""
     os.link = no_link
 
 

@@ -1,4 +1,4 @@
-"""Cut every system call of a cell's commit once, by a kill, a full disk and an I/O error, and see the journal recover.
+"""Interrupt every system call of a cell's commit by a kill, a full disk and an I/O error: the journal recovers.
 
     python benchmarks/chaos/journal_cuts.py
 
@@ -52,7 +52,7 @@ BLOWS = {"kill": "signal=SIGKILL", "ENOSPC": "error=ENOSPC", "EIO": "error=EIO"}
 
 @dataclass(frozen=True)
 class Call:
-    """A system call of the commit: its name, and which of that name it is since strace looked on, from 1."""
+    """A system call of the commit: its name and, from 1, its number among the traced calls of that name."""
 
     name: str
     number: int
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def calls_of_a_commit(links: str, rival: bool) -> list[Call]:
-    """What strace sees between the two marks."""
+    """The system calls that strace sees between the two marks."""
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace"
         _commit(Path(folder) / "P", ["-o", str(trace)], links, rival)
@@ -98,7 +98,7 @@ def calls_of_a_commit(links: str, rival: bool) -> list[Call]:
 
 
 def cut(call: Call, blow: str, links: str, rival: bool) -> str:
-    """What became of a commit cut at this call: acknowledged, refused or killed.
+    """The outcome of a commit interrupted at this call: acknowledged, refused or killed.
 
     Or else: broken, if anything is wrong then; missed, if the blow did not fall where it should.
     """
@@ -111,8 +111,8 @@ def cut(call: Call, blow: str, links: str, rival: bool) -> str:
         if links == "no":
             stack.enter_context(mock.patch("os.link", no_link))
         right = {result(1, "a rival's")} if rival else {result(1, "this run's")}
-        found = set(Journal(root).results())
-        if found != right and (rival or answer == "acknowledged" or found):
+        recorded = set(Journal(root).results())
+        if recorded != right and (rival or answer == "acknowledged" or recorded):
             return "broken"
         again = Journal(root)
         again.publish(result(1, "this run's"))
@@ -123,7 +123,7 @@ def cut(call: Call, blow: str, links: str, rival: bool) -> str:
 
 
 def _commit(root: Path, options: list[str], links: str, rival: bool) -> str:
-    """One commit in a process of its own, with strace attached to it from when it is ready."""
+    """One commit in its own process, with strace attached once it is ready."""
     if rival:
         Journal(root).publish(result(1, "a rival's"))
     here = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}

@@ -1,4 +1,4 @@
-"""Flip one bit of one file of a journal, again and again: every flip is detected, and no good file is accused.
+"""Flip single bits in the files of a journal: every flip is detected, and no intact file is reported as damaged.
 
 python benchmarks/chaos/journal_flips.py [--flips 10000] [--seed 0]
 """
@@ -43,7 +43,7 @@ def fill(root: Path) -> None:
 
 
 def flip(root: Path, count: int, chance: random.Random) -> tuple[dict[str, int], int, int]:
-    """Flips by the folder they were in; how many went unnoticed; how many files were accused that were intact."""
+    """(flips by folder, flips that went undetected, intact files that were reported as damaged)."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     flips: Counter[str] = Counter()
     missed = accused = 0
@@ -55,10 +55,10 @@ def flip(root: Path, count: int, chance: random.Random) -> tuple[dict[str, int],
         bad[bit // 8] ^= 1 << bit % 8
         file.write_bytes(bad)
         name = str(file.relative_to(root))
-        found = {fault.path for fault in verify(root).damaged}
-        struck = {path for path in found if name == path or name.startswith(f"{path}/")}
+        damaged = {fault.path for fault in verify(root).damaged}
+        struck = {path for path in damaged if name == path or name.startswith(f"{path}/")}
         missed += not struck
-        accused += len(found - struck)
+        accused += len(damaged - struck)
         flips[name.partition("/")[0]] += 1
         file.write_bytes(good)
     return dict(flips), missed, accused

@@ -1,4 +1,4 @@
-"""SIGKILL writers that race each other in one journal: no acknowledged cell is lost, changed, doubled or unreadable.
+"""SIGKILL writers that race in one journal: no acknowledged cell is lost, changed, duplicated or unreadable.
 
     python benchmarks/chaos/journal_kills.py [--kills 2000] [--writers 3] [--seed 0]
 
@@ -25,7 +25,7 @@ from journal_cells import SPEC, report, result, without_links
 from memlaw.sweep.journal import Journal, verify
 
 OVERLAP = 4
-"""Cells by which a writer begins behind the one that was started before it."""
+"""Cells between the starts of two successive writers."""
 
 
 def main() -> None:
@@ -38,26 +38,27 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             case = f"journal, SIGKILL of {options.writers} racing writers, {'' if links else 'no '}hard links"
             begun = time.monotonic()
-            told = kill_writers(Path(folder), options.kills, options.writers, links, random.Random(options.seed))
+            chance = random.Random(options.seed)
+            acknowledged = kill_writers(Path(folder), options.kills, options.writers, links, chance)
             seconds = round(time.monotonic() - begun)
-            report(case, kills=options.kills, **judged(Path(folder), told), seconds=seconds, seed=options.seed)
+            report(case, kills=options.kills, **judged(Path(folder), acknowledged), seconds=seconds, seed=options.seed)
 
 
 def kill_writers(root: Path, kills: int, writers: int, links: bool, chance: random.Random) -> dict[int, set[str]]:
     """Rank of every acknowledged cell -> the hashes that its acknowledgements named."""
     Journal(root).claim(SPEC)
-    told: dict[int, set[str]] = defaultdict(set)
+    acknowledged: dict[int, set[str]] = defaultdict(set)
     generations = itertools.count()
     living = [_writer(root, next(generations), links) for _ in range(writers)]
     for _ in range(kills):
         process, pipe = living.pop(chance.randrange(len(living)))
         select.select([pipe], [], [], 10)  # one that has not begun would not be worth a kill
         time.sleep(chance.expovariate(1 / 0.01))
-        _kill(process, pipe, told)
+        _kill(process, pipe, acknowledged)
         living.append(_writer(root, next(generations), links))
     for process, pipe in living:
-        _kill(process, pipe, told)
-    return told
+        _kill(process, pipe, acknowledged)
+    return acknowledged
 
 
 def _writer(root: Path, generation: int, links: bool) -> tuple[int, int]:
@@ -77,31 +78,31 @@ def _writer(root: Path, generation: int, links: bool) -> tuple[int, int]:
     raise AssertionError  # it only ends by a kill
 
 
-def _kill(process: int, pipe: int, told: dict[int, set[str]]) -> None:
+def _kill(process: int, pipe: int, acknowledged: dict[int, set[str]]) -> None:
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
     with os.fdopen(pipe) as lines:
         for line in lines:
             rank, named = line.split()
-            told[int(rank)].add(named)
+            acknowledged[int(rank)].add(named)
 
 
 def _hash(root: Path, key: str) -> str:
     return hashlib.sha256((root / "cells" / f"{key}.json").read_bytes()).hexdigest()
 
 
-def judged(root: Path, told: dict[int, set[str]]) -> dict[str, int]:
-    """What became of the acknowledged cells."""
+def judged(root: Path, acknowledged: dict[int, set[str]]) -> dict[str, int]:
+    """The fate of the acknowledged cells, in counts."""
     journal = Journal(root)
     leftovers = len(verify(root).leftovers)
     journal.write_table()
     state = verify(root)
-    recorded = {found.cell.rank: _hash(root, found.cell.key) for found in journal.results()}
+    recorded = {each.cell.rank: _hash(root, each.cell.key) for each in journal.results()}
     return {
-        "acknowledged": len(told),
+        "acknowledged": len(acknowledged),
         "recorded": len(recorded),
-        "lost": len(told.keys() - recorded.keys()),
-        "changed": sum(named != {recorded.get(rank)} for rank, named in told.items()),
+        "lost": len(acknowledged.keys() - recorded.keys()),
+        "changed": sum(named != {recorded.get(rank)} for rank, named in acknowledged.items()),
         "doubled": len(journal.results()) - len(recorded),
         "unreadable": len(state.damaged) + len(state.unreadable),
         "second_results_kept_aside": len(state.quarantined),

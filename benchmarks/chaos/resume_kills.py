@@ -1,9 +1,9 @@
-"""SIGKILL trainings and go on with them: the weights at the end are those of an undisturbed training, to the last bit.
+"""SIGKILL trainings and resume them: the final weights equal those of an undisturbed training bit for bit.
 
     python benchmarks/chaos/resume_kills.py [--points 200]
 
-Three methods in two precisions, on the bundled base; a checkpoint after every step. Points to kill at are spread evenly
-over a training's steps and its calls of fsync, rename and replace. One JSON line for each method and precision.
+Three methods in two precisions, on the bundled base, with a checkpoint after every step. Kills are spread evenly over
+the steps of a training and its calls of fsync, rename and replace. One JSON line per method and precision.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def train(
     placement = placement_on(None, base.model)
     runs = [Run(rank, placement, TrainConfig(method=method, steps=STEPS, batch_size=2, seed=rank)) for rank in RANKS]
 
-    def told(call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+    def counted(call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         event()
         return call(*arguments, **more)
 
-    with mock.patch.multiple(os, **{name: partial(told, getattr(os, name)) for name in CALLS}):
+    with mock.patch.multiple(os, **{name: partial(counted, getattr(os, name)) for name in CALLS}):
         return train_stack(base, facts, runs, checkpoint=Checkpoint(path, minutes=0), on_step=lambda _: event())
 
 
 def killed_at(point: int, run: Callable[[Callable[[], None]], object]) -> bool:
-    """Whether a child that runs it died of SIGKILL at that event, as it should."""
+    """Run it in a child process that kills itself at that event; whether it did."""
     child = os.fork()
     if child == 0:
         seen = 0

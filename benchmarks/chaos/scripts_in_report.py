@@ -2,11 +2,11 @@
 
     python benchmarks/chaos/scripts_in_report.py [--payloads 1000] [--on-a-page 5] [--seed 0]
 
-Each payload is the id of a record, its target text, a message, a placement, a source, a label of how it was made and a
-command, and takes its turn as title, plan, advice and name of a law. The pages are opened in headless Chromium with the
-content-security policy switched off, so that escaping alone is tried; every record is opened, found and hovered over,
-since that part of the page is written by its own script. A payload is live if it ran, opened a dialog, asked for
-anything, or left an element or a handler that a page of harmless strings does not have.
+Each payload is the id of a record, its target text, a message, a placement, a source, a setting and a command; payloads
+take turns as title, plan, advice and name of a law. The pages are opened in headless Chromium with the content-security
+policy off, so that only escaping protects them. Every record is opened, searched and hovered over, since the page's own
+script writes that part. A payload is live if it ran, opened a dialog, made a request, or left an element or a handler
+that a page of harmless strings does not have.
 
 Prints one JSON line. Needs playwright, and Chromium at the path in CHROMIUM (default: the one on the PATH).
 """
@@ -82,7 +82,7 @@ def payloads(count: int, seed: int) -> list[str]:
 
 
 def content(texts: Sequence[str]) -> ReportContent:
-    """A report in which every string that can come from outside is one of `texts`."""
+    """A report in which every string of a user is one of `texts`."""
     turn = dict(zip(("title", "reason", "advice", "label", "status", "source", "form"), texts * 7, strict=False))
     cells = [_cell(rank, text) for rank, text in enumerate(texts, start=1)]
     points = [LawPoint(rank, length, 3.0 * rank**0.4 * length**-0.3, 2.0) for rank in (1, 2, 4) for length in (8, 16)]
@@ -111,7 +111,7 @@ def _cell(rank: int, text: str) -> CellResult:
 
 
 def look(page: Any, path: Path) -> dict[str, Any]:
-    """Open a report, use all of it, and say what is there."""
+    """Open a report, use every part of it, and count its elements and handlers."""
     page.goto(path.as_uri())
     for row in page.locator("#records button.row").all():
         row.click()
@@ -123,8 +123,8 @@ def look(page: Any, path: Path) -> dict[str, Any]:
     for order in ("margin", "failure", "stubborn", "id"):
         page.locator("#order").select_option(order)
     page.wait_for_timeout(20)
-    found: dict[str, Any] = page.evaluate(FIRED)
-    return found
+    state: dict[str, Any] = page.evaluate(FIRED)
+    return state
 
 
 def main() -> None:
@@ -134,8 +134,8 @@ def main() -> None:
     parser.add_argument("--payloads", type=int, default=1000)
     parser.add_argument("--on-a-page", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    tried = payloads(given.payloads, given.seed)
+    options = parser.parse_args()
+    tried = payloads(options.payloads, options.seed)
     live, alarms, harmless = [], [], {}
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
              "--disable-sync"]  # fmt: skip
@@ -147,16 +147,16 @@ def main() -> None:
         page.on("dialog", lambda dialog: (alarms.append("dialog"), dialog.dismiss()))
         page.on("request", lambda request: request.url == path.as_uri() or alarms.append(request.url))
         page.on("pageerror", lambda error: alarms.append(str(error)))
-        for start in range(0, len(tried), given.on_a_page):
-            group = tried[start : start + given.on_a_page]
+        for start in range(0, len(tried), options.on_a_page):
+            group = tried[start : start + options.on_a_page]
             if len(group) not in harmless:
                 write(content([f"harmless-{number}" for number in range(len(group))]), path, show_text=True)
                 harmless[len(group)] = look(page, path)
             write(content(group), path, show_text=True)
             alarms.clear()
-            found = look(page, path)
-            if alarms or found != harmless[len(group)]:
-                live.append({"payloads": group, "alarms": alarms[:3], "found": found})
+            state = look(page, path)
+            if alarms or state != harmless[len(group)]:
+                live.append({"payloads": group, "alarms": alarms[:3], "found": state})
         version = browser.version
         browser.close()
     line = {"benchmark": "scripts_in_report", "case": f"Chromium {version}", "payloads": len(tried), "live": len(live)}

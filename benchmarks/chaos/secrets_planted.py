@@ -1,13 +1,12 @@
-"""A thousand secrets go through every command, well and badly, and are looked for in everything that comes out.
+"""Run every command on a thousand secrets, with valid and broken input, and search all output for them.
 
     python benchmarks/chaos/secrets_planted.py [--secrets 1000] [--seed 0] [--keep DIR]
 
-The targets of a memory set are random strings. check, plan, train, recall, probe, fit and report run on it with all
-logging turned up, and with everything that can be wrong with it: files damaged beside a secret, secrets in the place of
-settings, points, laws, models and adapters, a training that diverges, a directory in use. Then every fragment of eight
-characters of a secret is looked for, its hexadecimal, its base64 and its tokens, in all that was printed and in the
-names and the content of all files but the inputs. The adapters are looked through too, though their weights hold the
-secrets in another sense.
+The targets of a memory set are random strings. check, plan, train, recall, probe, fit and report run on it at the most
+verbose log level, and with many kinds of errors: files damaged next to a secret, secrets in the place of settings,
+points, laws, models and adapters, a training that diverges, a directory in use. Then all printed text, and the names
+and contents of all files except the inputs, are searched for every eight-character fragment of a secret, and for its
+hexadecimal, base64 and token forms. That includes adapters, whose weights hold the secrets only in encoded form.
 
 Prints one JSON line; exit code 1 if anything is found.
 """
@@ -41,7 +40,7 @@ def secrets(count: int, seed: int) -> list[str]:
 
 
 def inputs(room: Path, planted: list[str]) -> dict[str, Path]:
-    """Files of the secrets: as they should be, and damaged in ways that tempt an error message to quote them."""
+    """Files with the secrets: valid, and damaged in ways that tempt an error message to quote them."""
     lines = [json.dumps({"prompt": f"Key {number}:", "completion": text}) for number, text in enumerate(planted)]
     one, other = planted[:2]
     whole, folder = "\n".join(lines), room / "inputs"
@@ -75,7 +74,7 @@ def inputs(room: Path, planted: list[str]) -> dict[str, Path]:
 
 
 def commands(files: dict[str, Path], secret: str) -> Iterator[tuple[str, ...]]:
-    """What is run, in this order."""
+    """The commands, in order."""
     facts = str(files["facts.jsonl"])
     train = ("train", facts, "--rank", "8", "--steps", "6")
     grid = ("--ranks", "1,2,4", "--lengths", "64,128", "--steps", "4")
@@ -86,7 +85,7 @@ def commands(files: dict[str, Path], secret: str) -> Iterator[tuple[str, ...]]:
         ("probe", facts, *grid, "--out", "probe"), ("probe", facts, *grid, "--lr", "1e38", "--out", "lost"),
         ("fit", "probe", "--form", "paper"), ("report", "probe", "--out", "probe.html"),
         ("report", ".", "--out", "all.html"),
-        # from here on all goes wrong
+        # from here on, every command fails
         ("probe", facts, "--ranks", "1", "--lengths", "32", "--steps", "2", "--out", "probe"),
         ("probe", facts, "--ranks", secret, "--lengths", "32", "--out", "p"),
         ("train", facts, "--rank", "8", "--out", "probe"),
@@ -101,7 +100,7 @@ def commands(files: dict[str, Path], secret: str) -> Iterator[tuple[str, ...]]:
 
 
 def traces(content: bytes, planted: list[str], tokens: list[tuple[int, ...]]) -> dict[str, int]:
-    """How often something of a secret is in `content`, by its spelling."""
+    """Number of traces of secrets in `content`, by encoding."""
     plain = {text[at : at + FRAGMENT] for text in planted for at in range(len(text) - FRAGMENT + 1)}
     words = re.findall(r"[A-Za-z0-9+/]{8,}", content.decode("latin-1"))
     seen = {
@@ -133,7 +132,7 @@ def main() -> int:
 
 
 def run(room: Path, planted: list[str]) -> dict[str, Any]:
-    """Every command in `room`, and where anything of the secrets was found."""
+    """Run every command in the directory `room`, and return the traces of secrets."""
     from memlaw.model.tokenizer import load_tokenizer, token_ids
 
     tokenizer = load_tokenizer("memlaw/base")
@@ -142,28 +141,28 @@ def run(room: Path, planted: list[str]) -> dict[str, Any]:
     work.mkdir()
     os.chdir(work)
     logging.basicConfig(level=logging.DEBUG, force=True)
-    found: dict[str, dict[str, int]] = {}
+    leaks: dict[str, dict[str, int]] = {}
     ended: Counter[str] = Counter()
     crashed: list[str] = []
-    said = 0
+    printed_bytes = 0
     for command in commands(files, planted[0]):
         how, printed = ran(command, room / "printed")
         ended[how] += 1
         if how == "traceback":
             crashed.append(" ".join(command))
-        said += len(printed)
+        printed_bytes += len(printed)
         typed = [text for text in planted if text in command]  # who typed it may read it again
         if trace := traces(printed, [text for text in planted if text not in typed], tokens):
-            found[" ".join(command[:2])] = trace
+            leaks[" ".join(command[:2])] = trace
     written = [path for path in work.rglob("*") if path.is_file()]
     for path in written:
         name = str(path.relative_to(work))
         if trace := traces(path.read_bytes() + b"\n" + name.encode(), planted, tokens):
-            found[name] = trace
+            leaks[name] = trace
     return {
         "benchmark": "secrets_planted", "case": "every command", "secrets": len(planted), "commands": ended.total(),
-        "ended": ended, "crashed": crashed, "printed_bytes": said, "files": len(written),
-        "file_bytes": sum(path.stat().st_size for path in written), "found": found,
+        "ended": ended, "crashed": crashed, "printed_bytes": printed_bytes, "files": len(written),
+        "file_bytes": sum(path.stat().st_size for path in written), "found": leaks,
     }  # fmt: skip
 
 

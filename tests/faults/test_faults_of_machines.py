@@ -157,9 +157,9 @@ def as_if_updated(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
         monkeypatch.setattr(torch, "__version__", TorchVersion("99.0.0"))
 
 
-@pytest.mark.parametrize(("what", "told"), [("code", "algorithm"), ("library", "libraries")])
+@pytest.mark.parametrize(("what", "named"), [("code", "algorithm"), ("library", "libraries")])
 def test_42_code_or_library_changed_in_mid_sweep(
-    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, what: str, told: str
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, what: str, named: str
 ) -> None:
     """The rest of a sweep is not trained by other code into the same directory; a directory of its own takes it."""
     out = tmp_path / "out"
@@ -168,7 +168,7 @@ def test_42_code_or_library_changed_in_mid_sweep(
     old = rows(out)
     with monkeypatch.context() as update:
         as_if_updated(update, what)
-        with pytest.raises(JournalError, match=f"belongs to another run, which differs in {told}"):
+        with pytest.raises(JournalError, match=f"belongs to another run, which differs in {named}"):
             probed(out)
         assert probed(tmp_path / "new").finished == CELLS
     assert rows(out) == old

@@ -46,18 +46,18 @@ def assert_only_rank_3_was_struck(out: Path, undisturbed: Path, status: str) -> 
     )
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, of: type, change: Callable[..., Any]) -> None:
+def spoil(monkeypatch: pytest.MonkeyPatch, cls: type, change: Callable[..., Any]) -> None:
     """`of.step` as it is, but for `change(original, self, *arguments)` around it."""
-    original = of.step  # type: ignore[attr-defined]
-    monkeypatch.setattr(of, "step", lambda *arguments: change(original, *arguments))
+    original = cls.step  # type: ignore[attr-defined]
+    monkeypatch.setattr(cls, "step", lambda *arguments: change(original, *arguments))
 
 
 def test_24_nan_loss(tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def at_step_3(step: Callable[..., Step], engine: Engine, state: State) -> Step:
-        found = step(engine, state)
+        taken = step(engine, state)
         if state.step == 3:
-            found.loss[[engine.runs[run].rank == 3 for run in state.runs]] = math.nan
-        return found
+            taken.loss[[engine.runs[run].rank == 3 for run in state.runs]] = math.nan
+        return taken
 
     spoil(monkeypatch, Engine, at_step_3)
     summary = probed(tmp_path / "out")

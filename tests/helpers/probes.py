@@ -65,5 +65,5 @@ def _die_at(out: str, call: str | None, count: int) -> None:
 
     if call is not None:
         setattr(os, call, die(getattr(os, call)))
-    told = die(lambda event: None) if call is None else None
-    probe(on_one_thread(), FACTS, ProbeConfig(**GRID), out, ProbeRun(on_progress=told))
+    on_progress = die(lambda event: None) if call is None else None
+    probe(on_one_thread(), FACTS, ProbeConfig(**GRID), out, ProbeRun(on_progress=on_progress))

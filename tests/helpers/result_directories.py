@@ -13,12 +13,12 @@ RANKS, LENGTHS = (1, 2, 4, 8), (16, 64, 256)
 def grid(**changes: object) -> list[CellResult]:
     """Finished cells on the law of `sample`, with a little scatter."""
     law = sample.PowerLaw()
-    found = []
+    cells = []
     for number, (rank, length) in enumerate((rank, length) for rank in RANKS for length in LENGTHS):
         gain = min(law.predict(rank, length) * (1 + 0.01 * (number % 3 - 1)), 9.9)
         share = float(gain > 9)
-        found.append(sample.cell(rank, length, 10.0 - gain, acc_token=share, **changes))
-    return found
+        cells.append(sample.cell(rank, length, 10.0 - gain, acc_token=share, **changes))
+    return cells
 
 
 def a_probe(directory: Path, results: Iterable[CellResult], *, data: str = "codes") -> Path:

@@ -23,12 +23,12 @@ class PowerLaw:
 
 def points(ranks=(1, 2, 4, 8), lengths=(16, 64, 256), loss_init: float = 10.0) -> list[LawPoint]:
     """Points that lie on PowerLaw, up to the most that can be learned."""
-    found = []
+    made = []
     for length in lengths:
         for rank in ranks:
             gain = min(PowerLaw().predict(rank, length), loss_init - 0.01)
-            found.append(LawPoint(rank, length, gain, loss_init - gain, parameters=256.0 * rank))
-    return found
+            made.append(LawPoint(rank, length, gain, loss_init - gain, parameters=256.0 * rank))
+    return made
 
 
 def cell(

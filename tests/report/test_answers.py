@@ -16,8 +16,8 @@ from memlaw.report import ReportContent, render
 def answers(**given):
     """Question -> answer of a page that holds nothing else."""
     page = render(ReportContent(title="t", **given))
-    found = re.findall(r"<dt>([^<]*\?)</dt><dd>(.*?)</dd>", page)
-    return {question: html.unescape(answer) for question, answer in found}
+    pairs = re.findall(r"<dt>([^<]*\?)</dt><dd>(.*?)</dd>", page)
+    return {question: html.unescape(answer) for question, answer in pairs}
 
 
 def test_will_it_fit_is_answered_by_the_plan():
@@ -43,9 +43,9 @@ def test_a_plan_of_the_bare_contract_is_enough():
 
 def test_will_it_fit_without_a_plan_says_what_is_missing():
     assert answers()["Will it fit?"].startswith("Unknown: no law was fitted")
-    told = answers(fits=laws())["Will it fit?"]
-    assert told.startswith("Not planned yet: the law (bounded form) has R²")
-    assert "over ranks 1 to 8 and lengths 16 to 256" in told
+    answer = answers(fits=laws())["Will it fit?"]
+    assert answer.startswith("Not planned yet: the law (bounded form) has R²")
+    assert "over ranks 1 to 8 and lengths 16 to 256" in answer
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_did_it_stick(losses, decoded, beginning):
 def test_verbatim_without_a_certificate_is_not_called_certified():
     lucky = TokenRecall((0.1, 0.9), (True, True), (True, True))
     report = diagnose([fact("a", 2)], [lucky], tolerance=0.0, dtype="float32")
-    told = answers(recall=report)
-    assert told["Did it stick?"].startswith(
+    answer = answers(recall=report)
+    assert answer["Did it stick?"].startswith(
         "Yes. 1 of 1 record came back verbatim under greedy decoding in float32; 0 of them are certified"
     )
     assert (
-        told["Which tokens did not?"]
+        answer["Which tokens did not?"]
         == "1 of 2 tokens are stubborn (p ≤ 1/2), in 1 of 1 record. In 1 record, a single token is stubborn."
     )
 

@@ -94,7 +94,7 @@ def test_the_probabilities_are_those_of_the_plan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "words"),
     [
         (Target(), "all facts, verbatim"),
         (Target(0.99), "99.0 % of the facts, verbatim"),
@@ -102,8 +102,8 @@ def test_the_probabilities_are_those_of_the_plan() -> None:
     ],
     ids=str,
 )
-def test_what_is_aimed_at_is_told(target: Target, told: str) -> None:
-    assert rows(planned(target=target).to_dict())["target"] == told
+def test_what_is_aimed_at_is_told(target: Target, words: str) -> None:
+    assert rows(planned(target=target).to_dict())["target"] == words
 
 
 def test_a_set_that_no_adapter_holds_is_split() -> None:

@@ -77,10 +77,10 @@ def test_the_table_rebuilt_from_its_cells_is_the_same(tmp_path):
 
 
 def test_an_interrupted_probe_shows_what_is_left_and_where_its_checkpoint_stands():
-    found = status(INTERRUPTED)
-    assert (found.cells, found.finished, found.waiting, found.failed) == (4, 2, 2, 0)
-    assert found.packs == PackCounts(done=1, partly=0, waiting=1)
-    assert [(checkpoint.pack, checkpoint.step) for checkpoint in found.checkpoints] == [(2, 1)]
+    state = status(INTERRUPTED)
+    assert (state.cells, state.finished, state.waiting, state.failed) == (4, 2, 2, 0)
+    assert state.packs == PackCounts(done=1, partly=0, waiting=1)
+    assert [(checkpoint.pack, checkpoint.step) for checkpoint in state.checkpoints] == [(2, 1)]
     assert verify(INTERRUPTED).intact
     assert len(probe_results(INTERRUPTED)) == 2
 

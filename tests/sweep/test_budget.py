@@ -133,9 +133,9 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 def test_the_grid_is_within_the_placement_and_the_facts() -> None:
     many = tiny.facts([(4, 6)] * 40)
-    found = candidate_axes(many, PLACEMENT)
-    assert found["ranks"] == [rank for rank in RANKS if rank <= PLACEMENT.max_rank]
-    assert found["lengths"] == [8, 15, 30, 60, 120, 240]
+    axes = candidate_axes(many, PLACEMENT)
+    assert axes["ranks"] == [rank for rank in RANKS if rank <= PLACEMENT.max_rank]
+    assert axes["lengths"] == [8, 15, 30, 60, 120, 240]
     assert candidate_axes(tiny.facts([(4, 3)]), PLACEMENT)["lengths"] == [1, 2, 3]
     assert candidate_axes(tiny.facts([(4, 6), (5, 6)]), PLACEMENT)["lengths"] == [6, 12]
 

@@ -270,8 +270,8 @@ def test_a_diverging_cell_is_recorded_with_its_step_and_the_others_go_on(base, t
     rates = (1e-2, 1e38, 1e-3)
     cells = [dataclasses.replace(a_cell(2, 20), train=TrainConfig(steps=8, learning_rate=rate)) for rate in rates]
     journal = Journal(tmp_path)
-    told: list[Any] = []
-    train_pack(LoadedPack(base, placement, facts, tuple(cells)), journal, on_news=told.append)
+    reported: list[Any] = []
+    train_pack(LoadedPack(base, placement, facts, tuple(cells)), journal, on_news=reported.append)
 
     results = {result.cell.key: result for result in journal.results()}
     good, diverged, slow = (results[cell.key] for cell in cells)
@@ -282,7 +282,7 @@ def test_a_diverging_cell_is_recorded_with_its_step_and_the_others_go_on(base, t
     assert diverged.loss_final is diverged.delta_loss is diverged.acc_em is diverged.certified is None
     assert good.delta_loss > slow.delta_loss > 0
     assert all(journal.holds(cell.key) for cell in cells)
-    assert [news for news in told if isinstance(news, CellResult)] == [good, diverged, slow]
+    assert [news for news in reported if isinstance(news, CellResult)] == [good, diverged, slow]
 
 
 def test_a_probe_that_diverges_counts_it_as_failed_and_does_not_try_again(base, tmp_path):
@@ -428,7 +428,7 @@ def test_a_disk_that_fails_once_stops_the_probe_rather_than_blame_a_cell(base, u
     assert_same(out, uninterrupted)
 
 
-def refused(base: Base, out: Path, error: type[Exception], sentence: str, **changes: Any) -> None:
+def assert_refused(base: Base, out: Path, error: type[Exception], sentence: str, **changes: Any) -> None:
     events: list[ProbeProgress] = []
     with pytest.raises(error, match=sentence):
         probe(base, FACTS, ProbeConfig(**GRID | changes), out, ProbeRun(on_progress=events.append))
@@ -448,7 +448,7 @@ def refused(base: Base, out: Path, error: type[Exception], sentence: str, **chan
 def test_a_grid_that_cannot_be_run_is_refused_before_anything_is_trained_or_written(
     base, tmp_path, error, sentence, changes
 ):
-    refused(base, tmp_path / "out", error, sentence, **changes)
+    assert_refused(base, tmp_path / "out", error, sentence, **changes)
 
 
 def test_a_prefix_longer_than_the_context_is_refused_and_a_shorter_one_is_not(tmp_path):

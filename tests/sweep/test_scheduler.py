@@ -112,8 +112,8 @@ def test_no_secret_is_in_what_a_failed_pack_leaves_behind(base, tmp_path, capfd)
     probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", ProbeRun(engine=engine))
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert {result.message for result in Journal(tmp_path / "out").results()} == {"KeyError"}
-    said = "".join(capfd.readouterr())
-    assert not [secret for secret in SECRETS if secret.encode() in written or secret in said]
+    output = "".join(capfd.readouterr())
+    assert not [secret for secret in SECRETS if secret.encode() in written or secret in output]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -65,10 +65,10 @@ def test_without_decoding_only_stubborn_tokens_are_drawn():
 
 
 def test_a_ladder_is_ranks_by_positions():
-    found = ladder(r8=[0.1, 0.2, 0.1], r1=[3.0, LN2, 0.1])
-    assert found.ranks.tolist() == [1, 8]
-    np.testing.assert_allclose(found.p, np.exp([[-3.0, -LN2, -0.1], [-0.1, -0.2, -0.1]]))
-    assert found.ordered.tolist() == [[False, False, True], [True, True, True]]
+    curve = ladder(r8=[0.1, 0.2, 0.1], r1=[3.0, LN2, 0.1])
+    assert curve.ranks.tolist() == [1, 8]
+    np.testing.assert_allclose(curve.p, np.exp([[-3.0, -LN2, -0.1], [-0.1, -0.2, -0.1]]))
+    assert curve.ordered.tolist() == [[False, False, True], [True, True, True]]
 
 
 def test_a_ladder_of_different_records_is_refused():

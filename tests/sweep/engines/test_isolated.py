@@ -19,17 +19,17 @@ from memlaw.sweep.scheduler import ProbeProgress, ProbeRun
 
 def test_a_fresh_process_for_each_says_how_it_ended(tmp_path):
     written = [f"write:{tmp_path / name}" for name in ("a", "b")]
-    found = outcomes(Isolated(), *written, "exit:3", "kill:9", "kill:11", "raise:journal", "raise:picky")
-    assert [found[spec] for spec in written] == [None, None]
+    errors = outcomes(Isolated(), *written, "exit:3", "kill:9", "kill:11", "raise:journal", "raise:picky")
+    assert [errors[spec] for spec in written] == [None, None]
     assert len({(tmp_path / name).read_text() for name in ("a", "b")} | {str(os.getpid())}) == 3
-    said = {spec: str(error) for spec, error in found.items() if isinstance(error, WorkerDiedError)}
-    assert said == {
+    deaths = {spec: str(error) for spec, error in errors.items() if isinstance(error, WorkerDiedError)}
+    assert deaths == {
         "exit:3": "The process of the pack exited early, with code 3.",
         "kill:9": "The process of the pack was ended by SIGKILL, probably because memory ran out.",
         "kill:11": "The process of the pack was ended by SIGSEGV, a crash in compiled code.",
     }
-    assert isinstance(found["raise:journal"], JournalError)
-    assert (type(found["raise:picky"]), str(found["raise:picky"])) == (RuntimeError, "PickyError")
+    assert isinstance(errors["raise:journal"], JournalError)
+    assert (type(errors["raise:picky"]), str(errors["raise:picky"])) == (RuntimeError, "PickyError")
 
 
 def test_an_interrupt_ends_the_process_of_the_pack(tmp_path):

@@ -74,11 +74,11 @@ def test_a_cluster_of_this_machine_asks_for_a_token_and_listens_on_the_loopback_
 
 @pytest.mark.slow
 def test_a_worker_of_ray_that_dies_and_what_it_raises_are_told(tmp_path):
-    found = outcomes(OnRay(cpus=2), "exit:3", "kill:9", "raise:journal", "raise:key", f"write:{tmp_path / 'a'}")
+    errors = outcomes(OnRay(cpus=2), "exit:3", "kill:9", "raise:journal", "raise:key", f"write:{tmp_path / 'a'}")
     for spec in ("exit:3", "kill:9"):
-        assert str(found[spec]) == "The worker of the pack was lost (WorkerCrashedError)."
-    assert isinstance(found["raise:journal"], JournalError)
-    assert isinstance(found["raise:key"], KeyError)
+        assert str(errors[spec]) == "The worker of the pack was lost (WorkerCrashedError)."
+    assert isinstance(errors["raise:journal"], JournalError)
+    assert isinstance(errors["raise:key"], KeyError)
     assert (tmp_path / "a").exists()
 
 

@@ -29,11 +29,11 @@ def journal(tmp_path: Path) -> Journal:
 
 
 def test_a_probe_that_has_just_begun(journal):
-    found = status(journal.root)
-    assert (found.cells, found.finished, found.diverged, found.failed, found.waiting) == (7, 0, 0, 0, 7)
-    assert found.packs == PackCounts(done=0, partly=0, waiting=3)
-    assert found.about == {"model": "tiny"}
-    assert found.reasons == found.checkpoints == ()
+    state = status(journal.root)
+    assert (state.cells, state.finished, state.diverged, state.failed, state.waiting) == (7, 0, 0, 0, 7)
+    assert state.packs == PackCounts(done=0, partly=0, waiting=3)
+    assert state.about == {"model": "tiny"}
+    assert state.reasons == state.checkpoints == ()
 
 
 def test_cells_are_counted_by_what_became_of_them_and_packs_by_what_is_missing(journal):
@@ -43,18 +43,18 @@ def test_cells_are_counted_by_what_became_of_them_and_packs_by_what_is_missing(j
     for rank, message in ((4, "a hang"), (5, "out of memory"), (6, "out of memory"), (3, "before it succeeded")):
         journal.publish(a_failure(rank, message))
     journal.publish(a_result(99))  # of no pack: somebody copied it here
-    found = status(journal.root)
-    assert (found.cells, found.finished, found.diverged, found.failed, found.waiting) == (7, 2, 1, 3, 1)
-    assert found.reasons == (Reason("out of memory", 2), Reason("a hang", 1))
-    assert found.packs == PackCounts(done=1, partly=1, waiting=1)
-    assert json.loads(json.dumps(to_dict(found)))["packs"] == {"done": 1, "partly": 1, "waiting": 1}
+    state = status(journal.root)
+    assert (state.cells, state.finished, state.diverged, state.failed, state.waiting) == (7, 2, 1, 3, 1)
+    assert state.reasons == (Reason("out of memory", 2), Reason("a hang", 1))
+    assert state.packs == PackCounts(done=1, partly=1, waiting=1)
+    assert json.loads(json.dumps(to_dict(state)))["packs"] == {"done": 1, "partly": 1, "waiting": 1}
 
 
 def test_a_damaged_cell_is_told_waits_and_stays_where_it_is(journal):
     journal.publish(a_result(1))
     cell_file(journal.root, a_result(1)).write_text("{")
-    found = status(journal.root)
-    assert (found.finished, found.waiting, found.damaged) == (0, 7, 1)
+    state = status(journal.root)
+    assert (state.finished, state.waiting, state.damaged) == (0, 7, 1)
     assert cell_file(journal.root, a_result(1)).exists()
 
 
