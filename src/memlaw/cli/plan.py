@@ -64,6 +64,7 @@ def plan(*, source: LawOptions, question: Question, inputs: Inputs, as_json: AsJ
     from memlaw.planning import Target
     from memlaw.sweep.laws import law_chooser
 
+    target = Target.parse(question.target)
     library = {} if source.law is not None else laws_in(source.laws)
     choose = law_chooser(source.law, source.cells, shelf=library.values())
     model: Base | Outline
@@ -73,7 +74,7 @@ def plan(*, source: LawOptions, question: Question, inputs: Inputs, as_json: AsJ
     else:
         model, facts, names = inputs.read_outline()
     settings = PlanSettings(
-        target=Target.parse(question.target),
+        target=target,
         rank=question.rank,
         placement=question.placement,
         calibrate=question.calibrate,

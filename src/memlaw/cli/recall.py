@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,18 +21,25 @@ if TYPE_CHECKING:
     from memlaw.model.base import Base
 
 
-def recall(
-    *,
+@dataclass(frozen=True, kw_only=True)
+class RecallOptions:
+    """What is measured, and with which law advice is given."""
+
     adapter: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Adapter to measure, saved by memlaw or PEFT.  [default: the bare model]"),
-    ] = None,
-    decode: Annotated[bool, typer.Option("--decode", help="Decode greedily as well, as certificates require.")] = False,
+    ] = None
+    decode: Annotated[bool, typer.Option("--decode", help="Decode greedily as well, as certificates require.")] = False
+    laws: Laws = None
+
+
+def recall(
+    *,
+    options: RecallOptions,
     out: Annotated[
         Path | None, typer.Option(help="Save per-token results as JSON; `memlaw report DIR` includes DIR/recall.json.")
     ] = None,
     show_text: ShowText = False,
-    laws: Laws = None,
     inputs: Inputs,
     as_json: AsJson = False,
 ) -> None:
@@ -50,9 +58,9 @@ def recall(
             f"{', ...' if len(lossy) > 3 else ''}) do not decode to their targets: the tokenizer drops or changes "
             "characters. Certificates cover the tokens, not the original text."
         )
-    with nullcontext() if adapter is None else attach(base, adapter):
-        report = measure(base, facts, decode=decode, explain=True)
-    advice = _advice(base, memory_set, report, adapter, laws)
+    with nullcontext() if options.adapter is None else attach(base, options.adapter):
+        report = measure(base, facts, decode=options.decode, explain=True)
+    advice = _advice(base, memory_set, report, options.adapter, options.laws)
     document = report_to_dict(report, texts=token_texts(base, facts) if show_text else None, advice=advice)
     if out is not None:
         write_text(out, canonical_json(document), private=show_text)
@@ -62,7 +70,7 @@ def recall(
 def _advice(
     base: Base, memory_set: MemorySet, report: RecallReport, adapter: Path | None, laws: Path | None
 ) -> list[str]:
-    """What would help, where an adapter was judged: the bare base is not expected to recall anything."""
+    """What would help an adapter recall more; the bare model is not expected to recall anything."""
     from memlaw.api import advise_on
 
     if adapter is None:
