@@ -132,8 +132,8 @@ def online(program: str, endpoint: str, home: Path) -> list[str]:
 ONLINE = """
 import json, sys
 from pathlib import Path
-from memlaw.errors import ModelError
-from memlaw.outline import outline_of_files
+from memlaw.core.errors import ModelError
+from memlaw.model.outline_from_files import outline_of_files
 outline = outline_of_files("owner/tiny")
 print(json.dumps([outline.digest, outline.layers, outline.context, outline.head_weights]))
 print("torch" in sys.modules)
