@@ -55,8 +55,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def model(family: str = "qwen3", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
-    """A random model of a family in evaluation mode. Its weights are larger than usual, so that layers, masks and rotary
-    embeddings all affect the output, and every token can be reached."""
+    """A random model of a family in evaluation mode. Its weights are larger than usual, so that layers, masks and
+    rotary embeddings all affect the output, and every token can be reached."""
     name, settings = FAMILIES[family]
     torch.manual_seed(seed)
     config = getattr(transformers, name)(**{**settings, **changes})
