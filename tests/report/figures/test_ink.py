@@ -30,7 +30,7 @@ def test_the_same_numbers_give_the_same_bytes():
     assert "<metadata" not in first
 
 
-def test_identifiers_of_two_figures_in_one_page_do_not_meet():
+def test_identifiers_of_two_figures_in_one_page_do_not_clash():
     sheets = []
     for name in ("left", "right"):
         svg = figures.to_svg(
