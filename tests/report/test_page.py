@@ -1,4 +1,4 @@
-"""The report answers in plain sentences, leaks nothing, loads nothing, and shows hostile strings as what they are."""
+"""The report answers in plain sentences, leaks nothing, loads nothing, and shows hostile strings as plain text."""
 
 from __future__ import annotations
 

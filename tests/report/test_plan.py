@@ -1,4 +1,4 @@
-"""The plan in the report: all that a plan of today says, and what one of an earlier version said."""
+"""The plan in the report, of this version and of earlier ones."""
 
 from __future__ import annotations
 

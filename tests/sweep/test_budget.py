@@ -1,4 +1,4 @@
-"""A budgeted probe: the cells that help a plan most, no longer than the time given, and no longer than needed."""
+"""A budgeted probe trains the cells that help a plan most, within its time, and stops when the plan is sharp."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ PACKS: list[Pack] = [tuple(result(rank, length).cell for rank in (1, 2, 4, 8, 16
 
 @dataclass
 class Run:
-    """Trains what a budget chooses, on a clock of its own: a second for so many tokens of a step."""
+    """Trains what a budget chooses, on a simulated clock that runs by the tokens of a step."""
 
     budget: Budget
     clock: list[float]

@@ -1,4 +1,4 @@
-"""What a directory of results holds is read back whole, or refused in words."""
+"""Laws and results are read from a directory whole, or refused with a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A probe can be interrupted anywhere and comes to the same results, trains nothing twice, and says what it cannot."""
+"""A probe can be interrupted anywhere, gives the same results, trains nothing twice, and refuses what it cannot run."""
 
 from __future__ import annotations
 

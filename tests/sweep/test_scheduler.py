@@ -1,4 +1,4 @@
-"""Packs run anywhere, in any order, more than once, and die in any way: the results are those of a quiet run."""
+"""Packs run anywhere, in any order, more than once, and die in any way: results equal those of a quiet run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from memlaw.sweep.scheduler import RETRIES, ProbeProgress, ProbeRun
 
 
 class Elsewhere:
-    """Does here what others do elsewhere, several at a time or not; what it is told to strike never gets that far."""
+    """Stands in for an engine of other processes but runs here; calls that `strike` hits never start."""
 
     in_process = False
 

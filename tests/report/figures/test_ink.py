@@ -1,4 +1,4 @@
-"""Figures are judged by their numbers; of the ink, that it is there, is the same each time, and is one harmless SVG."""
+"""Figures are judged by their numbers; a drawing must only exist, repeat byte for byte, and be one harmless SVG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`memlaw probe --status`: where a probe stands, from its directory alone."""
+"""`memlaw journal status`: how far a probe has come, from its directory alone."""
 
 from __future__ import annotations
 

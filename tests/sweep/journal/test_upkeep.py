@@ -1,4 +1,4 @@
-"""`memlaw journal verify, rebuild, export`: what a journal is worth, put in order, handed on."""
+"""`memlaw journal verify`, `rebuild` and `export`."""
 
 from __future__ import annotations
 
