@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-fast check format clean
+.PHONY: demo test test-fast check docs format clean
 
 demo: $(INSTALLED)
 	$(BIN)/memlaw demo --out demo
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --durations=20
 
 test-fast: $(INSTALLED)
 	$(BIN)/pytest -m "not slow and not browser"
@@ -21,8 +22,14 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/deptry src
 	$(BIN)/bandit -q -r src -c pyproject.toml
 	$(BIN)/python scripts/audit.py
+	$(BIN)/mkdocs build --strict --quiet
+
+docs: $(INSTALLED)
+	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
@@ -34,4 +41,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis

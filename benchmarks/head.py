@@ -52,10 +52,8 @@ CPU = (
     Shape(256, 1024, 50_000, 1.0),
     Shape(4096, 128, 1024, 0.10),
 )
-
 CUDA = tuple(Shape(8192, 4096, vocabulary, active) for vocabulary in (128_256, 151_936) for active in (0.01, 0.1, 1.0))
 """Llama-3.1-8B and Qwen3-8B."""
-
 MEMORY = Shape(8192, 256, 131_072, 0.10)
 
 

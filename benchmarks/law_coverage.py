@@ -30,9 +30,7 @@ TRUTHS: dict[Form, dict[str, float]] = {
     "bounded": {"C": 700.0, "alpha": 0.9, "beta": 0.76, "b": 0.6, "n": 4.0},
     "memory": {"C": 750.0, "alpha": 0.9, "beta": 0.76, "n": 4.0},
 }
-
 RANKS, LENGTHS = (1, 2, 4, 8, 16, 32), (500, 1000, 2000, 4000, 6000, 8000)
-
 LOSS_INIT, LOSS_MEMORYLESS, NOISE, SHARED = 12.0, 11.0, 0.1, 0.07
 
 

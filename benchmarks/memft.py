@@ -38,11 +38,11 @@ from memlaw.model.reach import reachable_ids
 from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.journal import Journal
 from memlaw.sweep.probe import probe
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 RANKS, RULE_RANKS, SEEDS = (4, 6, 8, 10, 12), (1, 2, 4, 8, 16), (0, 1, 2)
 """Around the transition: below it no method recalls anything, above it all of them recall everything."""
-
 ARMS = {
     "sft": {},
     "ot": {"method": "ot"},
@@ -52,7 +52,6 @@ ARMS = {
     "ot margin 0.3": {"method": "ot", "margin": 0.3},
     "ot position 2": {"method": "ot", "position": 2.0},
 }
-
 ONE_TARGET = tuple(name for name in ARMS if name not in ("curriculum", "ot focus 1"))
 """Arms that differ from others where there is one record only."""
 
@@ -82,9 +81,11 @@ def probed(
 def ruled(base: Base, arm: Mapping[str, object]) -> Scores:
     """Adapters of all ranks and seeds as one stack on 500 pairs of the linear rule."""
     train, unseen = (encode(facts, base.tokenizer, context=base.context) for facts in linear_rule(500))
-    runs = [(rank, TrainConfig(steps=1000, batch_size=20, seed=seed, **arm)) for rank in RULE_RANKS for seed in SEEDS]
+    placement = placement_on(None, base.model)
+    configs = [TrainConfig(steps=1000, batch_size=20, seed=seed, **arm) for seed in SEEDS]
+    runs = [Run(rank, placement, config) for rank in RULE_RANKS for config in configs]
     scores = {}
-    for trained in train_stack(base, train, placement_on(None, base.model), runs):
+    for trained in train_stack(base, train, runs):
         with trained.attached(base.model):
             memory, beyond = (measure(base, facts, decode=True) for facts in (train, unseen[:200]))
         shares = {"memory": memory.acc_em, "generalization": beyond.acc_em, "certified": memory.certified / len(train)}

@@ -32,10 +32,10 @@ from sides import batch_of, peft_arm, random_base, random_fact, train
 from memlaw.adapter.on_model import placement_on
 from memlaw.core.config import TrainConfig
 from memlaw.losses.head_pass import Chunk
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 RANK = 8
-
 SETTINGS = TrainConfig(steps=1)
 
 
@@ -70,7 +70,7 @@ class Shape:
     def predicted(self) -> int:
         """Bytes of a stack's step."""
         cached = self.tokens * (self.inner + self.width)
-        rows = min(Chunk.suited(torch.device("cpu"), self.vocabulary).rows, self.adapters * self.tokens)
+        rows = min(Chunk.for_device(torch.device("cpu"), self.vocabulary).rows, self.adapters * self.tokens)
         return 4 * (cached + self.adapters * (cached + self.behind) + rows * self.vocabulary)
 
     def predicted_peft(self, copies: int) -> int:
@@ -82,7 +82,6 @@ SMALL = Shape(64, 3, 512, 16, 2)
 """The first run of every process, which loads the libraries."""
 
 AGAINST_PEFT = (Shape(128, 6, 1024, 512, 16), Shape(256, 6, 32_768, 512, 8))
-
 GROWING = (
     *(Shape(128, 6, 32_768, tokens, 4) for tokens in (256, 1024, 4096)),
     *(Shape(128, 6, vocabulary, 1024, 4) for vocabulary in (8192, 131_072)),
@@ -92,7 +91,7 @@ GROWING = (
 def stacked(shape: Shape) -> Callable[[], object]:
     base = random_base(shape.width, shape.layers, shape.vocabulary)
     fact, placement = random_fact(shape.tokens, shape.vocabulary), placement_on(None, base.model)
-    return lambda: train_stack(base, [fact], placement, [(RANK, SETTINGS)] * shape.adapters)
+    return lambda: train_stack(base, [fact], [Run(RANK, placement, SETTINGS)] * shape.adapters)
 
 
 def in_peft(shape: Shape, copies: int) -> Callable[[], object]:

@@ -35,15 +35,11 @@ from memlaw.sweep.laws import law_chooser, probe_results
 from memlaw.sweep.probe import probe
 
 STEPS, FACTOR = 600, 1.5
-
 SMALL = ProbeConfig(ranks=(1, 2, 3, 4, 6, 8, 12, 16), lengths=(11, 22, 33, 44), seeds=(0, 1), steps=STEPS)
-
 LADDERS = {"random": (*range(6, 15), 16, 18, 20), "phonebook": range(2, 11), "keys": range(2, 11)}
 """Ranks tried on every set of a kind."""
-
 SETS = {192: (1, 2, 3, 4), 256: (1, 2, 3)}
 """Target tokens -> seeds of the sets that are planned for."""
-
 Kind = Callable[[int, int], MemorySet]
 """At least so many target tokens, of this seed."""
 

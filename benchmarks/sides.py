@@ -24,11 +24,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.placement import Placement
 from memlaw.adapter.stack import AdapterStack
-from memlaw.core.config import TrainConfig
+from memlaw.core.config import Execution, TrainConfig
 from memlaw.core.facts import EncodedFact
 from memlaw.losses import IGNORED
 from memlaw.model.base import Base, fingerprint
 from memlaw.training.result import StackProgress
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 Batch = tuple[Tensor, Tensor]
@@ -69,6 +70,9 @@ def batch_of(facts: Iterable[EncodedFact]) -> Batch:
         ids[row, : len(fact.ids)] = torch.tensor(fact.ids)
         labels[row, fact.prompt_length : len(fact.ids)] = torch.tensor(fact.target)
     return ids, labels
+
+
+# --- arms ---
 
 
 @contextmanager
@@ -152,9 +156,10 @@ def train(arm: Arm, config: TrainConfig, batches: Iterable[Batch], steps: int) -
     return taken
 
 
+# --- a stack against one by one ---
+
 CASES = [(64, 6, 32, 32), (128, 6, 64, 16), (256, 12, 512, 4)]
 """Width, layers, target tokens, adapters."""
-
 RANK, VOCABULARY, STEPS, WARM = 8, 1024, 8, 2
 
 
@@ -201,8 +206,8 @@ def _stacked(
     def mark(_progress: StackProgress) -> None:
         marks.append(time.process_time())
 
-    runs = [(RANK, TrainConfig(steps=WARM + STEPS, seed=seed)) for seed in range(count)]
-    trained = train_stack(base, [fact], placement, runs, on_step=mark, compiled=compiled)
+    runs = [Run(RANK, placement, TrainConfig(steps=WARM + STEPS, seed=seed)) for seed in range(count)]
+    trained = train_stack(base, [fact], runs, execution=Execution(compiled=compiled), on_step=mark)
     return (marks[-1] - marks[WARM - 1]) / STEPS, [float(t.loss_final or 0) for t in trained]
 
 

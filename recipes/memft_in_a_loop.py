@@ -1,4 +1,4 @@
-"""Teach a model a phone book by heart in a loop of your own: MemFT, exact over the micro-batches of a step."""
+"""Train a model to recall a phone book in your own loop, with MemFT exact over the micro-batches of a step."""
 
 import peft
 import torch
@@ -11,22 +11,16 @@ from memlaw.data.load import load_memory_set
 from memlaw.losses import EPS, memft_sums
 
 base = memlaw.load()
-
 facts = load_memory_set(base, "task:phonebook:tokens=90,seed=0")
-
 rows = [
     {"input_ids": list(fact.ids), "labels": [-100] * fact.prompt_length + list(fact.target)}
     for fact in encode(facts, base.tokenizer, context=base.context)
 ]
-
 loader = DataLoader(rows, batch_size=4, shuffle=True, collate_fn=transformers.DataCollatorForSeq2Seq(base.tokenizer))
 
 torch.manual_seed(0)
-
 model = peft.get_peft_model(base.model, peft.LoraConfig(r=16, lora_alpha=64, target_modules=["down_proj"]))
-
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0)
-
 before = report = memlaw.recall(model, base.tokenizer, facts)
 
 for step in range(1, 301):
@@ -38,7 +32,7 @@ for step in range(1, 301):
         weight += part.weight.item()
     for parameter in model.parameters():
         if parameter.grad is not None:
-            parameter.grad /= weight + EPS  # known only now: how many tokens the step was spent on
+            parameter.grad /= weight + EPS  # known only now: the weight of the whole step
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
@@ -48,5 +42,4 @@ for step in range(1, 301):
             break
 
 print(f"exact match {before.acc_em:.0%} -> {report.acc_em:.0%} in {step} steps,", end=" ")
-
 print(f"{report.certified} of {report.records} records certified")

@@ -1,4 +1,4 @@
-"""Teach a model a phone book by heart with transformers and PEFT: `compute_loss_func` is what makes it MemFT."""
+"""Train a model to recall a phone book with transformers and PEFT: `compute_loss_func` sets the loss to MemFT."""
 
 from tempfile import mkdtemp
 
@@ -8,26 +8,21 @@ import transformers
 import memlaw
 from memlaw.data import encode
 from memlaw.data.load import load_memory_set
-from memlaw.integrations.recall import RecallCallback
-from memlaw.integrations.transformers import MemFTLoss
+from memlaw.integrations.transformers import MemFTLoss, RecallCallback
 
-# The bundled base and a phone book made up for it; yours: memlaw.load("Qwen/Qwen3-8B"), memlaw.read("facts.jsonl").
+# The bundled base and a generated phone book; for your own: memlaw.load("Qwen/Qwen3-8B"), memlaw.read("facts.jsonl").
 base = memlaw.load()
-
 facts = load_memory_set(base, "task:phonebook:tokens=90,seed=0")
 
-# Only targets are learnt, so prompts get the label -100.
+# Only targets are trained, so prompts get the label -100.
 rows = [
     {"input_ids": list(fact.ids), "labels": [-100] * fact.prompt_length + list(fact.target)}
     for fact in encode(facts, base.tokenizer, context=base.context)
 ]
 
 transformers.set_seed(0)
-
 lora = peft.LoraConfig(r=16, lora_alpha=64, target_modules=["down_proj"], task_type="CAUSAL_LM")
-
 model = peft.get_peft_model(base.model, lora)
-
 before = memlaw.recall(model, base.tokenizer, facts)
 
 trainer = transformers.Trainer(
@@ -45,13 +40,10 @@ trainer = transformers.Trainer(
     data_collator=transformers.DataCollatorForSeq2Seq(base.tokenizer),
     processing_class=base.tokenizer,
     compute_loss_func=MemFTLoss("ot"),
-    callbacks=[RecallCallback(facts, every=10)],  # stops the run once every record is certified
+    callbacks=[RecallCallback(facts, every=10)],  # stops once all records are certified
 )
-
 trainer.train()
 
 after = memlaw.recall(model, base.tokenizer, facts)
-
 print(f"exact match {before.acc_em:.0%} -> {after.acc_em:.0%} in {trainer.state.global_step} steps,", end=" ")
-
 print(f"{after.certified} of {after.records} records certified")

@@ -1,4 +1,4 @@
-"""Teach a model a phone book by heart with TRL and PEFT: one call turns an SFTTrainer's loss into MemFT."""
+"""Train a model to recall a phone book with TRL and PEFT: one call sets the loss of an SFTTrainer to MemFT."""
 
 from tempfile import mkdtemp
 
@@ -8,14 +8,12 @@ import trl
 
 import memlaw
 from memlaw.data.load import load_memory_set
-from memlaw.integrations.recall import watch_recall
+from memlaw.integrations.transformers import watch_recall
 from memlaw.integrations.trl import memft
 
-# The bundled base and a phone book made up for it; yours: memlaw.load("Qwen/Qwen3-8B"), memlaw.read("facts.jsonl").
+# The bundled base and a generated phone book; for your own: memlaw.load("Qwen/Qwen3-8B"), memlaw.read("facts.jsonl").
 base = memlaw.load()
-
 facts = load_memory_set(base, "task:phonebook:tokens=90,seed=0")
-
 before = memlaw.recall(base.model, base.tokenizer, facts)
 
 trainer = trl.SFTTrainer(
@@ -35,15 +33,10 @@ trainer = trl.SFTTrainer(
     processing_class=base.tokenizer,
     peft_config=peft.LoraConfig(r=16, lora_alpha=64, target_modules=["down_proj"], task_type="CAUSAL_LM"),
 )
-
 memft(trainer, "ot")
-
-watch_recall(trainer, facts, every=10)  # logs recall beside TRL's metrics; stops once every record is certified
-
+watch_recall(trainer, facts, every=10)  # logs recall beside TRL's metrics; stops once all records are certified
 trainer.train()
 
 after = memlaw.recall(trainer.model, base.tokenizer, facts)
-
 print(f"exact match {before.acc_em:.0%} -> {after.acc_em:.0%} in {trainer.state.global_step} steps,", end=" ")
-
 print(f"{after.certified} of {after.records} records certified")

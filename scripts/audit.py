@@ -15,7 +15,6 @@ ACCEPTED: dict[str, str] = {}
 """Id of a vulnerability that stays -> why it cannot be met here, or what it waits for."""
 
 PINS = Path(__file__).resolve().parents[1] / "constraints.txt"
-
 AUDIT = [
     "pip_audit",
     "--requirement",
@@ -25,7 +24,6 @@ AUDIT = [
     "--progress-spinner=off",
     "--format=json",
 ]
-
 SECONDS = 120
 
 

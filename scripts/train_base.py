@@ -26,6 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import tokenizers
 import torch
 import transformers
@@ -38,10 +40,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from memlaw.model.head import frozen_head
 from memlaw.model.reach import Reach, reach_bounds
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 EOS = "<|endoftext|>"
-
 PAD = "<|pad|>"
 
 SKIPPED_FOLDERS = {
@@ -55,7 +54,6 @@ SKIPPED_FOLDERS = {
     "encodings",  # 1.4 MB of code tables
     "pydoc_data",  # one escaped string
 }
-
 HELD_OUT = ("colorsys.py", "fractions.py", "heapq.py", "shlex.py", "textwrap.py")
 
 CHAT_TEMPLATE = (
@@ -99,6 +97,8 @@ class Recipe:
 
 
 # Text
+
+
 def library_files(root: Path) -> Iterator[Path]:
     """The library's Python files in a fixed order, without tests and tables."""
     for path in sorted(root.rglob("*.py")):
@@ -169,6 +169,8 @@ def digit_lines(count: int, seed: int) -> list[str]:
 
 
 # Tokenizer
+
+
 def train_tokenizer(texts: list[str], recipe: Recipe) -> PreTrainedTokenizerFast:
     """Byte-level BPE that never merges a digit and gives back every text byte for byte."""
     core = Tokenizer(models.BPE())
@@ -205,6 +207,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[in
 
 
 # Model
+
+
 def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen3ForCausalLM:
     heads = recipe.width // recipe.head_width
     config = Qwen3Config(
@@ -301,6 +305,8 @@ def train_model(model: Qwen3ForCausalLM, encoded: list[list[int]], recipe: Recip
 
 
 # Measurements
+
+
 def perplexity(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, text: str, window: int) -> float:
     """exp of the mean nats per token of `text`, in rows of `window` tokens on their own."""
     rows = overlapping_rows(tokenizer(text, verbose=False)["input_ids"], window)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,13 @@ from peft import PeftModel
 
 import memlaw
 from helpers import tiny
+from helpers.commands import saved_model
 from helpers.door_codes import FACTS
-from memlaw.adapter.peft import load_info
+from memlaw.adapter.info import load_info, recorded_training
 from memlaw.core.config import UNTIL_RECALLED, TrainConfig
 from memlaw.core.errors import AdapterError, ConfigError, DataError
+from memlaw.planning import Target
+from memlaw.planning.library import KnownLaw
 from memlaw.sweep.journal import Journal
 from memlaw.training.result import StackProgress
 
@@ -74,11 +76,11 @@ def test_the_adapter_says_what_it_was_trained_on_without_repeating_it(
     trained = memlaw.train(model, tokenizer, FACTS, rank=2, out=tmp_path / "A", steps=3, seed=7, method="sft")
     info = load_info(tmp_path / "A")
     assert info is not None
-    assert info["facts_fingerprint"] == FACTS.fingerprint
-    assert (info["records"], info["tokens"], info["rank"]) == (4, 4 * 6, 2)
-    assert TrainConfig(**info["train"]) == dataclasses.replace(trained.config, steps=3)
-    assert info["loss_final"] == trained.loss_final
-    assert "#7919" not in json.dumps(info)
+    assert info.facts_fingerprint == FACTS.fingerprint
+    assert (info.records, info.tokens, info.rank) == (4, 4 * 6, 2)
+    assert recorded_training(info) == (dataclasses.replace(trained.config, steps=3), [])
+    assert info.loss_final == trained.loss_final
+    assert "#7919" not in (tmp_path / "A" / "memlaw_adapter.json").read_text()
 
 
 def test_settings_change_the_config_that_is_given_or_the_one_of_the_command(model: Any, tokenizer: Any) -> None:
@@ -120,7 +122,7 @@ def test_what_is_wrong_is_said_before_any_training(model: Any, tokenizer: Any, t
         train(out=tmp_path / "mine")
     with pytest.raises(FileExistsError):
         train(out=tmp_path / "mine" / "notes.txt" / "A")
-    with pytest.raises(DataError, match="There is no file"):
+    with pytest.raises(DataError, match="The file .* does not exist"):
         memlaw.train(model, tokenizer, tmp_path / "none.jsonl", rank=2)
     assert {path.name for path in tmp_path.iterdir()} == {"mine"}
 
@@ -155,3 +157,82 @@ def test_an_interrupted_training_goes_on_and_leaves_no_checkpoint_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["A"]
     expected = memlaw.train(model, tokenizer, FACTS, rank=2, steps=6)
     assert found.loss_final == expected.loss_final
+
+
+def test_a_plan_of_a_loaded_model_measures_it_and_one_by_name_reads_its_files(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = saved_model(tmp_path / "model")
+    loaded = memlaw.load(str(path))
+    measured = memlaw.plan(loaded.model, tokenizer, FACTS, placement="down_proj@1", rank=3)
+    assert measured.loss_init == memlaw.recall(loaded.model, tokenizer, FACTS, decode=False).mean_loss
+    assert (measured.records, measured.tokens) == (4, 4 * 6)
+    assert measured.capacity is not None
+    assert measured.capacity.rank == 3
+    by_name = memlaw.plan(path, FACTS, placement="down_proj@1")
+    assert "was not measured" in " ".join(by_name.caveats)
+    assert by_name.tokens == measured.tokens
+    assert memlaw.plan(model=path, tokenizer=tokenizer, facts=FACTS, placement="down_proj@1") == by_name
+    calibrated = memlaw.plan(str(path), FACTS, placement="down_proj@1", calibrate=True)
+    assert calibrated.loss_init == pytest.approx(measured.loss_init, rel=1e-5)
+    assert calibrated.cost is not None
+    assert calibrated.cost.seconds is not None
+
+
+def test_a_plan_of_a_task_loads_the_model_that_draws_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = memlaw.plan(saved_model(tmp_path / "model"), "task:phonebook:tokens=24")
+    assert answer.tokens <= 24
+    assert "was not measured" not in " ".join(answer.caveats)
+
+
+def test_a_plan_takes_a_law_in_every_form_and_the_nearest_of_a_folder_without_one(
+    model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    law = memlaw.fit_law(memlaw.published.points(), "bounded")
+    (tmp_path / "laws").mkdir()
+    (tmp_path / "laws" / "own.json").write_text(law.to_json())
+    expected = memlaw.plan(model, tokenizer, FACTS, law=law)
+    assert not expected.law.borrowed
+    for options in ({"law": KnownLaw(law)}, {"law": tmp_path / "laws" / "own.json"}, {"laws": tmp_path / "laws"}, {}):
+        assert memlaw.plan(model, tokenizer, FACTS, **options).rank == expected.rank
+    monkeypatch.setenv("MEMLAW_LAWS", str(tmp_path / "none"))
+    assert memlaw.plan(model, tokenizer, FACTS).law.borrowed
+    (tmp_path / "laws" / "own.json").write_text("{")
+    with pytest.warns(UserWarning, match="own.json is not JSON"):
+        memlaw.plan(model, tokenizer, FACTS, laws=tmp_path / "laws")
+
+
+def test_a_plan_aims_at_a_share_a_loss_or_a_target(model: Any, tokenizer: Any) -> None:
+    by_number, by_text, by_target = (
+        memlaw.plan(model, tokenizer, FACTS, target=target) for target in (0.5, "50%", Target(0.5))
+    )
+    assert by_number == by_text == by_target
+    assert memlaw.plan(model, tokenizer, FACTS, target="loss=2").loss_needed.nats == 2
+    with pytest.raises(ConfigError, match="Choose all, a share"):
+        memlaw.plan(model, tokenizer, FACTS, target="most")
+    with pytest.raises(ConfigError, match=r"A plan needs facts: memlaw\.plan\(model, tokenizer, facts\)"):
+        memlaw.plan("memlaw/base")
+
+
+def test_what_the_model_recalls_already_is_trained_in_no_step_and_saved_all_the_same(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    memlaw.train(model, tokenizer, FACTS, rank=16, out=tmp_path / "A")
+    knows = PeftModel.from_pretrained(model, str(tmp_path / "A")).merge_and_unload()
+    again = memlaw.train(knows, tokenizer, FACTS, rank=1, margin=0.05, out=tmp_path / "B")
+    assert (again.steps, again.recalled) == (0, True)
+    assert memlaw.recall(knows, tokenizer, FACTS, adapter=tmp_path / "B").certified == 4
+
+
+def test_the_curve_of_a_training_is_kept_with_the_adapter(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    shares: list[float] = []
+    trained = memlaw.train(
+        model, tokenizer, FACTS, rank=2, out=tmp_path / "A", steps=5, on_step=lambda p: shares.append(p.ordered)
+    )
+    assert trained.curve == tuple(shares)
+    info = load_info(tmp_path / "A")
+    assert info is not None
+    assert info.curve == tuple(shares)

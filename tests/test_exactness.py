@@ -1,23 +1,23 @@
-"""Nothing changes but the time: a stack of adapters on a cached prefix gives each of them what anybody's hand gives it.
+"""Speed costs no exactness: a stack of adapters on a cached prefix gives each adapter what plain training gives it.
 
 Three ways to train the same adapters, over every family, every kind of placement, ranks 1 to 16, sft and ot, with and
-without dropout, in batches of each adapter's own order: all in one stack; each in a stack of its own; and each by
-`reference.train_alone`: PEFT (a plain module where PEFT has no name for the placement), `torch.optim.AdamW`,
-`clip_grad_norm_`, a full forward with all logits of one fact after another. The losses of every step and the final
-weights must agree. That the head's pass alone is autograd through `F.cross_entropy` is in test_head.py.
+without dropout, each adapter with its own order of rows: all in one stack; each in a stack of its own; and each by
+`slow_training.train_alone`: PEFT (a plain module at placements that PEFT does not support), `torch.optim.AdamW`,
+`clip_grad_norm_`, and a full forward with all logits, fact by fact. The losses of all steps and the final weights must
+agree. tests/losses/test_head_pass.py shows that the pass through the head is autograd through `F.cross_entropy`.
 
-*How near.* Weights are compared as two vectors, all A and all B of the adapter, each relative to its own norm. Up to
-AdamW's division by sqrt(v) they agree within 1e-12 in float64 and 1e-6 in float32: that is tested with gradients
-clipped far below AdamW's epsilon, where it divides by a constant. When it does divide, it moves a number whose gradient
-g_i is all rounding as far as any other: a relative error e of the gradient becomes one of e |g| / |g_i| in the step of
-number i, and nothing keeps |g_i| from being small. One such number makes the 1e-14 of a float64 run 1e-11; losses stay
-within 1e-12. After a few steps PEFT in float32 is 1e-7 to 5e-4 away from PEFT in float64, the farther the more modules
-are adapted. So what is asked of float32 there is to be as near to float64 as PEFT is; losses stay within 1e-6 even so,
-unless every linear module of every layer is adapted.
+*How close.* Weights are compared as two vectors, all A and all B of the adapter, each relative to its own norm. Before
+AdamW divides by sqrt(v), they agree within 1e-12 in float64 and 1e-6 in float32; that is tested with gradients clipped
+far below AdamW's epsilon, so that it divides by a constant. Otherwise it moves a weight whose gradient g_i is all
+rounding as far as any other: a relative error e of the gradient becomes e |g| / |g_i| in the step of weight i, and
+|g_i| can be arbitrarily small. One such weight turns the 1e-14 of a float64 run into 1e-11; losses stay within 1e-12.
+After a few steps, PEFT in float32 is 1e-7 to 5e-4 away from PEFT in float64, the more modules are adapted the farther.
+So float32 has to be as close to float64 as PEFT is there; losses still stay within 1e-6, unless every linear module of
+every layer is adapted.
 
-transformers computes norms and some softmaxes in float32 in float64 models too. Both sides round them alike, as long as
-both divide by the number of tokens behind the model's backward pass, as a step in several parts has to; with the
-division in front of it, as PEFT's users have it, they are 1e-7 apart.
+transformers computes norms and some softmaxes in float32 even in float64 models. Both sides round them alike as long as
+both divide by the number of tokens after the backward pass of the model, as a step in several parts must. If the
+division comes before it, as for users of PEFT, they are 1e-7 apart.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from memlaw.model.split import Forward, FullForward, split
 from memlaw.training.engine import Engine
 from memlaw.training.result import StackProgress, Trained
 from memlaw.training.rows import row_order
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 FACTS = tiny.facts([(5, 4), (3, 7), (6, 2)])
@@ -68,11 +69,11 @@ MODULES = {
 
 USUAL = {"one": "down_proj", "two": "q_proj,v_proj"}
 
-Run = tuple[int, TrainConfig]
+Ranked = tuple[int, TrainConfig]
 
 CONFIG = TrainConfig(steps=6, learning_rate=2e-2, batch_size=2)
 
-RUNS: tuple[Run, ...] = (
+RUNS: tuple[Ranked, ...] = (
     (1, CONFIG),
     (4, replace(CONFIG, method="ot", learning_rate=1e-2, schedule="constant", clip=0.1, scale=2.0, seed=1)),
     (
@@ -80,10 +81,10 @@ RUNS: tuple[Run, ...] = (
         replace(CONFIG, steps=4, init="paper", weight_decay=0.1, scale=4.4, scaling="rslora", seed=2),
     ),  # leaves before the others
 )
-"""Ranks from 1 to 16, and no setting alike."""
+"""Ranks from 1 to 16, all with different settings."""
 
 UNDIVIDED = {"clip": 1e-10, "learning_rate": 4.0}
-"""Gradients a hundred times below AdamW's epsilon of 1e-8, so that it divides by next to nothing but that."""
+"""Gradients a hundred times below AdamW's epsilon of 1e-8, so that it divides by little more than that constant."""
 
 QUICK = {(name, list(PLACEMENTS)[i % 6], (0.0, 0.1)[i // 6 % 2]) for i, name in enumerate(BASES)}
 """Every base, every placement, with and without dropout; their other combinations are slow."""
@@ -122,7 +123,7 @@ def apart(found: Iterable[Tensor], wanted: Iterable[Tensor]) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What training one adapter left behind."""
+    """The result of training one adapter."""
 
     a: list[Tensor]
     """[d_in, rank] of each site."""
@@ -131,7 +132,7 @@ class Outcome:
     final: float
     """Mean loss of all facts, without dropout."""
     losses: list[float]
-    """Of each step, before it."""
+    """The loss before each step."""
 
     @classmethod
     def ours(cls, trained: Trained, losses: list[float]) -> Outcome:
@@ -140,7 +141,7 @@ class Outcome:
         return cls(a, b, trained.loss_final, losses)
 
     @classmethod
-    def by_hand(cls, base: Base, placement: Placement, run: Run) -> Outcome:
+    def by_hand(cls, base: Base, placement: Placement, run: Ranked) -> Outcome:
         rank, config = run
         alone = reference.train_alone(base.model, FACTS, placement, rank, config, batches=batches(config))
         with torch.no_grad():
@@ -153,21 +154,23 @@ class Outcome:
         return max(apart(self.a, other.a), apart(self.b, other.b))
 
     def losses_from(self, other: Outcome) -> float:
-        """Largest relative distance of a loss, the final one among them."""
+        """Largest relative distance of a loss, including the final one."""
         pairs = zip([*self.losses, self.final], [*other.losses, other.final], strict=True)
         return max(abs(mine - theirs) / theirs for mine, theirs in pairs)
 
 
-def stacked(base: Base, placement: Placement | Sequence[Placement], runs: Sequence[Run]) -> list[Outcome]:
-    """What one stack gives."""
+def stacked(base: Base, placement: Placement | Sequence[Placement], runs: Sequence[Ranked]) -> list[Outcome]:
+    """The results of one stack."""
     seen: list[StackProgress] = []
-    trained = train_stack(base, FACTS, placement, runs, on_step=seen.append)
+    places = [placement] * len(runs) if isinstance(placement, Placement) else placement
+    placed_runs = [Run(rank, place, config) for place, (rank, config) in zip(places, runs, strict=True)]
+    trained = train_stack(base, FACTS, placed_runs, on_step=seen.append)
     losses = [[loss for progress in seen for run, loss in progress.losses if run == k] for k in range(len(runs))]
     return [Outcome.ours(*pair) for pair in zip(trained, losses, strict=True)]
 
 
-def check_all_three(base: Base, placement: Placement, runs: Sequence[Run], *, losses: float, weights: float) -> None:
-    """One stack, a stack for each, and by hand: losses and weights within these relative distances."""
+def check_all_three(base: Base, placement: Placement, runs: Sequence[Ranked], *, losses: float, weights: float) -> None:
+    """One stack, a stack for each adapter, and plain training agree within these relative distances."""
     for run, among in zip(runs, stacked(base, placement, runs), strict=True):
         (alone,), by_hand = stacked(base, placement, [run]), Outcome.by_hand(base, placement, run)
         for wanted in (alone, by_hand):
@@ -181,7 +184,7 @@ def test_a_stack_is_each_adapter_alone_is_peft(name: str, where: str, dropout: f
     check_all_three(base(name, torch.float64), placed(where, name), runs, losses=1e-12, weights=1e-9)
 
 
-def test_so_it_is_where_each_has_a_placement_of_its_own() -> None:
+def test_a_stack_of_different_placements_is_each_adapter_alone_is_peft() -> None:
     exact, places = base("qwen3", torch.float64), [placed(where, "qwen3") for where in PLACEMENTS]
     runs = [(rank, replace(CONFIG, seed=rank, dropout=0.1)) for rank in range(1, 1 + len(places))]
     for place, run, among in zip(places, runs, stacked(exact, places, runs), strict=True):
@@ -191,20 +194,22 @@ def test_so_it_is_where_each_has_a_placement_of_its_own() -> None:
 
 
 @grid(0.1)
-def test_to_twelve_digits_as_long_as_adamw_divides_by_a_constant(name: str, where: str, dropout: float) -> None:
+def test_equal_to_twelve_digits_while_adamw_divides_by_a_constant(name: str, where: str, dropout: float) -> None:
     runs = [(rank, replace(config, dropout=dropout, **UNDIVIDED)) for rank, config in RUNS]
     check_all_three(base(name, torch.float64), placed(where, name), runs, losses=1e-12, weights=1e-12)
 
 
 @grid(0.0, 0.1)
-def test_to_six_digits_in_float32_as_long_as_adamw_divides_by_a_constant(name: str, where: str, dropout: float) -> None:
+def test_equal_to_six_digits_in_float32_while_adamw_divides_by_a_constant(
+    name: str, where: str, dropout: float
+) -> None:
     runs = [(rank, replace(config, dropout=dropout, **UNDIVIDED)) for rank, config in RUNS]
     check_all_three(base(name, torch.float32), placed(where, name), runs, losses=1e-6, weights=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["parallel", "one-module", "several-modules", "all-linear"])
-def test_in_float32_a_stack_is_as_near_to_float64_as_peft_is(where: str) -> None:
+def test_in_float32_a_stack_is_as_close_to_float64_as_peft_is(where: str) -> None:
     runs = [(rank, replace(config, dropout=0.1)) for rank, config in RUNS]
     times_as_far = []
     for name in BASES:
@@ -221,7 +226,7 @@ def test_in_float32_a_stack_is_as_near_to_float64_as_peft_is(where: str) -> None
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 @grid()
-def test_behind_what_is_cached_states_and_gradients_are_those_of_the_full_forward(
+def test_after_the_cached_layers_states_and_gradients_are_those_of_the_full_forward(
     name: str, where: str, dtype: torch.dtype, tolerance: float
 ) -> None:
     model, placement = base(name, dtype).model, placed(where, name)
@@ -258,9 +263,9 @@ def test_a_step_in_parts_is_the_whole_step(where: str, rows: int) -> None:
         *(replace(together, method=method, seed=seed) for seed, method in enumerate(("sft", "ot", "sw"))),
         replace(together, method="ot", rule="fallback", margin=0.1),
     ]
-    runs = [(3, config) for config in methods]
+    runs = [Run(3, placement, config) for config in methods]
     with frozen(exact.model):
-        whole, parts = (Engine(exact, FACTS, [placement] * len(runs), runs, compiled=False) for _ in range(2))
+        whole, parts = (Engine(exact, FACTS, runs) for _ in range(2))
         one, two = whole.start(), parts.start()
         two.rows_at_once = rows
         for state in (one, two):
@@ -274,7 +279,7 @@ def test_a_step_in_parts_is_the_whole_step(where: str, rows: int) -> None:
 
 
 @pytest.mark.parametrize("where", PLACEMENTS)
-def test_packed_weights_train_what_the_same_weights_unpacked_train(where: str) -> None:
+def test_packed_weights_train_as_the_same_weights_unpacked(where: str) -> None:
     quantised, placement = base("quantised", torch.float64), placed(where, "quantised")
     ordinary = tiny.wrap(packed.unpacked(quantised.model), tiny.tokenizer())
     for found, wanted in zip(*(stacked(each, placement, RUNS) for each in (quantised, ordinary)), strict=True):
@@ -282,7 +287,7 @@ def test_packed_weights_train_what_the_same_weights_unpacked_train(where: str) -
         assert found.weights_from(wanted) <= 1e-9
 
 
-def test_modules_that_share_a_weight_still_have_adapters_of_their_own() -> None:
+def test_modules_that_share_a_weight_have_separate_adapters() -> None:
     model = tiny.model("llama", dtype=torch.float64)
     model.model.layers[2].mlp.down_proj.weight = model.model.layers[1].mlp.down_proj.weight
     tied = tiny.wrap(model, tiny.tokenizer())

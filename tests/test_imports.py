@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import json
 import pkgutil
 import re
@@ -121,7 +122,7 @@ def test_the_help_loads_no_numerics_either() -> None:
 @pytest.mark.parametrize("name", memlaw.__all__)
 def test_every_public_name_resolves_to_what_it_is_called(name: str) -> None:
     found = getattr(memlaw, name)
-    assert getattr(found, "__name__", name) == name
+    assert getattr(found, "__name__", name).rpartition(".")[2] == name
 
 
 def test_no_public_name_can_be_hidden_by_a_module_of_the_same_name() -> None:
@@ -129,8 +130,36 @@ def test_no_public_name_can_be_hidden_by_a_module_of_the_same_name() -> None:
     assert not modules & set(memlaw.__all__)
     for module in sorted(modules - {"__main__"}):
         importlib.import_module(f"memlaw.{module}")
-    for name in memlaw.__all__:
-        assert not isinstance(getattr(memlaw, name), type(memlaw)), name
+    public_modules = {name for name in memlaw.__all__ if isinstance(getattr(memlaw, name), type(memlaw))}
+    assert public_modules == {"published"}
+
+
+PLANNED_IN_PYTHON = """
+import memlaw
+facts = memlaw.MemorySet((memlaw.Fact("The code is ", "42", "f"),), eos=True, source="test")
+assert memlaw.plan("memlaw/base", facts).tokens > 1
+"""
+
+
+def test_a_plan_from_files_in_python_loads_no_torch_either() -> None:
+    loaded = loaded_by(PLANNED_IN_PYTHON)
+    assert not loaded & {"torch", "peft", "matplotlib", "pandas", "datasets", "accelerate"}
+
+
+def test_the_version_is_that_of_the_metadata_and_is_read_when_it_is_asked_for() -> None:
+    assert memlaw.__version__ == importlib.metadata.version("memlaw")
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert memlaw.__version__ == stated
+    asked = "import sys, memlaw\nassert 'importlib.metadata' not in sys.modules"
+    loaded_by(asked)
+
+
+def test_a_checkout_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert memlaw.__version__ == "0+uninstalled"
 
 
 def test_an_unknown_name_is_an_attribute_error_and_the_known_ones_are_listed() -> None:

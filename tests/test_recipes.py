@@ -1,4 +1,4 @@
-"""The recipes run as they stand, offline, and end with what they promise: every record certified."""
+"""The recipes run unchanged, offline, and end with all records certified."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What docs/security.md promises: nothing unsafe is loaded, nothing leaves its directory, no text gets out."""
+"""The promises of docs/security.md: no unsafe loading, no writes outside the output directory, no leaked targets."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ import pytest
 import transformers
 
 import memlaw
-from helpers import tiny
+from helpers.commands import exit_code, saved_model
 from memlaw.adapter.peft import attach
-from memlaw.cli import app
 from memlaw.core.errors import AdapterError, ConfigError, ModelError
 from memlaw.model.base import load
 from memlaw.sweep.config import ProbeConfig
@@ -33,10 +32,7 @@ FACTS = "".join(json.dumps({"prompt": f"Key {n}:", "completion": text}) + "\n" f
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("safety") / "model"
-    tiny.model().save_pretrained(directory)
-    tiny.tokenizer().save_pretrained(directory)
-    return directory
+    return saved_model(tmp_path_factory.mktemp("safety") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +49,8 @@ def adapter(model: Path, facts: Path, tmp_path_factory: pytest.TempPathFactory) 
     return out
 
 
-def ran(*arguments: object) -> int:
-    """The exit code of a command in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["memlaw", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
 class Bomb:
-    """Unpickled, it makes a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -74,7 +60,7 @@ class Bomb:
 
 
 def planted(directory: Path, copy: Path, weights: str, pickled: str, struck: Path) -> Path:
-    """The directory with a pickle, which would strike, in the place of its weights."""
+    """A copy of the directory whose weights are a pickle that creates the file `struck` when loaded."""
     shutil.copytree(directory, copy)
     (copy / weights).unlink()
     (copy / pickled).write_bytes(pickle.dumps(Bomb(struck)))
@@ -94,7 +80,7 @@ def test_a_pickle_is_never_opened_as_model_or_adapter(model: Path, adapter: Path
     assert struck.exists()
 
 
-def test_a_model_that_brings_its_own_code_is_refused_and_the_code_not_run(model: Path, tmp_path: Path) -> None:
+def test_a_model_with_its_own_code_is_refused_and_the_code_not_run(model: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(model, tmp_path / "M")
     (copy / "modeling_evil.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'struck')!r}).touch()\n")
     config = json.loads((copy / "config.json").read_text())
@@ -133,7 +119,7 @@ def test_settings_are_yaml_that_builds_no_objects_and_1e_4_is_a_number(tmp_path:
 
 @pytest.mark.parametrize("name", ["../escaped", "{}/escaped", "a/../../../escaped"])
 def test_what_a_file_says_never_becomes_a_path(model: Path, adapter: Path, tmp_path: Path, name: str) -> None:
-    """Every text in an adapter's files becomes a path out of it: the adapter is refused, and nothing is written."""
+    """Each string in an adapter's files, replaced by a path out of its directory: refused, and nothing is written."""
     room = tmp_path / "room"
     base = load(str(model))
     for file in ("memlaw_adapter.json", "adapter_config.json"):
@@ -162,39 +148,39 @@ def test_a_failed_adapter_leaves_the_model_as_it_was(model: Path, adapter: Path,
 
 
 class Tags(HTMLParser):
-    """The elements of a page and their attributes."""
+    """The elements of a page, with their attributes."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
+        self.elements.append((tag, dict(attrs)))
 
 
 def page_of(model: Path, facts: Path, out: Path, *, show_text: bool = False) -> Path:
     text = ("--show-text",) if show_text else ()
-    assert ran("recall", facts, "--model", model, "--decode", "--out", out / "recall.json", *text) == 0
-    assert ran("report", out, "--out", out / "report.html", *text) == 0
+    assert exit_code("recall", facts, "--model", model, "--decode", "--out", out / "recall.json", *text) == 0
+    assert exit_code("report", out, "--out", out / "report.html", *text) == 0
     return out / "report.html"
 
 
 def test_a_report_holds_facts_as_text_and_loads_nothing(model: Path, tmp_path: Path) -> None:
-    """From a file of facts to the page: ids and texts that are markup are shown, and add not one element."""
+    """Ids and texts that are markup are shown as text and add no element to the page."""
     pages = {}
     for name, text in (("plain", "harmless"), ("hostile", "</script><img src=x onerror=alert(1)>")):
         facts = tmp_path / f"{name}.jsonl"
         facts.write_text(json.dumps({"prompt": f"Q {text}:", "completion": f"A {text}", "id": text}))
         pages[name] = page_of(model, facts, tmp_path / name, show_text=True).read_text()
-    counts = {name: Counter(tag for tag, _ in Tags(page).found) for name, page in pages.items()}
+    counts = {name: Counter(tag for tag, _ in Tags(page).elements) for name, page in pages.items()}
     assert counts["hostile"].keys() == counts["plain"].keys()
     assert counts["hostile"]["script"] == counts["plain"]["script"]
     assert "<img" not in pages["hostile"]
     assert "\\u003c/script\\u003e\\u003cimg" in pages["hostile"]  # inside scripts, JSON by tojson
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', pages["hostile"])
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
-    for tag, attributes in Tags(pages["hostile"]).found:
+    for tag, attributes in Tags(pages["hostile"]).elements:
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "href", "action", "data", "srcset", "poster"):
             if attributes.get(name) and tag != "a":
@@ -204,7 +190,7 @@ def test_a_report_holds_facts_as_text_and_loads_nothing(model: Path, tmp_path: P
 def test_no_log_file_report_error_or_file_name_holds_a_target(
     model: Path, facts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With every library's logging turned up, and with failures among the commands."""
+    """With all libraries logging at debug level, and with commands that fail."""
     caplog.set_level(logging.DEBUG)
     transformers.utils.logging.set_verbosity_debug()
     out, broken = tmp_path / "out", tmp_path / "broken.jsonl"
@@ -212,28 +198,28 @@ def test_no_log_file_report_error_or_file_name_holds_a_target(
     on = ("--model", model)
     grid = ("--ranks", "1", "--lengths", "16", "--steps", 2)
     codes = [
-        ran("train", facts, *on, "--rank", 2, "--steps", 3, "--out", out / "A"),
-        ran("recall", facts, *on, "--adapter", out / "A", "--decode", "--out", out / "recall.json"),
-        ran("probe", facts, *on, *grid, "--out", out / "probe"),
-        ran("report", out, "--out", out / "report.html"),
-        ran("train", broken, *on, "--rank", 2, "--out", out / "B"),
-        ran("fit", facts),
-        ran("probe", facts, *on, *grid, "--config", facts, "--out", out / "other"),
-        ran("recall", facts, *on, "--adapter", model),
+        exit_code("train", facts, *on, "--rank", 2, "--steps", 3, "--out", out / "A"),
+        exit_code("recall", facts, *on, "--adapter", out / "A", "--decode", "--out", out / "recall.json"),
+        exit_code("probe", facts, *on, *grid, "--out", out / "probe"),
+        exit_code("report", out, "--out", out / "report.html"),
+        exit_code("train", broken, *on, "--rank", 2, "--out", out / "B"),
+        exit_code("fit", facts),
+        exit_code("probe", facts, *on, *grid, "--config", facts, "--out", out / "other"),
+        exit_code("recall", facts, *on, "--adapter", model),
     ]
     assert codes == [0, 0, 0, 0, 2, 2, 2, 2]
-    said = caplog.text + "".join(capfd.readouterr())
+    output = caplog.text + "".join(capfd.readouterr())
     written = [path for path in out.rglob("*") if path.is_file()]
-    assert len(said) > 500
+    assert len(output) > 500
     assert len(written) >= 9
     for secret in SECRETS:
-        assert secret not in said
+        assert secret not in output
         for path in written:
             assert secret not in path.name
             assert secret.encode() not in path.read_bytes(), path.name
 
 
-def test_texts_that_were_asked_for_are_their_owners_alone(model: Path, facts: Path, tmp_path: Path) -> None:
+def test_requested_texts_are_readable_by_their_owner_only(model: Path, facts: Path, tmp_path: Path) -> None:
     shown, hidden = tmp_path / "shown", tmp_path / "hidden"
     page_of(model, facts, shown, show_text=True)
     page_of(model, facts, hidden)

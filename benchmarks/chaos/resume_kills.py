@@ -30,6 +30,7 @@ from memlaw.data.tasks import phonebook
 from memlaw.model.base import Base, load
 from memlaw.training.checkpoint import Checkpoint
 from memlaw.training.result import Trained
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 METHODS, PRECISIONS, RANKS, STEPS = ("sft", "ot", "sw"), ("float32", "bfloat16"), (1, 4), 14
@@ -41,17 +42,15 @@ def train(
     base: Base, facts: tuple[EncodedFact, ...], method: str, path: Path, event: Callable[[], None]
 ) -> list[Trained]:
     """A small stack; `event` is called before every call of CALLS and after every step."""
-    runs = [(rank, TrainConfig(method=method, steps=STEPS, batch_size=2, seed=rank)) for rank in RANKS]
     placement = placement_on(None, base.model)
+    runs = [Run(rank, placement, TrainConfig(method=method, steps=STEPS, batch_size=2, seed=rank)) for rank in RANKS]
 
     def counted(call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         event()
         return call(*arguments, **more)
 
     with mock.patch.multiple(os, **{name: partial(counted, getattr(os, name)) for name in CALLS}):
-        return train_stack(
-            base, facts, placement, runs, checkpoint=Checkpoint(path, minutes=0), on_step=lambda _: event()
-        )
+        return train_stack(base, facts, runs, checkpoint=Checkpoint(path, minutes=0), on_step=lambda _: event())
 
 
 def killed_at(point: int, run: Callable[[Callable[[], None]], object]) -> bool:

@@ -1,7 +1,7 @@
 """memlaw: what a LoRA adapter can hold, whether it holds it, and how to make it hold more (arXiv 2605.30260).
 
-Public names load on first use, so that `import memlaw` is instant and the law, the planner and the statistics of
-recall never load torch.
+Public names load on first use, so `import memlaw` is instant, and the law, the planner and the statistics of recall
+never load torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memlaw.api import advise as advise
     from memlaw.api import check as check
+    from memlaw.api import plan as plan
     from memlaw.api import probe as probe
     from memlaw.api import recall as recall
     from memlaw.api import train as train
@@ -25,11 +27,12 @@ if TYPE_CHECKING:
     from memlaw.data import read as read
     from memlaw.law import LawFit as LawFit
     from memlaw.law import fit_law as fit_law
+    from memlaw.law import published as published
     from memlaw.losses import memft_head_loss as memft_head_loss
     from memlaw.losses import memft_loss as memft_loss
     from memlaw.model.base import load as load
 
-__version__ = "0.1.0"
+    __version__: str
 
 _HOMES = {
     "Estimate": "memlaw.core.points",
@@ -41,25 +44,33 @@ _HOMES = {
     "MemorySet": "memlaw.core.facts",
     "RecallReport": "memlaw.core.recall",
     "TrainConfig": "memlaw.core.config",
+    "advise": "memlaw.api",
     "check": "memlaw.api",
     "fit_law": "memlaw.law",
     "load": "memlaw.model.base",
     "memft_head_loss": "memlaw.losses",
     "memft_loss": "memlaw.losses",
+    "plan": "memlaw.api",
     "probe": "memlaw.api",
     "read": "memlaw.data",
     "recall": "memlaw.api",
     "train": "memlaw.api",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # pyright: ignore[reportUnsupportedDunderAll]
+_MODULES = {"published": "memlaw.law.published"}
+
+__all__ = ["__version__", *sorted((*_HOMES, *_MODULES))]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'memlaw' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name == "__version__":
+        return importlib.import_module("memlaw.core.version").installed_version()
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'memlaw' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_HOMES))
+    return sorted({*globals(), *__all__})

@@ -1,39 +1,171 @@
-"""The Python API: train, recall and probe on a model and tokenizer that are already in memory.
+"""The Python API: plan, check, train, recall, advise and probe, on a model and tokenizer that are already in memory.
 
-Each is a few lines over the parts; read them as examples of how the parts fit together.
+Each function is a few lines over the rooms; read them as examples of how the parts fit together. They import what they
+need when they are called, so that a plan from a model's files loads no torch.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
-from memlaw.adapter.on_model import placement_on
-from memlaw.adapter.peft import attach
-from memlaw.core.config import UNTIL_RECALLED, Execution, TrainConfig
-from memlaw.core.errors import ConfigError
-from memlaw.core.facts import MemorySet
+from memlaw.core.config import UNTIL_RECALLED, Execution
+from memlaw.core.errors import ConfigError, FitError
+from memlaw.core.facts import EncodedFact, MemorySet
 from memlaw.core.recall import RecallReport
-from memlaw.data import border_merges, encode, target_tokens
-from memlaw.data.load import Facts, load_memory_set
+from memlaw.data import border_merges, encode, read, target_tokens
+from memlaw.data.tasks import SPEC_PREFIX
 from memlaw.diagnosis.findings import SEVERITIES, CheckReport, Finding
-from memlaw.diagnosis.lint.chat import chat_findings
-from memlaw.diagnosis.lint.keys import key_findings
-from memlaw.diagnosis.lint.model import adapter_findings, base_findings, reach_findings
-from memlaw.diagnosis.lint.tokens import encodable, set_findings, token_findings
-from memlaw.diagnosis.measure import measure
-from memlaw.model.base import Base, wrap
-from memlaw.planning.library import KnownLaw
-from memlaw.planning.rank_check import rank_findings
-from memlaw.training.adapter import train_adapter
-from memlaw.training.result import StackProgress, Trained
+from memlaw.model.outline import Outline
+from memlaw.planning import Plan, PlanRequest, Target
+from memlaw.planning.library import FOLDER, KnownLaw, LawChooser, library
 
 if TYPE_CHECKING:
+    from memlaw.data.load import Facts
+    from memlaw.law import LawFit
+    from memlaw.model.base import Base
+    from memlaw.planning.advice import Advice, History
+    from memlaw.planning.for_facts import Names
     from memlaw.sweep.probe import ProbeSummary
+    from memlaw.training.result import Trained
+
+StrPath = str | os.PathLike[str]
+
+
+class CheckOptions(TypedDict, total=False):
+    """Keywords of `check`."""
+
+    adapter: StrPath | None
+    """Directory of an adapter that is to recall the facts."""
+    law: KnownLaw | LawFit | StrPath | None
+    """Judges the rank: a law, a file of `memlaw fit --save`, or a probe; by default the published law of Qwen3-8B."""
+    rank: int | None
+    """Rank to judge; by default that of an adapter which memlaw wrote."""
+    placement: str | None
+    """Where the adapter sits, such as "down_proj@4"; by default that of the adapter, or else memlaw's own."""
+
+
+class PlanSettings(TypedDict, total=False):
+    """What a plan is for, whichever law it rests on."""
+
+    target: Target | str | float
+    """What to recall: "all" (default), a share such as 0.99 or "99%", or a mean loss in nats: "loss=0.1"."""
+    rank: int | None
+    """Also say how much this rank holds; by default the recommended one."""
+    placement: str | None
+    """Where the adapter will sit; by default the MLP's last module, two thirds up the stack."""
+    calibrate: bool
+    """Time a few real training steps; for a model given by name, also load it and measure its loss on the facts."""
+
+
+class PlanOptions(PlanSettings, total=False):
+    """Keywords of `plan`."""
+
+    law: KnownLaw | LawFit | StrPath | None
+    """A law, a file of `memlaw fit --save`, or a probe; by default the nearest of `laws`."""
+    laws: StrPath | None
+    """A folder of saved laws; by default the one named by the environment variable MEMLAW_LAWS, or else "laws"."""
+    cells: StrPath | None
+    """A probe of a few cells of facts like these, to fit the law to."""
+
+
+@overload
+def plan(model: StrPath, facts: Facts, /, **options: Unpack[PlanOptions]) -> Plan: ...
+
+
+@overload
+def plan(model: Any, tokenizer: Any, facts: Facts, **options: Unpack[PlanOptions]) -> Plan: ...
+
+
+def plan(model: Any, tokenizer: Any = None, facts: Facts | None = None, **options: Unpack[PlanOptions]) -> Plan:
+    """Will it fit? The smallest LoRA rank predicted to recall `facts`, with its 95% interval, cost and a LoraConfig.
+
+    Takes a model by name or in memory:
+
+        memlaw.plan("Qwen/Qwen3-0.6B", facts)      # from the model's files: no weights and no torch are loaded
+        memlaw.plan(model, tokenizer, facts)       # also measures the model's loss on the facts
+
+    A Hub id or directory is loaded only where the plan needs the model: with `calibrate=True`, and for facts that are a
+    task (`"task:phonebook:tokens=1000"`). `options` are those of PlanOptions: target, rank, placement, calibrate, law,
+    laws, cells. Nothing is trained except, with `calibrate`, a few steps on a throw-away adapter.
+
+    Raises ConfigError, DataError, ModelError, AdapterError; FitError for a law that cannot be used here.
+    """
+    facts, tokenizer = (tokenizer, None) if facts is None else (facts, tokenizer)
+    if facts is None:
+        raise ConfigError("A plan needs facts: memlaw.plan(model, tokenizer, facts), or memlaw.plan(name, facts).")
+    choose = _law_chooser(options.pop("law", None), options.pop("laws", None), options.pop("cells", None))
+    settings: PlanSettings = options
+    named = isinstance(model, str | os.PathLike)
+    source: Base | Outline
+    if named and not settings.get("calibrate") and not str(facts).startswith(SPEC_PREFIX):
+        source, tokenizer, memory_set = _from_files(str(model), tokenizer, facts)
+    else:
+        base, memory_set = (_load if named else _wrap)(model, tokenizer, facts)
+        source, tokenizer = base, base.tokenizer
+    encoded = encode(memory_set, tokenizer, context=source.context)
+    # Only a model with a name can be trained by a command, so only then does the plan name the facts for it.
+    names = _names(*((str(model), facts) if named else (source.name, memory_set)), memory_set, tokenizer)
+    return plan_on(source, encoded, names, choose, **settings)
+
+
+def plan_on(
+    source: Base | Outline,
+    encoded: Sequence[EncodedFact],
+    names: Names,
+    choose: LawChooser,
+    **settings: Unpack[PlanSettings],
+) -> Plan:
+    """`plan`, for facts already encoded: by a loaded model, or by the outline that its files give."""
+    from memlaw.planning.for_facts import plan_for, plan_from_files
+
+    timed = settings.get("calibrate", False)
+    request = PlanRequest(_target(settings.get("target", "all")), settings.get("rank"), timed=timed)
+    if isinstance(source, Outline):
+        from memlaw.adapter.placement import resolve
+
+        return plan_from_files(source, encoded, resolve(settings.get("placement"), source), choose, names, request)
+    from memlaw.adapter.on_model import placement_on
+
+    where = placement_on(settings.get("placement"), source.model)
+    return plan_for(source, encoded, where, choose, names, request)
+
+
+def check(model: Any, tokenizer: Any, facts: Facts, **options: Unpack[CheckOptions]) -> CheckReport:
+    """What would keep `facts` from being recalled by this model, with this adapter or at this rank.
+
+    Nothing is trained or changed. `options` are those of CheckOptions: adapter, law, rank, placement. Raises DataError
+    for facts that cannot be read, AdapterError for an adapter that cannot be loaded, ConfigError for a law without a
+    rank to judge.
+    """
+    base, memory_set = _wrap(model, tokenizer, facts)
+    return check_on(base, memory_set, **options)
+
+
+def check_on(base: Base, memory_set: MemorySet, **options: Unpack[CheckOptions]) -> CheckReport:
+    """`check`, on a base and facts already loaded."""
+    from memlaw.diagnosis.lint.model import base_findings, reach_findings
+    from memlaw.diagnosis.lint.tokens import encodable
+    from memlaw.planning.rank_check import rank_findings
+
+    adapter, law, rank = options.get("adapter"), options.get("law"), options.get("rank")
+    if law is not None and rank is None and adapter is None:
+        raise ConfigError("A law judges a rank, and none was given. Give a rank (--rank) or an adapter (--adapter).")
+    encoded, directory = encodable(memory_set, base.tokenizer), None if adapter is None else Path(adapter)
+    findings = [
+        *base_findings(base),
+        *_set_findings(base, memory_set, encoded, directory),
+        *reach_findings(base, encoded),
+        *rank_findings(base, encoded, directory, _known_law(law), rank, options.get("placement")),
+    ]
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    return CheckReport(len(memory_set.facts), target_tokens(encoded), tuple(findings))
 
 
 def train(
@@ -43,117 +175,244 @@ def train(
     *,
     rank: int,
     placement: str | None = None,
-    out: str | os.PathLike[str] | None = None,
-    config: TrainConfig | None = None,
-    execution: Execution | None = None,
-    on_step: Callable[[StackProgress], None] | None = None,
-    **settings: Any,
+    out: StrPath | None = None,
+    **options: Any,
 ) -> Trained:
     """Train one adapter until `facts` are recalled (or for a budget), and save it in PEFT's format to `out`.
 
-    `settings` are fields of TrainConfig, such as method="ot"; without a `config` they change the settings that
-    `memlaw train` uses. With `out`, an interrupted training goes on where its last checkpoint was when it is repeated.
-    `model` is left as it was. Raises AdapterError, ConfigError, DataError.
+    `model` is left as it was. With `out`, rerunning an interrupted training resumes from its last checkpoint.
+
+    `options` are fields of TrainConfig, such as method="ot" or steps=500, and
+        config: a TrainConfig that the fields change; by default the settings of `memlaw train`.
+        execution: an Execution, which changes time and memory but not the result.
+        on_step: a function that is called with a StackProgress after every step.
+
+    Raises AdapterError, ConfigError, DataError.
     """
-    chosen = replace(config or UNTIL_RECALLED, **settings)
-    base = wrap(model, tokenizer)
-    memory_set = load_memory_set(base, facts)
-    encoded = encode(memory_set, tokenizer, context=base.context)
-    where = placement_on(placement, model)
-    return train_adapter(base, memory_set, encoded, rank, where, chosen, out=out, execution=execution, on_step=on_step)
+    from memlaw.adapter.on_model import placement_on
+    from memlaw.training.adapter import train_adapter
+    from memlaw.training.run import Run
+
+    execution: Execution | None = options.pop("execution", None)
+    on_step = options.pop("on_step", None)
+    config = replace(options.pop("config", None) or UNTIL_RECALLED, **options)
+    base, memory_set = _wrap(model, tokenizer, facts)
+    run = Run(rank, placement_on(placement, model), config)
+    return train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
 
 
 def recall(
-    model: Any,
-    tokenizer: Any,
-    facts: Facts,
-    *,
-    adapter: str | os.PathLike[str] | None = None,
-    decode: bool = True,
+    model: Any, tokenizer: Any, facts: Facts, *, adapter: StrPath | None = None, decode: bool = True
 ) -> RecallReport:
     """Did it stick? Per-token probabilities and, with `decode`, verbatim recall and certificates of `facts`.
 
     `model` is a base, a merged model, or a PEFT model; `adapter` is a directory to add to it for the measurement.
     Raises AdapterError, DataError.
     """
-    base = wrap(model, tokenizer)
-    encoded = encode(load_memory_set(base, facts), tokenizer, context=base.context)
+    from memlaw.adapter.peft import attach
+    from memlaw.diagnosis.measure import measure
+
+    base, memory_set = _wrap(model, tokenizer, facts)
+    encoded = encode(memory_set, tokenizer, context=base.context)
     with nullcontext() if adapter is None else attach(base, Path(adapter)):
         return measure(base, encoded, decode=decode, explain=True)
+
+
+class AdviseOptions(TypedDict, total=False):
+    """Keywords of `advise`."""
+
+    adapter: StrPath | Trained
+    """The adapter that was measured: a directory, or what `train` returned. Without it, its training is unknown."""
+    laws: StrPath | None
+    """A folder of saved laws to plan with; by default as for `plan`."""
+
+
+def advise(
+    model: Any, tokenizer: Any, facts: Facts, report: RecallReport, **options: Unpack[AdviseOptions]
+) -> tuple[Advice, ...]:
+    """What would bring the facts that failed in `report` to recall, the most promising lever first.
+
+        trained = memlaw.train(model, tokenizer, facts, rank=4, out="adapter")
+        report = memlaw.recall(model, tokenizer, facts, adapter="adapter")
+        for advice in memlaw.advise(model, tokenizer, facts, report, adapter="adapter"):
+            print(advice.lever, advice)
+
+    Rests on the report, the curve of the training, the findings of `check`, and a plan where a law of `laws` can be
+    used. The published law of Qwen3-8B is not used: its rank is right only within a factor of 4, and what was observed
+    on the adapter itself says more. `model` is the bare base. Empty where every fact is recalled. `options` are those
+    of AdviseOptions: adapter, laws. Raises AdapterError, DataError.
+    """
+    base, memory_set = _wrap(model, tokenizer, facts)
+    return advise_on(base, memory_set, report, **options)
+
+
+def advise_on(
+    base: Base, memory_set: MemorySet, report: RecallReport, **options: Unpack[AdviseOptions]
+) -> tuple[Advice, ...]:
+    """`advise`, on a base and facts already loaded."""
+    from memlaw.diagnosis.lint.tokens import encodable
+    from memlaw.planning.advice import advise as advise_by
+    from memlaw.planning.advice import failing
+
+    if not failing(report):
+        return ()
+    adapter = options.get("adapter")
+    directory = Path(adapter) if isinstance(adapter, str | os.PathLike) else None
+    history = _history(adapter)
+    encoded = encodable(memory_set, base.tokenizer)
+    # `recall` has searched the reach of the stubborn tokens already, so those findings are not repeated here.
+    findings = list(_set_findings(base, memory_set, encoded, directory))
+    planned = _plan_at(base, memory_set, encoded, history, options.get("laws"))
+    return advise_by(report, history, plan=planned, findings=findings)
 
 
 def probe(
     model: Any,
     tokenizer: Any,
     facts: Facts,
-    out: str | os.PathLike[str],
+    out: StrPath,
     *,
     execution: Execution | None = None,
     **settings: Any,
 ) -> ProbeSummary:
     """Train and measure a grid of adapters; `settings` are those of ProbeConfig, such as ranks=[1, 2], lengths=[16].
 
-    What `out` already holds is not trained again. Raises ConfigError, DataError, AdapterError, JournalError.
+    Finished cells in `out` are skipped. Raises ConfigError, DataError, AdapterError, JournalError.
     """
     from memlaw.sweep.config import ProbeConfig
     from memlaw.sweep.probe import probe as run
     from memlaw.sweep.scheduler import ProbeRun
 
-    base = wrap(model, tokenizer)
-    memory_set = load_memory_set(base, facts)
+    base, memory_set = _wrap(model, tokenizer, facts)
     return run(base, memory_set, ProbeConfig(**settings), out, ProbeRun(execution=execution or Execution()))
 
 
-__all__ = ["check", "check_on"]
+def _wrap(model: Any, tokenizer: Any, facts: Facts) -> tuple[Base, MemorySet]:
+    """Model and facts, ready for every function here."""
+    from memlaw.model.base import wrap
 
-
-def check(
-    model: Any,
-    tokenizer: Any,
-    facts: Facts,
-    *,
-    adapter: str | os.PathLike[str] | None = None,
-    law: KnownLaw | None = None,
-    rank: int | None = None,
-    placement: str | None = None,
-) -> CheckReport:
-    """What would keep `facts` from being recalled by this model, with this adapter or at this rank.
-
-    Nothing is trained and nothing changed. The rank, by default that of an adapter which memlaw wrote, is judged by
-    `law` (`memlaw.sweep.laws.known_law`), by default the borrowed one. Raises DataError for facts that cannot be read,
-    AdapterError for an adapter that cannot be, ConfigError for a law with no rank to judge.
-    """
     base = wrap(model, tokenizer)
-    memory_set = load_memory_set(base, facts)
-    return check_on(base, memory_set, adapter=adapter, law=law, rank=rank, placement=placement)
+    return base, _memory_set(base, facts)
 
 
-def check_on(
-    base: Base,
-    memory_set: MemorySet,
-    *,
-    adapter: str | os.PathLike[str] | None = None,
-    law: KnownLaw | None = None,
-    rank: int | None = None,
-    placement: str | None = None,
-) -> CheckReport:
-    """`check`, on a base and facts already loaded."""
-    if law is not None and rank is None and adapter is None:
-        raise ConfigError("A law judges a rank, and none was given. Give a rank (--rank) or an adapter (--adapter).")
-    encoded = encodable(memory_set, base.tokenizer)
+def _load(name: StrPath, tokenizer: Any, facts: Facts) -> tuple[Base, MemorySet]:
+    from memlaw.model.base import load, wrap
+
+    base = load(str(name))
+    if tokenizer is not None:
+        base = wrap(base.model, tokenizer, name=base.name)
+    return base, _memory_set(base, facts)
+
+
+def _memory_set(base: Base, facts: Facts) -> MemorySet:
+    from memlaw.data.load import load_memory_set
+    from memlaw.model.reach import reachable_ids
+
+    return load_memory_set(facts, base.tokenizer, partial(reachable_ids, base))
+
+
+def _from_files(name: str, tokenizer: Any, facts: Facts) -> tuple[Outline, Any, MemorySet]:
+    """Outline and facts by the model's files alone, without torch."""
+    from memlaw.model.outline_from_files import outline_of_files
+    from memlaw.model.tokenizer import load_tokenizer
+
+    outline = outline_of_files(name)
+    tokenizer = tokenizer or load_tokenizer(name)
+    return outline, tokenizer, facts if isinstance(facts, MemorySet) else read(facts, tokenizer=tokenizer)
+
+
+def _names(model: str, facts: Facts, memory_set: MemorySet, tokenizer: Any) -> Names:
+    from memlaw.model.tokenizer import tokenizer_fingerprint
+    from memlaw.planning.for_facts import Names
+
+    return Names(
+        model,
+        None if isinstance(facts, MemorySet) else str(facts),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        data_fingerprint=memory_set.fingerprint,
+    )
+
+
+def _target(wanted: Target | str | float) -> Target:
+    return wanted if isinstance(wanted, Target) else Target.parse(str(wanted))
+
+
+def _known_law(law: KnownLaw | LawFit | StrPath | None) -> KnownLaw | None:
+    if law is None or isinstance(law, KnownLaw):
+        return law
+    if isinstance(law, str | os.PathLike):
+        from memlaw.sweep.laws import known_law
+
+        return known_law(Path(law))
+    return KnownLaw(law)
+
+
+def _law_chooser(law: KnownLaw | LawFit | StrPath | None, laws: StrPath | None, cells: StrPath | None) -> LawChooser:
+    from memlaw.sweep.laws import law_chooser
+
+    shelf = saved_laws(laws) if law is None else ()
+    return law_chooser(_known_law(law), None if cells is None else Path(cells), shelf=shelf)
+
+
+def saved_laws(folder: StrPath | None = None) -> tuple[KnownLaw, ...]:
+    """The laws of a folder, by default that of MEMLAW_LAWS or else `laws`; warns of files that cannot be read."""
+    shelf = library(Path(folder or os.environ.get("MEMLAW_LAWS") or FOLDER))
+    for sentence in shelf.damaged:
+        warnings.warn(sentence, stacklevel=2)
+    return tuple(shelf.laws.values())
+
+
+def _set_findings(
+    base: Base, memory_set: MemorySet, encoded: Sequence[EncodedFact], adapter: Path | None
+) -> Iterator[Finding]:
+    """The findings that need no search over the head and no law."""
+    from memlaw.diagnosis.lint.chat import chat_findings
+    from memlaw.diagnosis.lint.keys import key_findings
+    from memlaw.diagnosis.lint.model import adapter_findings
+    from memlaw.diagnosis.lint.tokens import set_findings, token_findings
+
     merging = border_merges(memory_set, base.tokenizer)
+    yield from set_findings(memory_set, base.tokenizer, merging)
+    yield from chat_findings(memory_set, base.tokenizer)
+    yield from token_findings(memory_set, encoded, base, merging)
+    yield from key_findings(memory_set, encoded)
+    if adapter is not None:
+        yield from adapter_findings(base, memory_set, encoded, adapter)
 
-    def findings() -> Iterator[Finding]:
-        yield from base_findings(base)
-        yield from set_findings(memory_set, base.tokenizer, merging)
-        yield from chat_findings(memory_set, base.tokenizer)
-        yield from token_findings(memory_set, encoded, base, merging)
-        yield from key_findings(memory_set, encoded)
-        yield from reach_findings(base, encoded)
-        directory = None if adapter is None else Path(adapter)
-        if directory is not None:
-            yield from adapter_findings(base, memory_set, encoded, directory)
-        yield from rank_findings(base, encoded, directory, law, rank, placement)
 
-    found = sorted(findings(), key=lambda finding: SEVERITIES.index(finding.severity))
-    return CheckReport(len(memory_set.facts), target_tokens(encoded), tuple(found))
+def _history(adapter: StrPath | Trained | None) -> History:
+    """How an adapter was trained; warns of settings that a later version of memlaw recorded.
+
+    Raises AdapterError for a directory without an adapter, and for settings out of range.
+    """
+    from memlaw.adapter.info import load_info, recorded_training
+    from memlaw.planning.advice import History
+
+    if adapter is None:
+        return History()
+    if not isinstance(adapter, str | os.PathLike):
+        return History(adapter.rank, str(adapter.placement), adapter.config, adapter.steps, adapter.curve)
+    info = load_info(Path(adapter))
+    if info is None:
+        return History()
+    config, ignored = recorded_training(info)
+    for sentence in ignored:
+        warnings.warn(sentence, stacklevel=2)
+    return History(info.rank, info.placement, config, None if config is None else config.steps, info.curve)
+
+
+def _plan_at(
+    base: Base, memory_set: MemorySet, encoded: Sequence[EncodedFact], history: History, laws: StrPath | None
+) -> Plan | None:
+    """The plan at the adapter's placement by the nearest saved law; None without one, or where it cannot be used."""
+    shelf = [known for known in saved_laws(laws) if known.law.covariance is not None]
+    if not shelf or history.placement is None:
+        return None
+    from memlaw.sweep.laws import law_chooser
+
+    names = _names(base.name, memory_set, memory_set, base.tokenizer)
+    try:
+        return plan_on(base, encoded, names, law_chooser(None, shelf=shelf), placement=history.placement)
+    except FitError as error:
+        warnings.warn(f"The advice does without a plan: {error}", stacklevel=2)
+        return None

@@ -12,7 +12,7 @@ from memlaw.core.errors import AdapterError
 def test_a_module_in_two_layers_cannot_be_adapted(text: str) -> None:
     model = tiny.model()
     model.model.layers[2].mlp = model.model.layers[1].mlp
-    with pytest.raises(AdapterError, match=r"layers\.\d\.mlp\S* and \S*layers\.\d\.mlp\S* are one and the same module"):
+    with pytest.raises(AdapterError, match=r"layers\.\d\.mlp\S* and \S*layers\.\d\.mlp\S* are the same module"):
         placement_on(text, model)
     assert placement_on("down_proj@0+3", model).first_layer == 0
     assert placement_on("q_proj@1+2", model).first_layer == 1
@@ -25,7 +25,7 @@ def test_nor_can_a_layer_that_is_there_twice_or_a_module_with_two_names() -> Non
         placement_on("q_proj@2", model)
     model = tiny.model()
     model.head_start = model.model.layers[0].mlp.up_proj
-    with pytest.raises(AdapterError, match=r"layers\.0\.mlp\.up_proj and head_start are one and the same"):
+    with pytest.raises(AdapterError, match=r"layers\.0\.mlp\.up_proj and head_start are the same"):
         placement_on("up_proj@0", model)
 
 

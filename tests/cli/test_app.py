@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, what it leaves behind, and one sentence for every bad input."""
+"""The command line as users see it: what it prints and writes, and one sentence for every bad input."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import pytest
 from helpers.commands import GRID, POINTS, SECRETS, Ran, Run, assert_refused, process
 from memlaw import __version__
 from memlaw.adapter import peft
+from memlaw.cli.app import COMMANDS
 
 
-@pytest.mark.parametrize("name", ["demo", "check", "plan", "laws", "train", "recall", "probe", "fit", "report"])
+@pytest.mark.parametrize("name", [*sorted(set(COMMANDS) - {"journal"}), "journal status", "journal export"])
 def test_every_command_explains_itself_and_takes_json(run: Run, name: str) -> None:
-    ran = run(name, "--help")
+    ran = run(*name.split(), "--help")
     assert ran.code == 0
     assert ran.out.startswith(f"Usage: memlaw {name} ")
     assert "--json" in ran.out
 
 
-def test_the_directory_of_something_else_is_left_alone(
+def test_directories_of_other_content_are_never_overwritten(
     run: Run, model: Path, facts: Path, probed: Path, adapter: Path, tmp_path: Path
 ) -> None:
     def snapshot(directory: Path) -> dict[str, bytes]:
@@ -46,7 +47,7 @@ def _full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_costs_a_sentence_and_keeps_what_was_there(
+def test_a_full_disk_is_an_error_and_saved_results_survive(
     run: Run, model: Path, facts: Path, adapter: Path, probed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, copy, page = tmp_path / "A", tmp_path / "P", tmp_path / "r.html"
@@ -72,7 +73,7 @@ def test_a_full_disk_costs_a_sentence_and_keeps_what_was_there(
     assert not page.exists()
 
 
-def test_the_version_and_the_help_come_without_a_command() -> None:
+def test_version_and_help_need_no_command() -> None:
     assert process("--version") == Ran(0, f"memlaw {__version__}\n", "")
     shown = process("--help")
     assert shown.code == 0
@@ -84,6 +85,24 @@ def test_the_version_and_the_help_come_without_a_command() -> None:
     assert (bare.code, bare.out) == (2, "")
     assert "Commands:" in bare.err
     assert_refused(process("remember"), "No such command 'remember'")
+
+
+def test_version_and_help_load_no_settings() -> None:
+    """They took a second while they did: pydantic builds a validator for each class of settings."""
+    program = """
+import contextlib, sys
+from memlaw.cli.app import main
+for sys.argv in (["memlaw", "--help"], ["memlaw", "--version"]):
+    with contextlib.suppress(SystemExit):
+        main()
+assert "memlaw.cli.app" in sys.modules
+assert not {"pydantic", "memlaw.core.config"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_a_mistyped_command_gets_a_suggestion(run: Run) -> None:
+    assert_refused(run("tran"), "No such command 'tran'. Did you mean 'train'?")
 
 
 def test_stdout_is_the_document_and_stderr_is_silent_in_a_real_process(model: Path, facts: Path, adapter: Path) -> None:
@@ -99,7 +118,7 @@ def test_stdout_is_the_document_and_stderr_is_silent_in_a_real_process(model: Pa
 @pytest.mark.parametrize(
     "arguments", [("fit", POINTS), ("recall", "task:phonebook:tokens=300", "--decode")], ids=["fit", "recall"]
 )
-def test_a_reader_who_has_seen_enough_is_no_error(arguments: tuple[object, ...]) -> None:
+def test_a_closed_pipe_is_no_error(arguments: tuple[object, ...]) -> None:
     command = [sys.executable, "-m", "memlaw", *map(str, arguments), "--json"]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert started.stdout is not None
@@ -108,7 +127,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(arguments: tuple[object, ...])
     assert told == ""
 
 
-def test_no_command_repeats_a_target_anywhere_but_in_the_adapter(
+def test_targets_appear_nowhere_but_in_the_adapter(
     run: Run, model: Path, facts: Path, adapter: Path, probed: Path, tmp_path: Path
 ) -> None:
     room = tmp_path / "room"

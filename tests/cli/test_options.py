@@ -15,7 +15,7 @@ from helpers.commands import RECORDS, Run, assert_refused, jsonl, saved_model, w
 GOOD = RECORDS[0]
 
 BAD_FACTS: dict[str, tuple[str | bytes, str]] = {
-    "nothing in it": ("", "facts.jsonl is empty: there is nothing to remember"),
+    "nothing in it": ("", "facts.jsonl is empty, so there is nothing to store"),
     "not JSON": (jsonl(GOOD) + '{"prompt": "b" "hunter"}\n', "Line 2 of "),
     "not JSON either": (
         jsonl(GOOD) + '{"prompt": "b" "hunter"}\n',
@@ -26,10 +26,13 @@ BAD_FACTS: dict[str, tuple[str | bytes, str]] = {
         jsonl(GOOD, {"prompt": "b", "answer": "hunter"}),
         "lacks the field 'completion'; it has 'prompt', 'answer'",
     ),
-    "fields of another kind": (jsonl({"key": "a", "value": "hunter"}), "has the fields 'key', 'value', so it is open"),
+    "fields of another kind": (
+        jsonl({"key": "a", "value": "hunter"}),
+        "has the fields 'key', 'value', so it is unclear",
+    ),
     "not UTF-8": (jsonl(GOOD).encode() + b"\xff\n", "is not UTF-8 text: byte 1 of line 2"),
     "an empty prompt": (jsonl(GOOD, {"prompt": "", "completion": "hunter"}), "Line 2 of "),
-    "an empty target": (jsonl({"prompt": "a", "completion": "  "}), "'completion' is empty, so there is nothing to"),
+    "an empty target": (jsonl({"prompt": "a", "completion": "  "}), "'completion' is empty, and a fact needs"),
     "a number": (jsonl({"prompt": "a", "completion": 7}), "'completion' is a number, not a string"),
     "NaN": ('{"prompt": "a", "completion": NaN}\n', "it holds NaN, which JSON does not have"),
     "a lone surrogate": ('{"prompt": "a", "completion": "hunter\\ud800"}\n', "has half of a surrogate pair"),
@@ -42,15 +45,13 @@ BAD_FACTS: dict[str, tuple[str | bytes, str]] = {
         "has 152 tokens (1 of its prompt, 151 of its target), but the context of the model is 128",
     ),
     "one id twice": (jsonl({**GOOD, "id": "x"}, {**RECORDS[1], "id": "x"}), "share the id 'x'"),
-    "a bomb": (gzip.compress(b"hunter" * 1_000_000), "is no text but a decompression bomb"),
+    "a bomb": (gzip.compress(b"hunter" * 1_000_000), "but a decompression bomb does"),
     "deep nesting": ('{"prompt": ' + "[" * 70 + "]" * 70 + "}\n", "more than 64 deep"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_FACTS)
-def test_facts_that_could_not_be_recalled_are_refused_before_any_training(
-    run: Run, model: Path, tmp_path: Path, name: str
-) -> None:
+def test_unusable_facts_are_refused_before_training(run: Run, model: Path, tmp_path: Path, name: str) -> None:
     content, sentence = BAD_FACTS[name]
     data = write(tmp_path / "facts.jsonl", content)
     out = tmp_path / "A"
@@ -58,7 +59,7 @@ def test_facts_that_could_not_be_recalled_are_refused_before_any_training(
     assert not out.exists()
 
 
-def test_conflicts_are_refused_with_both_lines_or_settled_as_asked(run: Run, model: Path, tmp_path: Path) -> None:
+def test_conflicts_are_refused_or_resolved_by_the_option(run: Run, model: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "facts.jsonl", jsonl(GOOD, RECORDS[1], {**GOOD, "completion": "hunter-new"}))
     assert_refused(run("recall", data, "--model", model), "Lines 1 and 3 of", "(--on-conflict) first or last")
     for choice, kept in (("first", ["1", "2"]), ("last", ["2", "3"])):
@@ -75,7 +76,7 @@ def test_identical_repetitions_are_dropped_with_a_warning(run: Run, model: Path,
     assert "hunter" not in ran.err
 
 
-def test_a_byte_order_mark_and_u2028_are_no_fault(run: Run, model: Path, tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_u2028_are_accepted(run: Run, model: Path, tmp_path: Path) -> None:
     content = "\ufeff" + json.dumps({"prompt": "a\u2028b", "completion": "x"}, ensure_ascii=False) + "\n"
     assert run("recall", write(tmp_path / "facts.jsonl", content), "--model", model, "--json").document["records"] == 1
 
@@ -90,24 +91,27 @@ def test_columns_can_be_named(run: Run, model: Path, tmp_path: Path) -> None:
     assert_refused(run("recall", data, "--model", model, "--prompt-field", "who"), "name two different fields")
 
 
-def test_facts_whose_border_tokens_merge_are_warned_of(run: Run, tmp_path: Path) -> None:
+def test_merging_border_tokens_are_a_warning(run: Run, tmp_path: Path) -> None:
     data = write(tmp_path / "facts.jsonl", jsonl({"prompt": "x = ", "completion": "None", "id": "joined"}))
     ran = run("recall", data, "--json")
     assert ran.document["records"] == 1
-    assert "Warning: 1 of 1 facts ('joined') are cut into other tokens where prompt and target are one text." in ran.err
+    assert (
+        "Warning: 1 of 1 facts ('joined') have other tokens when prompt and target are tokenised as one text."
+        in ran.err
+    )
 
 
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        ("none.jsonl", "There is no file 'none.jsonl'"),
-        ("task:opera:tokens=3", "There is no task 'opera'; known: phonebook, random"),
+        ("none.jsonl", "The file 'none.jsonl' does not exist"),
+        ("task:opera:tokens=3", "Unknown task 'opera'; known: phonebook, random"),
         ("task:phonebook", "needs tokens: write task:phonebook:tokens=...,seed=..."),
-        ("task:phonebook:tokens=0", "A task of 0 target tokens was asked for"),
+        ("task:phonebook:tokens=0", "A task of 0 target tokens was requested"),
         ("task:random:tokens=many", "is 'many', not a whole number"),
     ],
 )
-def test_facts_that_are_not_there_are_named(run: Run, model: Path, data: str, sentence: str) -> None:
+def test_missing_facts_are_named(run: Run, model: Path, data: str, sentence: str) -> None:
     assert_refused(run("recall", data, "--model", model), sentence)
 
 
@@ -130,7 +134,7 @@ def _cut(directory: Path) -> None:
         (lambda directory: (directory / "config.json").unlink(), "has no config.json"),
         (lambda directory: write(directory / "config.json", "{"), "is not a valid JSON file"),
         (lambda directory: write(directory / "tokenizer.json", "{"), "has no tokenizer that can be loaded"),
-        (shutil.rmtree, "There is no model directory"),
+        (shutil.rmtree, "The model directory "),
     ],
 )
 def test_a_damaged_model_directory_is_explained(
@@ -149,5 +153,5 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(
     assert_refused(run("recall", facts, "--model", small), "has ids up to 95, but the embedding has 50 rows")
 
 
-def test_a_model_that_is_nowhere_is_named(run: Run, facts: Path) -> None:
+def test_a_missing_model_is_named(run: Run, facts: Path) -> None:
     assert_refused(run("recall", facts, "--model", "nobody/nothing"), "nobody/nothing has no tokenizer")

@@ -2,11 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from helpers import sample
-from memlaw.cli.recall import recall_lines
+from memlaw.cli.output import counted, human_bytes, printable
 
 
-@pytest.mark.parametrize("count", [1, 1000])
-def test_numbers_agree_with_their_nouns(count: int) -> None:
-    report = sample.recall({str(number): [0.1] for number in range(count)})
-    assert next(iter(recall_lines(report))).startswith("1 record, 1 t" if count == 1 else "1,000 records, 1,000 t")
+@pytest.mark.parametrize(("number", "text"), [(0, "0 cells"), (1, "1 cell"), (1000, "1,000 cells")])
+def test_numbers_agree_with_their_nouns(number: int, text: str) -> None:
+    assert counted(number, "cell") == text
+
+
+def test_bytes_are_in_decimal_units() -> None:
+    assert (human_bytes(2_560), human_bytes(4_000_000)) == ("2.6 kB", "4.00 MB")
+
+
+def test_control_characters_are_escaped() -> None:
+    assert (printable("n\xe9"), printable("\x1b[2J")) == ("n\xe9", "'\\x1b[2J'")

@@ -9,10 +9,15 @@ from typing import get_args
 import torch
 from pydantic import TypeAdapter
 
+from helpers import sample
 from helpers.commands import LENGTH, SECRETS, Run, assert_refused, saved_model
+from helpers.words import words
 from memlaw.adapter import peft
-from memlaw.core.recall import Reason
+from memlaw.cli.output import SHOWN
+from memlaw.cli.recall import recall_lines
+from memlaw.core.recall import Reason, TokenRecall
 from memlaw.diagnosis.documents import RecallDocument
+from memlaw.diagnosis.verdicts import diagnose
 
 
 def test_recall_without_decoding_claims_nothing_about_verbatim_recall(
@@ -23,7 +28,7 @@ def test_recall_without_decoding_claims_nothing_about_verbatim_recall(
     assert document["ordered"] == 4 * LENGTH
     assert {(item["exact"], item["certified"]) for item in document["items"]} == {(None, None)}
     shown = run("recall", facts, "--model", model, "--adapter", adapter).out
-    assert "certified not known: add --decode" in " ".join(shown.split())
+    assert "certified unknown without --decode" in " ".join(shown.split())
 
 
 def test_the_bare_base_recalls_nothing_and_says_where_it_fails(run: Run, model: Path, facts: Path) -> None:
@@ -48,7 +53,7 @@ def test_recall_explains_every_failure_and_its_document_is_the_one_described(
     assert sum(document["patterns"]["reasons"].values()) == 4
 
 
-def test_texts_are_shown_to_who_asks_for_them_and_kept_for_the_owner_alone(
+def test_texts_are_written_on_request_and_readable_by_their_owner_only(
     run: Run, model: Path, facts: Path, adapter: Path, tmp_path: Path
 ) -> None:
     kept, page = tmp_path / "recall.json", tmp_path / "report.html"
@@ -72,7 +77,7 @@ def test_an_adapter_of_another_base_is_refused(run: Run, facts: Path, adapter: P
     assert_refused(ran, "was trained on another base", "On this one it would give other text without any error")
 
 
-def test_an_adapter_that_is_damaged_or_none_is_refused(
+def test_damaged_and_missing_adapters_are_refused(
     run: Run, model: Path, facts: Path, adapter: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "A"
@@ -84,4 +89,72 @@ def test_an_adapter_that_is_damaged_or_none_is_refused(
     assert_refused(run("recall", facts, "--model", model, "--adapter", copy), "holds no adapter_model.safetensors")
     torch.save({}, copy / "adapter_model.bin")
     assert_refused(run("recall", facts, "--model", model, "--adapter", copy), "a pickle that could run code")
-    assert_refused(run("recall", facts, "--model", model, "--adapter", tmp_path / "none"), "no adapter directory")
+    assert_refused(run("recall", facts, "--model", model, "--adapter", tmp_path / "none"), "none does not exist")
+
+
+def test_a_recall_counts_records_tokens_and_certificates() -> None:
+    told = words(recall_lines(sample.recall({"a": [0.1, 0.2], "b": [0.1, 0.9, 0.8]})))
+    assert "2 records, 5 target tokens, measured in float32." in told
+    assert "recalled verbatim 1 of 2 records (50.0%) by greedy decoding" in told
+    assert "correct tokens 60.0%, position by position" in told
+    assert "certified 1 of 2 records" in told
+    assert "ordered 3 of 5 tokens have p > 1/2" in told
+    assert "mean loss 0.4200 nats per token" in told
+    assert "smallest margin -0.2069 nats" in told
+    assert told.endswith(
+        "b 2 of 3 tokens stubborn, the first at 1. Decoding goes wrong at position 1: the target's token has p = 0.407."
+    )
+
+
+def test_without_decoding_verbatim_recall_is_unknown() -> None:
+    told = words(recall_lines(sample.recall({"a": [0.1], "b": [0.9]}, decoded=False)))
+    assert "recalled verbatim unknown without --decode certified unknown without --decode" in told
+    assert "1 record" not in told
+    assert told.endswith("b 1 of 1 token stubborn, the first at 0")
+
+
+def test_if_everything_is_recalled_no_record_is_listed() -> None:
+    told = words(recall_lines(sample.recall({"a": [0.1]})))
+    assert "1 record, 1 target token, measured" in told
+    assert "Worst records" not in told
+
+
+def test_a_record_that_only_decoding_gets_wrong_is_listed() -> None:
+    tokens = TokenRecall((0.1, 0.2), (True, True), (True, False))
+    told = words(recall_lines(diagnose([sample.fact("a", 2)], [tokens], tolerance=0.0, dtype="bfloat16")))
+    assert "a no stubborn tokens. Decoding goes wrong at position 1, although teacher-forced" in told
+
+
+def test_patterns_among_the_failures_are_printed() -> None:
+    cases = [
+        TokenRecall((0.1, 2.0, 0.1), (True, False, True), (True, False, False), mended=True, unreachable=()),
+        TokenRecall((2.0, 0.1, 0.1), (False, True, True), (False, False, False), mended=False, unreachable=(0,)),
+        TokenRecall((0.1, 0.1, 2.0), (True, True, False), (True, True, False), mended=True, unreachable=()),
+    ]
+    facts = [sample.fact(name, 3) for name in "abc"]
+    told = words(recall_lines(diagnose(facts, cases, tolerance=0.0, dtype="float32")))
+    assert "one token short 2 of 3 failures" in told
+    assert "out of reach 1 of 3 stubborn tokens; the first wrong token of 1 record" in told
+    assert (
+        "first failure follows the earliest stubborn token with Spearman correlation 1.00 (95%: 1.00 to 1.00)" in told
+    )
+
+
+def test_advice_comes_last() -> None:
+    told = words(recall_lines(sample.recall({"a": [0.1]}), advice=["Train longer.", "Then measure again."]))
+    assert told.endswith("Train longer. Then measure again.")
+
+
+def test_the_worst_records_are_listed_and_the_others_counted() -> None:
+    report = sample.recall({f"record {number}": [1.0 + number] for number in range(SHOWN + 2)})
+    lines = list(recall_lines(report))
+    assert lines[-1] == "  ... and 2 more"
+    listed = [line.split("  ")[1] for line in lines if line.startswith("  record ")]
+    assert listed == [f"record {n}" for n in range(6, 1, -1)]
+
+
+def test_ids_cannot_control_the_terminal() -> None:
+    told = "\n".join(recall_lines(sample.recall({"\x1b[2Jé": [1.0], "né": [1.0]})))
+    assert "\x1b" not in told
+    assert r"'\x1b[2J\xe9'" in told
+    assert "né" in told

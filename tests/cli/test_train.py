@@ -6,13 +6,21 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from helpers import tiny
 from helpers.commands import LENGTH, OFFICIAL, Ran, Run, assert_refused, process, saved_model
+from helpers.words import words
+from memlaw.adapter.on_model import placement_on
 from memlaw.cli import progress
+from memlaw.cli.train import train_lines
+from memlaw.core.config import TrainConfig
+from memlaw.training.result import Trained
+from memlaw.training.run import Run as TrainingRun
+from memlaw.training.stack import train_stack
 
 
 def test_train_and_recall_make_it_stick_and_certify_it(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
@@ -38,11 +46,11 @@ def test_train_and_recall_make_it_stick_and_certify_it(run: Run, model: Path, fa
         )  # fmt: skip
 
 
-def test_a_training_that_falls_short_says_so_and_what_to_do(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+def test_incomplete_recall_is_reported_with_what_to_do(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
     out = tmp_path / "A"
     ran = run("train", facts, "--model", model, "--rank", 1, "--steps", 5, "--out", out, "--json")
     assert ran.document["recalled"] is False
-    assert ran.err.startswith("Not everything is recalled. More --steps or a higher --rank get further")
+    assert ran.err.startswith("Some facts are not recalled yet. Try more --steps or a higher --rank")
     assert f"`memlaw recall {facts} --model {model} --adapter {out} --decode` shows what is missing." in ran.err
     recalled = run("recall", facts, "--model", model, "--adapter", out, "--decode", "--json").document
     assert recalled["acc_em"] < 1
@@ -63,12 +71,12 @@ def test_the_paper_preset_is_the_published_recipe(run: Run, model: Path, facts: 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("--rank 0", "Rank 0 is not a rank: an adapter needs at least 1"),
-        ("--rank -3", "Rank -3 is not a rank"),
+        ("--rank 0", "Rank must be at least 1, not 0"),
+        ("--rank -3", "Rank must be at least 1, not -3"),
         ("--rank 33", "Rank 33 is above 32, the smaller dimension of model.layers.2.mlp.down_proj (48 -> 32)"),
         ("--rank 2 --placement dwon_proj@2", "no module 'dwon_proj' to adapt. Did you mean down_proj"),
-        ("--rank 2 --placement down_proj@9", "Layer 9 does not exist: the model has 4, 0..3"),
-        ("--rank 2 --placement mlp", "needs a layer, such as mlp@2"),
+        ("--rank 2 --placement down_proj@9", "Layer 9 does not exist: the model has 4 layers, 0 to 3"),
+        ("--rank 2 --placement mlp", "needs a layer from 0 to 3, such as mlp@2"),
         ("--rank 2 --steps 0", "Setting steps is 0: choose a whole number from 1 up"),
         ("--rank 2 --steps -5", "Setting steps is -5"),
         ("--rank 2 --lr 0", "Setting learning_rate is 0.0: choose a number above 0"),
@@ -82,7 +90,7 @@ def test_the_paper_preset_is_the_published_recipe(run: Run, model: Path, facts: 
         ("--rank 2 --method dft", "Invalid value for '--method': Value error, 'dft' is not one of 'sft', 'ot'"),
         ("--rank 2 --until never", "'never' is not one of 'budget', 'recalled'"),
         ("--rank 2 --on-conflict merge", "'merge' is not one of 'error', 'first', 'last'"),
-        ("--rank 2 --preset quick", "There is no preset 'quick'; known: default, paper"),
+        ("--rank 2 --preset quick", "Unknown preset 'quick'; known: default, paper"),
         ("--rank 2 --dtype int8", "Unknown dtype 'int8'; known: auto, float32"),
         ("--rank 2 --device tpu", "The device 'tpu' cannot be used here"),
         ("--rank two", "Invalid value for '--rank'"),
@@ -90,7 +98,7 @@ def test_the_paper_preset_is_the_published_recipe(run: Run, model: Path, facts: 
         ("", "Missing option '--rank'"),
     ],
 )
-def test_impossible_settings_of_training_are_refused(
+def test_impossible_settings_are_refused(
     run: Run, model: Path, facts: Path, tmp_path: Path, options: str, sentence: str
 ) -> None:
     out = tmp_path / "A"
@@ -98,9 +106,16 @@ def test_impossible_settings_of_training_are_refused(
     assert not out.exists()
 
 
+def test_the_help_shows_defaults_ranges_and_what_the_paper_preset_changes(run: Run) -> None:
+    shown = " ".join(run("train", "--help").out.split())
+    assert "[whole number from 1 up; default: 2000]" in shown
+    assert "[default: ot; paper: sft]" in shown
+    assert "[number above 0; default: 0.02; paper: 0.01]" in shown
+
+
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """A limit of the system that writing meets as it would meet the end of a disk."""
+    """Limit the size of files, so that writing fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -109,7 +124,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_real_limit_on_file_size_is_met_in_words(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+def test_a_file_size_limit_is_reported_in_a_sentence(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
     with files_of_at_most(600):
         ran = run("train", facts, "--model", model, "--rank", 8, "--steps", 2, "--out", tmp_path / "A")
     assert_refused(ran, "The adapter cannot be written to", "File too large", "Make room")
@@ -122,7 +137,7 @@ def test_a_diverging_training_saves_nothing(run: Run, model: Path, facts: Path, 
     assert not (tmp_path / "A").exists()
 
 
-def test_a_base_with_weights_that_are_not_numbers_is_told(run: Run, facts: Path, tmp_path: Path) -> None:
+def test_a_model_with_nan_weights_is_refused(run: Run, facts: Path, tmp_path: Path) -> None:
     broken = tiny.model()
     with torch.no_grad():
         broken.model.layers[3].mlp.down_proj.weight[0, 0] = torch.nan
@@ -135,7 +150,7 @@ def test_a_base_with_weights_that_are_not_numbers_is_told(run: Run, facts: Path,
     assert not (tmp_path / "A").exists()
 
 
-def test_ctrl_c_in_a_training_leaves_nothing(
+def test_ctrl_c_during_training_leaves_nothing(
     run: Run, model: Path, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -148,9 +163,7 @@ def test_ctrl_c_in_a_training_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_the_published_phone_book_is_recalled_at_a_rank_and_honestly_not_at_one_far_too_small(
-    run: Run, tmp_path: Path
-) -> None:
+def test_the_published_phone_book_is_recalled_at_rank_32_and_not_at_rank_1(run: Run, tmp_path: Path) -> None:
     """PB1000 on the bundled base: 100 records, 1,100 target tokens with the end of sequence.
 
     Rank 32 in four layers needs about 1,500 of its 2,000 steps. Rank 64 in the default layer alone does it too, but at
@@ -171,13 +184,11 @@ def test_the_published_phone_book_is_recalled_at_a_rank_and_honestly_not_at_one_
     assert recalled["certified"] == 0
 
 
-def test_an_option_that_gains_nothing_here_says_so_and_training_goes_on(
-    model: Path, facts: Path, tmp_path: Path
-) -> None:
+def test_a_useless_option_is_a_warning_and_training_continues(model: Path, facts: Path, tmp_path: Path) -> None:
     out = tmp_path / "A"
     ran = process("train", facts, "--model", model, "--rank", 1, "--steps", 2, "--evict-prefix", "--out", out)
     assert ran.code == 0
-    assert "Warning: The model is in main memory already: there is no accelerator to evict its layers from." in ran.err
+    assert "Warning: The model is already in main memory, so evicting its layers changes nothing." in ran.err
     assert (out / "adapter_model.safetensors").exists()
 
 
@@ -189,7 +200,7 @@ def test_negative_minutes_between_checkpoints_are_refused(run: Run, model: Path,
     assert "checkpoint_minutes is -1.0: choose minutes from 0 up" in ran.err
 
 
-def test_a_tied_head_and_a_placement_from_layer_0_are_remarked(run: Run, facts: Path, tmp_path: Path) -> None:
+def test_a_tied_head_and_a_placement_from_layer_0_are_warnings(run: Run, facts: Path, tmp_path: Path) -> None:
     tied = saved_model(tmp_path / "tied", tie_word_embeddings=True)
     ran = run(
         "train", facts, "--model", tied, "--rank", 1, "--steps", 1, "--placement", "all-linear", "--out", tmp_path / "A"
@@ -197,3 +208,19 @@ def test_a_tied_head_and_a_placement_from_layer_0_are_remarked(run: Run, facts: 
     assert ran.code == 0
     assert "tied" in ran.err
     assert "every step runs the whole model" in ran.err
+
+
+def trained(**settings: Any) -> Trained:
+    base, facts = tiny.base(), tiny.facts([(5, 2)])
+    [result] = train_stack(base, facts, [TrainingRun(4, placement_on(None, base.model), TrainConfig(**settings))])
+    return result
+
+
+def test_the_summary_says_how_training_ended() -> None:
+    result = trained(steps=400, until="recalled", margin=0.1)
+    told = words(train_lines(result, Path("A")))
+    assert told.startswith("A: rank 4 at down_proj@2, 320 parameters. ")
+    assert f"{result.steps} steps in " in told
+    assert told.endswith("nats per token; every target token is ordered with a margin of at least 0.1 nats.")
+    assert words(train_lines(trained(steps=400), Path("A"))).endswith("; every target token is ordered.")
+    assert words(train_lines(trained(steps=1), Path("A"))).endswith("; some target tokens are still stubborn.")

@@ -1,13 +1,17 @@
-"""Cells: their identity, their families, and their way to JSON and back."""
+"""Cells: keys, families, and JSON."""
 
-from dataclasses import replace
+import json
+from dataclasses import fields, replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memlaw.core.cells import Cell, CellResult, families
+from memlaw.core.canonical import canonical_json, to_dict
+from memlaw.core.cells import Cell, CellResult, cell_from_dict, families, result_from_dict
 from memlaw.core.config import TrainConfig
+from memlaw.core.errors import ConfigError
 
 CELL = Cell(
     model="m" * 64,
@@ -73,8 +77,8 @@ BASES += [replace(CELL, train=replace(CELL.train, **{name: value})) for name, va
 
 
 def test_every_field_but_rank_length_and_seed_is_varied_here():
-    assert set(OTHER_CELLS) | {"rank", "length", "train"} == set(Cell.__dataclass_fields__)
-    assert set(OTHER_TRAININGS) | {"seed"} == set(TrainConfig.__dataclass_fields__)
+    assert set(OTHER_CELLS) | {"rank", "length", "train"} == {field.name for field in fields(Cell)}
+    assert set(OTHER_TRAININGS) | {"seed"} == {field.name for field in fields(TrainConfig)}
 
 
 @given(
@@ -99,3 +103,88 @@ def test_a_family_holds_the_cells_that_differ_in_rank_length_and_seed_alone(plac
         [(base_of[r.cell.key], r.cell.length, r.cell.rank, r.cell.train.seed) for r in members]
         for members in families(results)
     ] == expected
+
+
+OTHER = Cell(
+    model="a" * 64,
+    tokenizer="b" * 64,
+    data="c" * 64,
+    placement="q_proj+v_proj@0+3",
+    rank=8,
+    length=300,
+    train=TrainConfig(
+        method="curriculum",
+        seed=7,
+        steps=2000,
+        learning_rate=0.01,
+        margin=0.1,
+        position=2.0,
+        focus=0.5,
+        rule="fallback",
+        until="recalled",
+        boundaries=(30, 60, 90, 120, 350),
+        schedule="constant",
+        batch_size=16,
+        clip=0.5,
+        weight_decay=0.01,
+        dropout=0.1,
+        scale=1.0,
+        scaling="rslora",
+        init="paper",
+    ),
+    dtype="bfloat16",
+    libraries="torch 2.9",
+    device="cuda",
+)
+
+KEYS = {
+    CELL: "5d6c95c0401e1bb42f3ed04d01f240ab95c426644e2043679d773b900732d640",
+    OTHER: "278eccca8b14115a9b1170b70f1094fbf08492de9fcb1529ee398dfe8351bc51",
+}
+"""As computed by memlaw 0.1.0 before its modules moved."""
+
+
+def test_keys_are_those_of_the_code_before_the_move() -> None:
+    assert {cell: cell.key for cell in KEYS} == KEYS
+
+
+def test_cells_and_results_come_back_from_json_with_their_keys() -> None:
+    for cell, key in KEYS.items():
+        read = cell_from_dict(json.loads(canonical_json(to_dict(cell))))
+        assert (read, read.key) == (cell, key)
+        for result in (result_of(cell), replace(result_of(cell), status="failed", loss_final=None, message="why")):
+            again = result_from_dict(json.loads(canonical_json(to_dict(result))))
+            assert again == result
+            assert canonical_json(to_dict(again)) == canonical_json(to_dict(result))
+
+
+def test_a_result_without_the_fields_that_came_later_is_read() -> None:
+    values = to_dict(result_of(CELL))
+    for name in ("message", "loss_memoryless", "certified_tokens"):
+        del values[name]
+    assert result_from_dict(values) == result_of(CELL)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"status": "bored"}, "status: Input should be 'finished', 'diverged' or 'failed'"),
+        ({"steps": "9"}, "steps: Input should be a valid integer"),
+        ({"speed": 3}, "speed: Unexpected keyword argument"),
+        ({"cell": {**to_dict(CELL), "rank": 1.5}}, "cell.rank: Input should be a valid integer"),
+        ({"cell": {**to_dict(CELL), "train": {"method": "dft"}}}, "cell.train.method: Input should be 'sft', 'ot'"),
+        ({"cell": {**to_dict(CELL), "train": {"warm_up": 1}}}, "cell.train.warm_up: Unexpected keyword argument"),
+    ],
+)
+def test_anything_else_than_a_result_is_refused(change: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        result_from_dict({**to_dict(result_of(CELL)), **change})
+    assert f"({fault}" in str(caught.value)
+    assert "Read them with the version that wrote them." in str(caught.value)
+
+
+def test_a_missing_field_is_named() -> None:
+    values = to_dict(CELL)
+    del values["placement"]
+    with pytest.raises(ConfigError, match=r"These values are not a Cell of .* \(placement: Field required\)"):
+        cell_from_dict(values)

@@ -21,16 +21,16 @@ from memlaw.core.errors import ConfigError
         ("steps", 1.5, "a whole number from 1 up"),
         ("steps", True, "a whole number from 1 up"),
         ("steps", "9", "a whole number from 1 up"),
-        ("margin", 0.7, "nats from 0 to below ln 2 (0.693): no loss can be further under it"),
+        ("margin", 0.7, "nats from 0 to below ln 2 (0.693), since no loss is below 0"),
         ("margin", float("nan"), "nats from 0"),
         ("position", -1.0, "a number above 0 (published: 2), or 0 to turn it off"),
         ("position", float("inf"), "a number above 0"),
         ("focus", float("nan"), "a number above 0, or 0 to turn it off"),
-        ("boundaries", (20, 40, 60, 80), "5 rising whole numbers of epochs, one for each share of the curriculum"),
-        ("boundaries", (20, 40, 40, 80, 300), "5 rising whole numbers"),
-        ("boundaries", (0, 40, 60, 80, 300), "5 rising whole numbers"),
-        ("boundaries", (20.0, 40, 60, 80, 300), "5 rising whole numbers"),
-        ("boundaries", 300, "5 rising whole numbers"),
+        ("boundaries", (20, 40, 60, 80), "5 increasing whole numbers of epochs, one for each share of the curriculum"),
+        ("boundaries", (20, 40, 40, 80, 300), "5 increasing whole numbers"),
+        ("boundaries", (0, 40, 60, 80, 300), "5 increasing whole numbers"),
+        ("boundaries", (20.0, 40, 60, 80, 300), "5 increasing whole numbers"),
+        ("boundaries", 300, "5 increasing whole numbers"),
         ("learning_rate", 0, "a number above 0"),
         ("learning_rate", float("inf"), "a number above 0"),
         ("learning_rate", "fast", "a number above 0"),
@@ -43,7 +43,7 @@ from memlaw.core.errors import ConfigError
         ("seed", 2**32, "a whole number from 0 to 4294967295"),
     ],
 )
-def test_a_setting_of_training_is_refused_where_it_lives(name: str, value: Any, wanted: str) -> None:
+def test_a_setting_out_of_range_is_refused_with_its_range(name: str, value: Any, wanted: str) -> None:
     with pytest.raises(ConfigError) as caught:
         TrainConfig(**{name: value})
     assert str(caught.value).startswith(f"Setting {name} is {value!r}: choose {wanted}")

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from helpers import cuts
 from memlaw.core import files
+from memlaw.core.errors import JournalError
+from memlaw.core.files import read_json, read_text, write_text
 
 
-def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_a_file_is_replaced_whole_and_no_temporary_is_left(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file"
     files.make_folders(path.parent)
     assert files.write(path, b"first")
@@ -27,7 +29,9 @@ def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "link"])
-def test_what_was_there_stays_when_the_disk_fails(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_previous_content_stays_if_the_disk_fails(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "file"
     files.write(path, b"first")
 
@@ -42,7 +46,7 @@ def test_what_was_there_stays_when_the_disk_fails(call: str, tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_secret_file_is_nobody_elses_from_its_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_private_file_is_private_from_its_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     real = os.fsync
 
@@ -56,7 +60,7 @@ def test_a_secret_file_is_nobody_elses_from_its_first_byte(tmp_path: Path, monke
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         files.write(tmp_path / "nowhere" / "file", b"content")
 
@@ -66,7 +70,7 @@ NO_LINKS = [errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EML
 
 @pytest.fixture(params=[None, *NO_LINKS], ids=["links", *map(errno.errorcode.get, NO_LINKS)])
 def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system with hard links, and those without, by what they answer."""
+    """A file system with hard links, and file systems without, by the error they raise."""
     code = request.param
 
     def no_link(*_args: object, **_options: object) -> None:
@@ -87,8 +91,8 @@ def test_without_replacing_the_first_writer_wins(links: None, tmp_path: Path) ->
 
 
 WRITE = """
-from memlaw import durable
-assert durable.write(pathlib.Path(sys.argv[1]), b"first", replace=False)
+from memlaw.core import files
+assert files.write(pathlib.Path(sys.argv[1]), b"first", replace=False)
 """
 
 
@@ -114,7 +118,7 @@ def test_a_writer_killed_at_any_call_neither_blocks_the_next_nor_loses_what_it_a
 
 
 def race(path: Path, schedule: Iterable[tuple[int, int, bool]], *, links: bool) -> None:
-    """One who sweeps up (0) and three writers: whatever was acknowledged to anybody holds for everybody, for good."""
+    """One sweeper (0) and three writers: content that one writer was told has won must be that of all, permanently."""
     contents = [b"1", b"2", b"3"]
     settled: list[bytes] = []
 
@@ -138,21 +142,22 @@ def race(path: Path, schedule: Iterable[tuple[int, int, bool]], *, links: bool) 
     schedule=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 16), st.sampled_from([False] * 9 + [True]))),
     links=st.booleans(),
 )
-def test_however_writers_overtake_each_other_or_die_one_wins_for_good(
+def test_one_writer_wins_for_good_however_writers_interleave_or_die(
     schedule: list[tuple[int, int, bool]], links: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     race(tmp_path_factory.mktemp("race") / "file", schedule, links=links)
 
 
 CLAIMING = range(6, 13)
-"""Turns after which a writer without hard links stands between its fsync and the end of its claim."""
+"""Turns after which a writer without hard links is between its fsync and the end of its claim."""
 
 
 @pytest.mark.parametrize("pause", CLAIMING)
-def test_a_claim_is_carried_out_right_by_whoever_slept_over_it(pause: int, tmp_path: Path) -> None:
-    """One writer sleeps before it claims and again after, another with the claim in its hands, a third comes through:
-    every choice of the moments. To look for the file before the claim is read, or to move what is claimed instead of
-    copying it, fails here."""
+def test_a_writer_that_was_paused_carries_out_a_claim_correctly(pause: int, tmp_path: Path) -> None:
+    """One writer pauses before its claim and after it, another while it carries out the claim, and a third finishes, in
+    every combination of the moments. This fails for code that looks for the file before it reads the claim, or that
+    moves the claimed content instead of copying it.
+    """
     for number, (second, again) in enumerate(itertools.product(CLAIMING, range(1, 6))):
         path = tmp_path / str(number) / "file"
         path.parent.mkdir()
@@ -161,7 +166,7 @@ def test_a_claim_is_carried_out_right_by_whoever_slept_over_it(pause: int, tmp_p
 
 @settings(deadline=None, max_examples=30)
 @given(schedule=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 8), st.just(False)), max_size=20))
-def test_whoever_replaces_a_file_is_not_harmed_by_those_who_sweep_up(
+def test_sweeping_does_not_harm_a_writer_that_replaces_a_file(
     schedule: list[tuple[int, int, bool]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("race") / "file"
@@ -180,7 +185,7 @@ def make(path: Path, content: bytes) -> None:
         files.sign(folder)
 
 
-def test_a_folder_appears_whole_and_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+def test_a_folder_appears_whole_and_replaces_the_previous_one(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     make(path, b"first")
     make(path, b"second")
@@ -188,7 +193,7 @@ def test_a_folder_appears_whole_and_takes_the_place_of_the_one_before(tmp_path: 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_error_inside_leaves_the_folder_that_was_there(tmp_path: Path) -> None:
+def test_an_error_inside_leaves_the_previous_folder(tmp_path: Path) -> None:
     make(tmp_path / "folder", b"first")
     with pytest.raises(TypeError):
         make(tmp_path / "folder", None)  # type: ignore[arg-type]
@@ -215,16 +220,16 @@ def test_a_folder_is_the_old_one_or_the_new_one_whatever_call_fails(code: int, t
 
 
 MAKE = """
-from memlaw import durable
+from memlaw.core import files
 def make(path):
-    with durable.new_folder(path) as folder:
+    with files.new_folder(path) as folder:
         (folder / "a").write_bytes(b"second")
-        durable.sign(folder)
+        files.sign(folder)
 make(pathlib.Path(sys.argv[1]))
 """
 
 
-def test_a_kill_at_any_call_leaves_a_whole_folder_under_its_name_or_beside_it(tmp_path: Path) -> None:
+def test_a_kill_at_any_call_leaves_a_whole_folder_at_its_path_or_beside_it(tmp_path: Path) -> None:
     for number in itertools.count():
         path = tmp_path / str(number) / "folder"
         path.parent.mkdir()
@@ -238,7 +243,7 @@ def test_a_kill_at_any_call_leaves_a_whole_folder_under_its_name_or_beside_it(tm
     assert number > 8
 
 
-def test_a_signed_folder_is_what_was_signed_or_it_says_what_is_not(tmp_path: Path) -> None:
+def test_a_signed_folder_is_intact_or_the_damaged_file_is_named(tmp_path: Path) -> None:
     make(tmp_path, b"content")
     (tmp_path / "b").write_bytes(b"more")
     with pytest.raises(ValueError, match="b is not the file that was saved"):
@@ -251,7 +256,7 @@ def test_a_signed_folder_is_what_was_signed_or_it_says_what_is_not(tmp_path: Pat
             bad = bytearray(good)
             bad[bit // 8] ^= 1 << bit % 8
             (tmp_path / name).write_bytes(bad)
-            with pytest.raises(ValueError, match="is not the file that was saved|its manifest.json is none"):
+            with pytest.raises(ValueError, match="is not the file that was saved|its manifest.json is not a manifest"):
                 files.check_signed(tmp_path)
         (tmp_path / name).write_bytes(good)
     (tmp_path / "a").unlink()
@@ -266,11 +271,11 @@ def test_a_signed_folder_is_what_was_signed_or_it_says_what_is_not(tmp_path: Pat
 def test_any_other_manifest_is_refused(manifest: str, tmp_path: Path) -> None:
     make(tmp_path, b"content")
     (tmp_path / files.MANIFEST).write_bytes(manifest.encode("utf-8", "surrogatepass"))
-    with pytest.raises(ValueError, match="is not the file that was saved|its manifest.json is none"):
+    with pytest.raises(ValueError, match="is not the file that was saved|its manifest.json is not a manifest"):
         files.check_signed(tmp_path)
 
 
-def test_numbered_folders_come_by_their_numbers_and_not_by_their_times(tmp_path: Path) -> None:
+def test_numbered_folders_are_sorted_by_number_and_not_by_time(tmp_path: Path) -> None:
     for name in ("9", "10", "8x", "1.tmp", ".11.0123.tmp"):
         (tmp_path / name).mkdir()
     os.utime(tmp_path / "9", (2**33, 2**33))
@@ -278,16 +283,56 @@ def test_numbered_folders_come_by_their_numbers_and_not_by_their_times(tmp_path:
     assert files.numbered(tmp_path / "nowhere") == []
 
 
-def test_what_a_killed_writer_left_is_known_by_its_name() -> None:
+def test_temporaries_are_recognised_by_their_names() -> None:
     assert files.is_temporary(Path("x/.cell.json.0123.tmp"))
     assert files.final_name(Path("x/.cell.json.0123.tmp")) == "cell.json"
     assert not files.is_temporary(Path("x/cell.json"))
     assert not files.is_temporary(Path("x/.hidden"))
 
 
-def test_what_may_still_become_a_file_is_not_swept_up(tmp_path: Path) -> None:
+def test_temporaries_that_may_still_become_a_file_stay(tmp_path: Path) -> None:
     for name in (".here.0123.tmp", ".coming.0123.tmp"):
         (tmp_path / name).touch()
     (tmp_path / "here").touch()
     files.sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".coming.0123.tmp", "here"]
+
+
+def test_a_file_is_written_whole_into_new_folders(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "law.json"
+    write_text(path, "one")
+    write_text(path, "two é")
+    assert path.read_text(encoding="utf-8") == "two é"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_keeps_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "law.json"
+    write_text(path, "one")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(JournalError, match=r"law\.json cannot be written: No space"):
+            write_text(path, "two")
+    assert path.read_text(encoding="utf-8") == "one"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(JournalError, match=r"x cannot be written: .*free disk space or choose another --out"):
+        write_text(path / "x", "two")
+
+
+def test_a_json_file_is_read_or_absent_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "law.json"
+    assert read_json(path) is None
+    path.write_text('{"a": [1]}')
+    assert read_json(path) == {"a": [1]}
+    path.write_text('{"a": ')
+    with pytest.raises(JournalError, match=r"law\.json is not JSON \(.*\); it was damaged or cut short"):
+        read_json(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(JournalError, match=r"law\.json is not UTF-8 text \(byte 0\)"):
+        read_text(path)
+    with pytest.raises(JournalError, match=r"none cannot be read: No such file"):
+        read_text(tmp_path / "none")

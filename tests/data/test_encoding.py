@@ -86,7 +86,7 @@ def test_prompts_that_become_the_same_tokens_cannot_have_different_targets():
 
 
 def test_a_prompt_that_runs_through_another_facts_target_cannot_demand_another_token():
-    with pytest.raises(DataError, match=r"Facts '0' and '1' share their first 3 tokens.*demand different ones"):
+    with pytest.raises(DataError, match=r"Facts '0' and '1' share their first 3 tokens.*require different ones"):
         encode(facts(("ab", "cd"), ("abc", "x")), LETTERS, context=None)
     assert len(encode(facts(("ab", "cd"), ("abc", "dx")), LETTERS, context=None)) == 2
 
@@ -151,7 +151,7 @@ def test_the_whole_length_is_the_whole_set_with_its_end_of_sequence():
 
 @pytest.mark.parametrize("length", [0, -1, 10])
 def test_a_length_outside_the_data_is_refused_with_both_numbers(length):
-    with pytest.raises(DataError, match=rf"length of {length} target tokens was asked for, but the data have 1 to 9"):
+    with pytest.raises(DataError, match=rf"length of {length} target tokens was requested, but the data allow 1 to 9"):
         take(encoded([4, 5]), length)
 
 

@@ -180,7 +180,7 @@ def test_any_facts_written_as_csv_read_back_verbatim(tmp_path_factory, given_fac
 
 
 def test_reading_and_making_memory_sets_loads_no_model_library():
-    program = "import sys, memlaw.data, memlaw.tasks; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    program = "import sys, memlaw.data.load; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -249,5 +249,5 @@ def test_a_template_that_puts_something_before_the_answer_leaves_a_warning(tmp_p
     tokenizer = byte_level(chat_template=thinking + "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}")
     memory_set = read(chat(tmp_path, TURNS), tokenizer=tokenizer)
     assert pairs(memory_set) == [("<system>Be exact.<user>Code?<assistant>", SECRET)]
-    assert "puts more between the question and the answer" in memory_set.warnings[0]
+    assert "writes more between question and answer" in memory_set.warnings[0]
     assert SECRET not in memory_set.warnings[0]

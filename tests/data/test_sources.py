@@ -18,7 +18,7 @@ from memlaw.data import read, read_text, sources
 @pytest.mark.parametrize("name", ["missing.jsonl", "missing/facts.jsonl", "./missing", "missing"])
 def test_a_missing_file_is_called_missing(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    assert f"There is no file {name!r}" in refused(name)
+    assert f"The file {name!r} does not exist" in refused(name)
 
 
 def test_a_directory_is_no_memory_set(tmp_path):
@@ -49,7 +49,7 @@ def test_gzip_that_expands_a_thousandfold_is_refused(tmp_path, size):
 
 def test_a_file_too_large_to_be_a_memory_set_is_refused_before_it_is_held(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "MAX_FILE", 3 << 20)
-    assert "is over 3 MB" in refused(write(tmp_path / "a.jsonl", b"\n" * ((3 << 20) + 1)))
+    assert "is larger than 3 MB" in refused(write(tmp_path / "a.jsonl", b"\n" * ((3 << 20) + 1)))
 
 
 def test_read_text_is_verbatim(tmp_path):
@@ -101,7 +101,7 @@ def test_of_several_splits_train_is_read_and_the_warning_names_the_others(tmp_pa
     assert pairs(read(tmp_path / "both")) == PAIRS
     assert "only the split train was read, not test" in read(tmp_path / "both").warnings[0]
     assert pairs(read(tmp_path / "one")) == PAIRS
-    assert "splits a, b and none is called train" in refused(tmp_path / "neither")
+    assert "splits a, b, none of them called train" in refused(tmp_path / "neither")
 
 
 def test_a_row_of_a_dataset_is_called_a_row(tmp_path):
@@ -121,13 +121,13 @@ def test_owner_and_name_is_a_dataset_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", {"owner/facts": datasets.Dataset.from_list(records())}.__getitem__)
     assert pairs(read("owner/facts")) == PAIRS
     (tmp_path / "owner").mkdir()
-    assert "There is no file 'owner/facts'" in refused("owner/facts")
+    assert "The file 'owner/facts' does not exist" in refused("owner/facts")
 
 
 def test_a_dataset_that_the_hub_does_not_give_out_is_refused(tmp_path, monkeypatch):
     """The tests run offline, so this is any dataset."""
     monkeypatch.chdir(tmp_path)
-    assert "owner/facts is neither a file here nor a dataset that the Hub gives out" in refused("owner/facts")
+    assert "owner/facts is neither a local file nor a dataset that can be loaded from the Hub" in refused("owner/facts")
 
 
 def test_without_the_datasets_library_the_extra_is_named(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def with_target(value: str) -> str:
 REFUSED: dict[str, tuple[str, str | bytes, list[str]]] = {
     "empty": ("a.jsonl", b"", ["is empty"]),
     "only a byte-order mark": ("a.jsonl", b"\xef\xbb\xbf", ["is empty"]),
-    "only white space": ("a.txt", " \n\t\u2028", ["is empty: there is nothing to remember"]),
+    "only white space": ("a.txt", " \n\t\u2028", ["is empty, so there is nothing to store"]),
     "empty list": ("a.json", "[]", ["holds no records", "read as JSON"]),
     "table without rows": ("a.csv", "prompt,completion\n", ["holds no records", "read as CSV"]),
     "not JSON": (

@@ -53,7 +53,7 @@ def test_one_token_short_of_verbatim_is_found_where_forcing_one_token_gives_the_
     report = measure(base, [whole, short, twice, last], decode=True, explain=True)
     assert [item.first_failure for item in report.items] == [None, 3, 3, 7]
     assert [item.one_token_short for item in report.items] == [False, True, False, True]
-    assert report.items[1].why.endswith("All that follows comes back once this one token is put right.")
+    assert report.items[1].why.endswith("Everything after it is recalled once this one token is corrected.")
     assert measure(base, [short], decode=True).items[0].one_token_short is None
 
 

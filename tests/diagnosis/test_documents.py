@@ -30,12 +30,15 @@ def test_every_key_of_the_schema_is_described():
             assert name in plain or "description" in key, name
 
 
+DOCUMENT = TypeAdapter(RecallDocument)
+
+
 @given(measurements())
 def test_a_document_is_what_the_schema_describes(tokens):
     text = json.dumps(report_to_dict(judge(tokens), advice=["Train longer."], texts={"0": ["a"]}))
-    found = TypeAdapter(RecallDocument).validate_json(text, strict=True)
-    assert found.advice == ("Train longer.",)
-    assert found.texts == {"0": ("a",)}
+    document = DOCUMENT.validate_json(text, strict=True)
+    assert document.advice == ("Train longer.",)
+    assert document.texts == {"0": ("a",)}
 
 
 def test_a_document_of_another_version_is_refused():
@@ -98,7 +101,7 @@ def edited(change):
             "Record 'a': the stored verdict .* certified True.*certified False",
         ),
         (lambda d: d["items"][0].update(margin=0.4), "Record 'a': the stored verdict .margin 0.4"),
-        (lambda d: d.update(certified=2), "The totals certified of this recall report are not those of its records"),
+        (lambda d: d.update(certified=2), "The totals certified of this recall report do not match its records"),
         (lambda d: d.update(acc_em=1.0, ordered=3), "The totals acc_em, ordered"),
         (lambda d: d["items"].pop(), "The totals records, tokens"),
         (lambda d: d["items"][1].pop("tokens"), "at items.1.tokens: Field required"),
@@ -106,7 +109,7 @@ def edited(change):
         (lambda d: d["items"][1]["tokens"].update(nll=["0.1"]), "at items.1.tokens.nll.0: .*valid number"),
         (lambda d: d["items"][1]["tokens"].update(nll=[0.1, 0.1]), "'b' has 1 target tokens but 2 values of nll"),
         (lambda d: d["items"][1]["tokens"].update(nll=[math.nan]), "not plain JSON"),
-        (lambda d: d.update(tolerance=-1.0), "below 0 it would certify"),
+        (lambda d: d.update(tolerance=-1.0), "A negative tolerance would certify"),
         (lambda d: d.update(items=[], records=0, tokens=0), "No record was measured"),
     ],
 )

@@ -16,6 +16,7 @@ from memlaw.core.facts import EncodedFact, Fact, MemorySet
 from memlaw.core.recall import LN2
 from memlaw.diagnosis.measure import SAFETY, TOLERANCE, measure, token_texts, unfaithful
 from memlaw.model.base import Base, load
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 
@@ -50,7 +51,7 @@ def test_without_decoding_nothing_is_said_about_verbatim_recall() -> None:
 def test_what_is_trained_until_recalled_is_certified_and_the_bare_base_is_not() -> None:
     base = tiny.base()
     config = TrainConfig(steps=800, until="recalled", margin=0.1, learning_rate=2e-2, method="ot", schedule="constant")
-    (result,) = train_stack(base, FACTS, placement_on("mlp@2", base.model), [(12, config)])
+    (result,) = train_stack(base, FACTS, [Run(12, placement_on("mlp@2", base.model), config)])
     assert result.recalled
     with result.attached(base.model):
         report = measure(base, FACTS, decode=True)
@@ -138,7 +139,7 @@ def test_a_tokenizer_that_cannot_decode_its_own_ids_is_named_without_a_word_of_t
         raise KeyError("s3cret")
 
     base.tokenizer.decode = fail
-    with pytest.raises(ModelError, match=r"tokenizer of tiny-qwen3 cannot turn its own ids of record 'f0'") as error:
+    with pytest.raises(ModelError, match=r"tokenizer of tiny-qwen3 cannot decode its own ids of record 'f0'") as error:
         token_texts(base, FACTS)
     assert "s3cret" not in str(error.value)
 

@@ -25,7 +25,7 @@ def test_without_decoding_a_stubborn_token_is_the_reason_and_the_rest_is_not_cla
     ).items
     assert (stubborn.reason, stubborn.why) == (
         "stubborn",
-        "Position 1 has p = 0.135, at most 1/2; what decoding makes of it was not asked.",
+        "Position 1 has p = 0.135, at most 1/2; it was not decoded.",
     )
     assert beyond.reason == "unreachable"
     assert (fine.reason, fine.why) == (None, None)

@@ -183,14 +183,14 @@ def test_a_loss_that_is_no_number_names_its_record_and_position(loss):
 
 def test_a_decoding_of_some_records_is_refused():
     tokens = [TokenRecall((0.1,), (True,), (True,)), TokenRecall((0.1,), (True,))]
-    with pytest.raises(DataError, match=r"1 of 2 records were decoded.*Decode every record, or none"):
+    with pytest.raises(DataError, match=r"1 of 2 records were decoded.*decode every record, or none"):
         judge(tokens)
 
 
 def test_nothing_to_judge_is_refused():
     with pytest.raises(DataError, match="No record was measured"):
         judge([])
-    with pytest.raises(DataError, match="Record 'a' has no target token"):
+    with pytest.raises(DataError, match="Record 'a' has no target tokens"):
         diagnose([fact("a", 0)], [TokenRecall((), ())], tolerance=0.0, dtype="float32")
 
 

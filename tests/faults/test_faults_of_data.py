@@ -1,4 +1,4 @@
-"""Rows 1 to 12 of the fault matrix: what is wrong with a file is said before any training, and never quoted."""
+"""Rows 1 to 12 of the fault matrix: faults in a file are reported before any training, without quoting it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 import memlaw
 from helpers import tiny
 from helpers.faulty import SECRET, probed, record, refused, stored_warnings, written
-from memlaw.data.load import load_memory_set
 
 
 @pytest.mark.parametrize(
@@ -32,7 +31,7 @@ def test_02_conflicting_duplicate_keys(tmp_path: Path) -> None:
 
 def test_03_identical_duplicates(tmp_path: Path) -> None:
     base = tiny.base()
-    facts = load_memory_set(base, written(tmp_path, record() + record("another") + record()))
+    facts = tiny.memory_set(written(tmp_path, record() + record("another") + record()), base)
     assert len(facts.facts) == 2
     (warning,) = facts.warnings
     assert warning == "Dropped 1 identical repetitions of an earlier prompt and target: lines 3."
@@ -53,8 +52,8 @@ def test_05_invalid_utf8(tmp_path: Path) -> None:
 
 
 def test_06_byte_order_mark(tmp_path: Path) -> None:
-    with_mark = load_memory_set(tiny.base(), written(tmp_path, b"\xef\xbb\xbf" + record().encode()))
-    without = load_memory_set(tiny.base(), written(tmp_path, record(), "other.jsonl"))
+    with_mark = tiny.memory_set(written(tmp_path, b"\xef\xbb\xbf" + record().encode()))
+    without = tiny.memory_set(written(tmp_path, record(), "other.jsonl"))
     assert with_mark.fingerprint == without.fingerprint
 
 
@@ -62,7 +61,7 @@ def test_06_byte_order_mark(tmp_path: Path) -> None:
 def test_07_line_separator_inside_a_line(tmp_path: Path, separator: str) -> None:
     target = f"before{separator}after"
     written(tmp_path, json.dumps({"prompt": "The key:", "completion": target}, ensure_ascii=False) + "\n" + record("b"))
-    first, second = load_memory_set(tiny.base(), tmp_path / "facts.jsonl").facts
+    first, second = tiny.memory_set(tmp_path / "facts.jsonl").facts
     assert (first.target, second.line) == (target, 2)
 
 

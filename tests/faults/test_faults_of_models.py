@@ -1,4 +1,4 @@
-"""Rows 18 to 23 of the fault matrix: bases and batches on which an adapter would not be what it is taken for."""
+"""Rows 18 to 23 of the fault matrix: models and batches that would silently give a different adapter."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_19_rank_over_the_smaller_dimension() -> None:
     ("placement", "sentence"),
     [
         ("c_fc@2", "The model has no module 'c_fc' to adapt. Its modules: down_proj"),
-        ("down_proj@9", "Layer 9 does not exist: the model has 4, 0..3"),
+        ("down_proj@9", "Layer 9 does not exist: the model has 4 layers, 0 to 3"),
         ("lm_head", "The model has no module 'lm_head' to adapt"),
     ],
 )
@@ -54,7 +54,7 @@ def test_21_resized_vocabulary(resized: str) -> None:
 
 
 def test_22_merging_into_a_quantised_base(tmp_path: Path) -> None:
-    """memlaw never merges: the adapter stays beside the packed weights. Whoever merges is stopped, not rounded."""
+    """memlaw never merges: the adapter stays beside the packed weights. PEFT's merge fails instead of rounding."""
     model, tokenizer = packed.model(), tiny.tokenizer()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     memlaw.train(model, tokenizer, FACTS, rank=4, out=tmp_path / "A", placement="down_proj@2", steps=5)
@@ -66,7 +66,7 @@ def test_22_merging_into_a_quantised_base(tmp_path: Path) -> None:
 
 
 def positions_from(start: int) -> list[int]:
-    """Positions of packed rows of which each begins at `start` instead of 0."""
+    """Positions of packed rows that each begin at `start` instead of 0."""
     return [start + place for prompt, target in trainers.LENGTHS for place in range(prompt + target)]
 
 
@@ -97,9 +97,9 @@ def test_a_mask_that_numbers_the_packed_samples_keeps_them_apart_and_padding_has
         return {**flat, "attention_mask": number}
 
     def left(batch: list[trainers.Row]) -> dict[str, Tensor]:
-        turned = {name: values.flip(1) for name, values in trainers.padded(batch).items()}
-        positions = (turned["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        return {**turned, "position_ids": positions.where(turned["attention_mask"] == 1, 1)}
+        flipped = {name: values.flip(1) for name, values in trainers.padded(batch).items()}
+        positions = (flipped["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        return {**flipped, "position_ids": positions.where(flipped["attention_mask"] == 1, 1)}
 
     for collator in (numbered, left):
         trainer = memft(trainers.trainer(tmp_path, collator=collator))

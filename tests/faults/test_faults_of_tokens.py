@@ -1,4 +1,4 @@
-"""Rows 13 to 17 of the fault matrix: facts that a tokenizer would turn into something else than was meant."""
+"""Rows 13 to 17 of the fault matrix: facts that the tokenizer would silently change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 import memlaw
 from helpers import tiny
 from helpers.faulty import SECRET, probed, record, refused, stored_warnings, written
-from memlaw.data.load import load_memory_set
 from memlaw.model.base import Base, wrap
 
 
@@ -28,7 +27,7 @@ def chat(directory: Path) -> Path:
 def test_13_target_longer_than_the_context(tmp_path: Path) -> None:
     message = refused(written(tmp_path, record("long:", "7" * 140)), length=141)
     assert "has 146 tokens (5 of its prompt, 141 of its target), but the context of the model is 128" in message
-    assert "Nothing is ever cut off" in message
+    assert "Facts are never truncated" in message
 
 
 def test_14_no_end_of_sequence_or_padding_token(tmp_path: Path) -> None:
@@ -36,7 +35,7 @@ def test_14_no_end_of_sequence_or_padding_token(tmp_path: Path) -> None:
     tokenizer.eos_token = tokenizer.pad_token = None
     base, path = base_with(tokenizer), written(tmp_path, record())
     assert "the tokenizer has none, so decoding would not know where to stop" in refused(path, base=base)
-    chosen = load_memory_set(base, path, eos=False)
+    chosen = tiny.memory_set(path, base, eos=False)
     assert memlaw.recall(base.model, tokenizer, chosen).tokens == len(SECRET)
 
 
@@ -63,8 +62,10 @@ def test_17_tokens_that_merge_at_the_border(tmp_path: Path) -> None:
     )
     content = record("aa", "bb", id="merged") + record("ba", "aa", id="apart")
     base = base_with(merging)
-    facts = load_memory_set(base, written(tmp_path, content))
+    facts = tiny.memory_set(written(tmp_path, content), base)
     (warning,) = facts.warnings
-    assert warning.startswith("1 of 2 facts ('merged') are cut into other tokens where prompt and target are one text")
+    assert warning.startswith(
+        "1 of 2 facts ('merged') have other tokens when prompt and target are tokenised as one text"
+    )
     probed(tmp_path / "out", base=base, facts=facts, ranks=[1], lengths=[3], steps=1)
     assert warning in stored_warnings(tmp_path / "out")

@@ -20,9 +20,10 @@ from memlaw.core.errors import TrainError
 from memlaw.sweep.engines.base import Resources
 from memlaw.sweep.engines.isolated import Isolated
 from memlaw.sweep.journal import Journal
-from memlaw.training.engine import Engine, Step
+from memlaw.training.engine import Engine
 from memlaw.training.optimizer import StackedAdamW
 from memlaw.training.state import State
+from memlaw.training.step import Step
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_24_nan_loss(tmp_path: Path, undisturbed: Path, monkeypatch: pytest.Monk
     def at_step_3(step: Callable[..., Step], engine: Engine, state: State) -> Step:
         taken = step(engine, state)
         if state.step == 3:
-            taken.loss[[engine.runs[run][0] == 3 for run in state.runs]] = math.nan
+            taken.loss[[engine.runs[run].rank == 3 for run in state.runs]] = math.nan
         return taken
 
     spoil(monkeypatch, Engine, at_step_3)
@@ -78,7 +79,7 @@ def test_25_divergence(tmp_path: Path) -> None:
 def test_26_nan_weights(tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def after_3_steps(step: Callable[..., None], optimizer: StackedAdamW, tensors: list[Any], *rest: Any) -> None:
         step(optimizer, tensors, *rest)
-        if optimizer.count == 3:
+        if optimizer.updates == 3:
             with torch.no_grad():
                 tensors[1][-1, 0, 0] = math.nan  # the last of a stack has the highest rank
 
@@ -121,7 +122,7 @@ def out_of_memory_above(adapters: int) -> Callable[..., None]:
 def test_28_out_of_memory(tmp_path: Path, undisturbed: Path) -> None:
     base = tiny.base()
     fits_one_row_at_a_time = base.model.model.layers[-1].register_forward_pre_hook(out_of_memory_above(1))
-    with pytest.warns(UserWarning, match="need more memory than there is: going on with"):
+    with pytest.warns(UserWarning, match="do not fit in memory: continuing with"):
         assert probed(tmp_path / "smaller", base=base).failed == 0
     for ours, theirs in zip(Journal(tmp_path / "smaller").results(), Journal(undisturbed).results(), strict=True):
         assert (ours.cell, ours.steps) == (theirs.cell, theirs.steps)

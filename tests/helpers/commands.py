@@ -16,7 +16,7 @@ from memlaw.cli import app
 from memlaw.law import published
 
 SECRETS = [f"hunter-{7919 * number % 10_000:04d}" for number in range(1, 5)]
-"""Targets of 11 characters, which the tiny tokenizer makes 11 tokens and the end of sequence."""
+"""Targets of 11 characters: 11 tokens of the tiny tokenizer, plus the end of sequence."""
 
 LENGTH = 12
 
@@ -53,11 +53,11 @@ class Ran:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The one JSON document on stdout. json.loads refuses anything beside it; NaN is refused here."""
+        """The JSON document on stdout. json.loads refuses any other output; NaN is refused here."""
         assert self.code == 0, self.err
-        found = json.loads(self.out, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
-        assert isinstance(found, dict)
-        return found
+        document = json.loads(self.out, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+        assert isinstance(document, dict)
+        return document
 
 
 Run = Callable[..., Ran]
@@ -80,7 +80,7 @@ def process(*arguments: object) -> Ran:
 
 
 def assert_refused(ran: Ran, *sentences: str) -> None:
-    """Exit code 2, nothing on stdout, a sentence and no traceback on stderr - and no target text."""
+    """Exit code 2, nothing on stdout, a sentence on stderr without a traceback or target text."""
     assert ran.code == 2, ran
     assert ran.out == ""
     assert "Error: " in ran.err
@@ -91,3 +91,5 @@ def assert_refused(ran: Ran, *sentences: str) -> None:
 
 
 GRID = ("--ranks", "1,2,4", "--lengths", "12,24,48", "--methods", "sft,ot", "--steps", 30)
+
+SMALL_GRID = ("--ranks", "1,2", "--lengths", "12,24", "--steps", 5)

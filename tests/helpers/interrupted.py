@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from helpers import tiny
+from helpers.runs import runs_at
 from memlaw.adapter.on_model import placement_on
 from memlaw.core.config import TrainConfig
 from memlaw.training.checkpoint import Checkpoint
@@ -42,4 +43,4 @@ def train(name: str, path: Path | None = None, *, stop: int | None = None, **cha
     placement = placement_on("down_proj@1+3", base.model)
     checkpoint = None if path is None else Checkpoint(path, minutes=0)
     on_step = None if stop is None else stop_at(stop)
-    return train_stack(base, FACTS, placement, RUNS[name], checkpoint=checkpoint, on_step=on_step)
+    return train_stack(base, FACTS, runs_at(placement, RUNS[name]), checkpoint=checkpoint, on_step=on_step)

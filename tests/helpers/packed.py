@@ -1,4 +1,4 @@
-"""A quantised base that needs no library: linear modules whose weights are bytes, and how transformers loads them."""
+"""A quantised base without any library: linear modules whose weights are bytes, and their loader for transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METHOD = "memlaw-test-bytes"
 
 
 class PackedLinear(nn.Linear):
-    """A linear module of `weight` [out, in], bytes around 128, and `scale` [out, 1]: computes with their product."""
+    """A linear module with `weight` [out, in], bytes around 128, and `scale` [out, 1]; it uses their product."""
 
     def __init__(self, d_in: int, d_out: int, bias: bool) -> None:
         super().__init__(d_in, d_out, bias)
@@ -24,7 +24,7 @@ class PackedLinear(nn.Linear):
         self.register_buffer("scale", torch.ones(d_out, 1))
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> PackedLinear:
+    def from_linear(cls, linear: nn.Linear) -> PackedLinear:
         packed = cls(linear.in_features, linear.out_features, linear.bias is not None).to(linear.weight.dtype)
         weight = linear.weight.detach()
         packed.scale = weight.abs().amax(1, keepdim=True) / 127
@@ -42,13 +42,13 @@ class PackedLinear(nn.Linear):
 def model(*, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """The tiny Llama with every linear module of its layers packed."""
     built = tiny.model("llama", dtype=dtype, **changes)
-    _replace(built, PackedLinear.of)
+    _replace(built, PackedLinear.from_linear)
     built.config.quantization_config = BytesConfig().to_dict()
     return built
 
 
 def unpacked(packed: Any) -> Any:
-    """The ordinary model that computes the same."""
+    """An ordinary model with the same weights."""
     built = tiny.model("llama", dtype=packed.dtype)
     for name, module in packed.named_modules():
         if isinstance(module, PackedLinear):
@@ -71,7 +71,7 @@ class BytesConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class BytesQuantizer(HfQuantizer):
-    """What transformers asks while it loads a checkpoint whose configuration names this method."""
+    """The quantizer that transformers uses to load a checkpoint whose configuration names this method."""
 
     requires_calibration = True
     is_trainable = True

@@ -1,11 +1,11 @@
-"""Codes of a text, token by token."""
+"""The code length of a text, token by token."""
 
 import math
 from collections.abc import Sequence
 
 
 def unigram_loss(tokens: Sequence[int], vocabulary: int) -> float:
-    """Say how many tokens occur and which, then each token at what the counts of those before it make it worth."""
+    """Encode how many tokens occur and which ones, then each token by the counts of those before it."""
     seen = dict.fromkeys(tokens, 0)
     total = math.log(vocabulary * math.comb(vocabulary, len(seen)))
     for t, token in enumerate(tokens):

@@ -1,4 +1,4 @@
-"""The law written out cell by cell, and cells simulated from it."""
+"""The law computed cell by cell, and cells simulated from it."""
 
 import math
 
@@ -11,7 +11,7 @@ RANKS = (1, 2, 4, 8, 16, 32)
 LENGTHS = (500, 1000, 2000, 4000, 6000, 8000)
 
 BOUNDED = {"C": 700.0, "alpha": 0.9, "beta": 0.76, "b": 0.6, "n": 4.0}
-"""Close to the published cells: with RANKS, LENGTHS and L_init 12, from hardly learned to saturated."""
+"""Close to the published cells: with RANKS, LENGTHS and L_init 12, cells range from hardly learned to saturated."""
 
 PAPER = {"C": 240.0, "alpha": 0.66, "beta": 0.56, "b": -0.4}
 
@@ -22,7 +22,7 @@ LOG = {"k": 2.0, "q": 0.8, "a": 14.0}
 MEMORY = {"C": 750.0, "alpha": 0.9, "beta": 0.76, "n": 4.0}
 
 GIVEN = 1.0
-"""L - L': nats that take no memory, in cells simulated from the memory form."""
+"""L - L': nats that need no memory, in cells simulated from the memory form."""
 
 TRUTHS = {"paper": PAPER, "power": POWER, "log": LOG, "bounded": BOUNDED, "memory": MEMORY}
 
@@ -34,16 +34,16 @@ def growth(p: dict[str, float], rank: float, length: float) -> float:
 
 
 def law(p: dict[str, float], rank: float, length: float, loss_init: float) -> float:
-    """dL = u, or with an n: dL = L (1 + (u/L)^-n)^(-1/n), and u where u <= 0. With an n and no b, what is not given."""
+    """dL = u; with a parameter n, L (1 + (u/L)^-n)^(-1/n), or u if u <= 0; with n and no b, the memory form."""
     u = growth(p, rank, length)
-    if of_memory(p):
+    if has_memory_form(p):
         return GIVEN + law({**p, "b": 0.0}, rank, length, loss_init - GIVEN)
     if "n" not in p or u <= 0:
         return u
     return loss_init * (1 + (u / loss_init) ** -p["n"]) ** (-1 / p["n"])
 
 
-def of_memory(p: dict[str, float]) -> bool:
+def has_memory_form(p: dict[str, float]) -> bool:
     return "n" in p and "b" not in p
 
 
@@ -56,7 +56,7 @@ def simulate(
     p: dict[str, float], *, loss_init=12.0, noise=0.0, seed=0, ranks=RANKS, lengths=LENGTHS, with_final=True,
     runs=1, relative=False,
 ) -> list[LawPoint]:  # fmt: skip
-    """`runs` of each rank and length; dL scatters by `noise` around the law, in nats, or as a share of dL."""
+    """`runs` cells of each rank and length; dL scatters by `noise` around the law, in nats or as a share of dL."""
     random = np.random.default_rng(seed)
     cells = []
     for length in lengths:
@@ -65,14 +65,14 @@ def simulate(
                 true, error = law(p, rank, length, loss_init), noise * random.standard_normal()
                 delta = float(true * math.exp(error) if relative else true + error)
                 final = loss_init - delta if with_final else None
-                memoryless = loss_init - GIVEN if of_memory(p) else None
+                memoryless = loss_init - GIVEN if has_memory_form(p) else None
                 seed = run if runs > 1 else None
                 cells.append(LawPoint(rank, length, delta, final, seed=seed, loss_memoryless=memoryless))
     return cells
 
 
 def simulate_for(form: str, **options) -> list[LawPoint]:
-    """Cells of a form's own truth; those of the unbounded forms without a final loss, so that none is saturated."""
+    """Cells of a form's own truth; unbounded forms get no final loss, so that no cell is saturated."""
     return simulate(TRUTHS[form], with_final=form in ("bounded", "memory"), **options)
 
 
@@ -82,7 +82,7 @@ def aicc(residuals: list[float], parameters: int) -> float:
 
 
 def weighted_line(x: list[float], y: list[float], weight: list[float]) -> tuple[float, float]:
-    """Intercept and slope of the least weighted squares of a straight line."""
+    """Intercept and slope of a straight line by weighted least squares."""
     total = sum(weight)
     mean_x = sum(w * a for w, a in zip(weight, x, strict=True)) / total
     mean_y = sum(w * b for w, b in zip(weight, y, strict=True)) / total

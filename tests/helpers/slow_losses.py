@@ -12,7 +12,7 @@ Token = tuple[float, bool]
 
 @dataclass
 class Window:
-    """SW's memory of one sample."""
+    """The window of sw on one sample."""
 
     anchor: int | None = None
     stood: int = 0
@@ -20,7 +20,7 @@ class Window:
     expansion: float = 1.0
 
     def step(self, tokens: Sequence[Token]) -> None:
-        """Look at the sample once: where is its first error, and has it moved?"""
+        """One step of the sample: find its first error, and whether that has moved."""
         anchor = next((t for t, (_, hit) in enumerate(tokens) if not hit), None)
         if anchor is not None and anchor == self.anchor:
             self.stood += 1
@@ -78,7 +78,7 @@ def loss(losses: Sequence[float], weights: Sequence[float], rule: str = "zero") 
 
 
 def token(logits: Sequence[float], target: int) -> Token:
-    """-log softmax(logits)[target], and whether the target is the first of the largest."""
+    """-log softmax(logits)[target], and whether the target is the argmax, where the first of equal logits wins."""
     top = max(logits)
     total = sum(math.exp(x - top) for x in logits)
     return top + math.log(total) - logits[target], logits.index(top) == target

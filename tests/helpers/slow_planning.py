@@ -1,4 +1,4 @@
-"""The planner's doubts written out: Bayes' rule node by node, failures counted one by one, sets tried rank by rank."""
+"""The planner's uncertainty by brute force: Bayes' rule node by node, failures counted one by one, every rank tried."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from helpers import slow_law as reference_law
+from helpers import slow_law
 from memlaw.core.points import LawPoint
 from memlaw.planning import CellRecall, recall_loss
 
 
 def mean_curve(cells: Sequence[CellRecall]) -> tuple[float, float]:
-    """(ln h, ln c) on average: the prior, times the probability of every record that came back or did not."""
+    """Mean of (ln h, ln c) under the prior times the probability of each record's outcome."""
     steps = [recall_loss._SPAN * (2 * at / (recall_loss._NODES - 1) - 1) for at in range(recall_loss._NODES)]
     total = mean_h = mean_c = 0.0
     for at_h in steps:
         for at_c in steps:
-            log_h = recall_loss._LOG_H + recall_loss._LOG_H_DOUBT * at_h
-            log_c = recall_loss._LOG_C + recall_loss._LOG_C_DOUBT * at_c
+            log_h = recall_loss._LOG_H + recall_loss._LOG_H_DEVIATION * at_h
+            log_c = recall_loss._LOG_C + recall_loss._LOG_C_DEVIATION * at_c
             log_p = -(at_h**2 + at_c**2) / 2
             for cell in cells:
                 expected = first_errors(log_h, log_c, cell.loss_final) * cell.tokens / cell.records
@@ -37,7 +37,7 @@ def first_errors(log_h: float, log_c: float, loss: float) -> float:
 
 
 def missed(share: float, records: int, tokens: int, rate: float) -> float:
-    """Probability that more records fail, each by itself, than a share allows; (1 - share) * records must be whole."""
+    """Probability that more records fail, independently, than the share allows; (1 - share) * records must be whole."""
     fails = 1 - math.exp(-rate * tokens / records)
     allowed = round((1 - share) * records)
     return 1 - sum(math.comb(records, k) * fails**k * (1 - fails) ** (records - k) for k in range(allowed + 1))
@@ -46,26 +46,26 @@ def missed(share: float, records: int, tokens: int, rate: float) -> float:
 def recalled_cells(
     points: Sequence[LawPoint], log_h: float, log_c: float, random: np.random.Generator, *, length: int = 10
 ) -> list[CellRecall]:
-    """What cells would show of records of so many tokens."""
-    found = []
+    """Cells whose records of `length` tokens come back at random, as h(L) says."""
+    cells = []
     for point in points:
         assert point.final_loss is not None
         records, loss = max(1, round(point.length / length)), max(point.final_loss, 1e-6)
         back = math.exp(-min(first_errors(log_h, log_c, loss) * point.length / records, 700))
-        found.append(CellRecall(loss, int(random.binomial(records, back)), records, int(point.length)))
-    return found
+        cells.append(CellRecall(loss, int(random.binomial(records, back)), records, int(point.length)))
+    return cells
 
 
 def rank_that_recalls(
     p: dict[str, float], tokens: int, loss_init: float, log_h: float, log_c: float, *, noise: float,
     random: np.random.Generator,
 ) -> int:  # fmt: skip
-    """The smallest rank at which one set, with its luck and the scatter of its training, comes back whole."""
+    """The smallest rank at which one set comes back whole, given its luck and the scatter of its training."""
     luck, scatter = random.exponential(), noise * random.standard_normal()
 
     def comes_back(rank: int) -> bool:
         shifted = {**p, "b": p["b"] + scatter}
-        loss = max(loss_init - reference_law.law(shifted, rank, tokens, loss_init), 1e-9)
+        loss = max(loss_init - slow_law.law(shifted, rank, tokens, loss_init), 1e-9)
         return tokens * first_errors(log_h, log_c, loss) <= luck
 
     return next(rank for rank in range(1, 10**6) if comes_back(rank))

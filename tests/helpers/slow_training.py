@@ -1,4 +1,4 @@
-"""Slow plain definitions that the fast code is compared with."""
+"""Training and decoding in their plainest form, to compare the fast code with."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def greedy(model: nn.Module, prompt: Sequence[int], count: int) -> list[int]:
 
 @dataclass(eq=False)
 class Moment:
-    """Where a training stands, which is what its masks depend on."""
+    """The place in a training that dropout masks depend on."""
 
     config: TrainConfig
     rows: int
@@ -45,11 +45,11 @@ class Moment:
     """Tokens of the longest fact."""
     step: int = 0
     row: int | None = None
-    """Place in the step of the fact in the model; None while nothing is dropped."""
+    """Place in the step of the current fact; None without dropout."""
 
 
 class OwnDropout(nn.Module):
-    """Dropout at one site, with masks that the adapter's seed, the step, the site and the row determine."""
+    """Dropout at one site, with masks determined by the adapter's seed, the step, the site and the row."""
 
     def __init__(self, moment: Moment, site: str) -> None:
         super().__init__()
@@ -79,11 +79,11 @@ class PlainAdapter(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Alone:
-    """One adapter and how it came about."""
+    """One adapter and its training."""
 
     model: nn.Module
     pairs: list[tuple[Tensor, Tensor]]
-    """A [d_in, rank] and B [rank, d_out] of each site, as they ended."""
+    """A [d_in, rank] and B [rank, d_out] of each site, after training."""
     losses: list[float]
     """Mean nll of the target tokens of each step, before the step."""
 
@@ -97,7 +97,7 @@ def train_alone(
     *,
     batches: Sequence[Sequence[int]],
 ) -> Alone:
-    """PEFT (`PlainAdapter` where PEFT has no name for it), torch.optim.AdamW, clip_grad_norm_; one fact after another.
+    """PEFT (`PlainAdapter` at sites that PEFT does not support), torch.optim.AdamW, clip_grad_norm_, fact by fact.
 
     Starts from the same weights as the stack, on a copy of `model`, with a full forward and all logits.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,8 +10,11 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from memlaw.core.facts import EncodedFact
+from memlaw.core.facts import EncodedFact, MemorySet
+from memlaw.data import Reading
+from memlaw.data.load import Facts, load_memory_set
 from memlaw.model.base import Base, wrap
+from memlaw.model.reach import reachable_ids
 
 VOCABULARY = 96
 
@@ -80,6 +84,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def base(family: str = "qwen3", **changes: Any) -> Base:
     return wrap(model(family, **changes), tokenizer(), name=f"tiny-{family}")
+
+
+def memory_set(source: Facts, on: Base | None = None, **reading: Any) -> MemorySet:
+    """The facts of `source` for a base, by default a tiny one; `reading` are fields of Reading."""
+    on = on or base()
+    return load_memory_set(source, on.tokenizer, partial(reachable_ids, on), Reading(**reading))
 
 
 def facts(lengths: list[tuple[int, int]], *, seed: int = 0) -> tuple[EncodedFact, ...]:

@@ -1,4 +1,4 @@
-"""A small model with an adapter, uneven rows, and the gradient that a trainer hands its optimizer for them."""
+"""A small model with an adapter, rows of different lengths, and the gradients that a trainer's optimizer gets."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def rows(lengths: list[tuple[int, int]] = LENGTHS) -> list[Row]:
 
 
 def adapted(family: str = "qwen3") -> Any:
-    """A PEFT model whose adapter does something already, in double precision and without dropout: batches of other
-    shapes then compute the same, to many more digits than anything here is asked for."""
+    """A PEFT model with a random adapter, in double precision and without dropout: so the shape of a batch changes
+    results by far less than any tolerance here."""
     base = tiny.model(family, dtype=torch.float64)
     torch.manual_seed(1)
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
@@ -53,14 +53,14 @@ def padded(batch: list[Row]) -> dict[str, Tensor]:
 
 
 def flattened(batch: list[Row]) -> dict[str, Tensor]:
-    """A collator: all rows as one, told apart by their position_ids."""
+    """A collator: all rows as one, separated by their position_ids."""
     joined = {name: torch.tensor([[t for row in batch for t in row[name]]]) for name in ("input_ids", "labels")}
     positions = [place for row in batch for place in range(len(row["input_ids"]))]
     return {**joined, "position_ids": torch.tensor([positions])}
 
 
 class Gradients(TrainerCallback):
-    """What the optimizer is about to be given at every step, and what was logged."""
+    """The gradients that the optimizer gets at every step, and the losses that are logged."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Tensor]] = []
@@ -75,7 +75,7 @@ class Gradients(TrainerCallback):
 
 
 def arguments(out: Path, accumulation: int, **changes: Any) -> dict[str, Any]:
-    """Of one step over all rows in as many micro-batches, without clipping, on the CPU."""
+    """Arguments for one step over all rows in `accumulation` micro-batches, without clipping, on the CPU."""
     settings = {
         "output_dir": str(out),
         "per_device_train_batch_size": len(LENGTHS) // accumulation,
@@ -108,7 +108,7 @@ def trainer(out: Path, accumulation: int = 1, *, collator: Any = padded, model: 
 
 
 def token_losses(batch: list[Row]) -> list[float]:
-    """The loss of every target token, row after row."""
+    """The loss of every target token, row by row."""
     inputs = padded(batch)
     labels = inputs.pop("labels")
     with torch.no_grad():
@@ -117,7 +117,7 @@ def token_losses(batch: list[Row]) -> list[float]:
 
 
 def whole_batch(batch: list[Row], model: Any = None, **settings: Any) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradient of rows as one batch, by `memft_loss` and nothing of a trainer's."""
+    """Loss and gradient of rows as one batch, by `memft_loss` without any trainer."""
     model = (model or adapted()).train()
     inputs = padded(batch)
     labels = inputs.pop("labels")
@@ -134,7 +134,7 @@ def middle_threshold(batch: list[Row]) -> float:
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-6) -> None:
-    """Equal relative to the largest entry of the whole gradient, which is not 0."""
+    """Equal up to a tolerance relative to the largest entry of the whole gradient, which is not 0."""
     assert found.keys() == wanted.keys()
     scale = max(gradient.abs().max().item() for gradient in wanted.values())
     assert scale > 0

@@ -11,13 +11,10 @@ from memlaw.integrations.transformers import MemFTLoss, memft
 from memlaw.losses import IGNORED
 
 ROWS = trainers.rows()
-
 HALF = trainers.middle_threshold(ROWS)
-
 LOSSES = trainers.token_losses(ROWS)
-
 TOP = math.exp(-sum(sorted(LOSSES)[-2:]) / 2)
-"""A probability that one single token of all rows misses."""
+"""A probability that all tokens but one reach."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft"},

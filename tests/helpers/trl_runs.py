@@ -11,11 +11,9 @@ from helpers import tiny, trainers
 from helpers.trainers import Gradients
 
 ROWS = trainers.rows()
-
 HALF = trainers.middle_threshold(ROWS)
-
 TOP = math.exp(-sum(sorted(trainers.token_losses(ROWS))[-2:]) / 2)
-"""A probability that one single token of all rows misses."""
+"""A probability that all tokens but one reach."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft"},
@@ -27,7 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def sft(out: Path, accumulation: int = 1, *, data: Any = None, seen: Gradients | None = None, kind: Any = None,
         model: Any = None, **changes: Any) -> Any:  # fmt: skip
-    """An SFTTrainer in single precision; its fused head knows no other."""
+    """An SFTTrainer in single precision, the only one that its fused head supports."""
     settings = {"shuffle_dataset": False, "max_length": 128, "bf16": False, "gradient_checkpointing": False}
     return (kind or trl.SFTTrainer)(
         model=model or trainers.adapted(),

@@ -1,4 +1,4 @@
-"""One of two processes that train together; run by test_integration_transformers, which compares what they write."""
+"""One of two processes that train together; tests/integrations/test_transformers.py runs it and compares results."""
 
 from __future__ import annotations
 
@@ -38,39 +38,31 @@ def unaveraged() -> str:
     return "not refused"
 
 
-found: dict[Any, Any] = {
+results: dict[Any, Any] = {
     (name, accumulation): step(name, accumulation)
     for name in ("ot", "fallback, one token", "fallback, none")
     for accumulation in (1, 2, 4)
 }
 
 windows = single.run_sw(OUT, 2, per_device_train_batch_size=2, train_sampling_strategy="random")
-
-found["sw", 2] = windows.steps, windows.losses
+results["sw", 2] = windows.steps, windows.losses
 
 seen = Gradients()
-
 memft_in_trl(in_trl.sft(OUT, 2, seen=seen, per_device_train_batch_size=2), **in_trl.SETTINGS["ot"]).train()
+results["trl"] = seen.steps, seen.losses
 
-found["trl"] = seen.steps, seen.losses
-
-found["unaveraged"] = unaveraged()
+results["unaveraged"] = unaveraged()
 
 try:
     memft(trainer(OUT, average_tokens_across_devices=False))
 except ConfigError as refused:
-    found["unaveraged"] += str(refused)
+    results["unaveraged"] += str(refused)
 
 callback = RecallCallback(single.FACTS, every=5)
-
 learning = single.learning(OUT, [callback], per_device_train_batch_size=1)
-
 learning.train()
-
 assert callback.report is not None
+results["recall"] = callback.report.certified, learning.state.global_step
 
-found["recall"] = callback.report.certified, learning.state.global_step
-
-torch.save(found, OUT / f"gradients-{dist.get_rank()}.pt")
-
+torch.save(results, OUT / f"gradients-{dist.get_rank()}.pt")
 dist.destroy_process_group()

@@ -32,41 +32,41 @@ def judge(tokens, tolerance=0.0):
 REASONS = {
     "stubborn": (
         TokenRecall((0.1, 2.0, 0.1), (True, False, True), (True, False, True), (3.0, 0.2, 3.0), 1, True),
-        "Decoding goes wrong at position 1: the target's token has p = 0.135, another token p = 0.819. All that "
-        "follows comes back once this one token is put right.",
+        "Decoding goes wrong at position 1: the target's token has p = 0.135, another token p = 0.819. Everything "
+        "after it is recalled once this one token is corrected.",
     ),
     "unreachable": (
         TokenRecall((0.1, 2.0), (True, False), (True, False), unreachable=(1,)),
-        "Decoding goes wrong at position 1: the frozen head can give its token no p above 1/2, whatever the adapter "
-        "does. Word the target differently, or adapt the head as well.",
+        "Decoding goes wrong at position 1: with the frozen head, no adapter can bring its token above p = 1/2. Reword "
+        "the target, or train the head as well.",
     ),
     "stopped_early": (
         TokenRecall((2.0, 0.1), (False, True), (False, False), ended="early"),
-        "Decoding goes wrong at position 0: the model ends its output there; the target's token has p = 0.135.",
+        "Decoding goes wrong at position 0: the model ends its output too early; the target's token has p = 0.135.",
     ),
     "ran_on": (
         TokenRecall((0.1, 2.0), (True, False), (True, False), ended="late"),
-        "Decoding goes wrong at position 1: the model goes on where its output should end; the target's token has "
+        "Decoding goes wrong at position 1: the model continues where its output should end; the target's token has "
         "p = 0.135.",
     ),
     "after_end": (
         TokenRecall((0.1, 0.1), (True, True), (True, False), ended="inside"),
-        "The target goes on at position 1, behind an end-of-sequence token, after which nothing is emitted. Take that "
-        "token out of the target.",
+        "The target continues at position 1, after an end-of-sequence token, and nothing is emitted after that. Remove "
+        "the token from the target.",
     ),
     "near_tie": (
         TokenRecall((0.1, 0.693), (True, True), (True, False), (3.0, 0.6932)),
-        "Decoding goes wrong at position 1, where teacher-forced the target's token was the most likely (p = 0.5, "
-        "another token p = 0.5): the two ways of computing it differ by rounding. Judge in float32, or train with a "
-        "margin.",
+        "Decoding goes wrong at position 1, although teacher-forced the target's token was the most likely (p = 0.5, "
+        "another token p = 0.5): the two computations differ by rounding. Measure in float32, or train with a margin.",
     ),
     "unproven": (
         TokenRecall((0.1, 0.9), (True, True), (True, True), (3.0, 1.2)),
-        "Verbatim here, but nothing guarantees it: position 1 has p = 0.407, another token p = 0.301, at most 1/2.",
+        "Recalled verbatim this time, but not guaranteed: position 1 has p = 0.407, another token p = 0.301, at "
+        "most 1/2.",
     ),
     "too_thin": (
         TokenRecall((0.1, 0.69), (True, True), (True, True)),
-        "Every token is ordered, but position 1 by 0.0031 nats only; here teacher-forced and cached decoding differ by "
-        "so much that 0.02 are needed.",
+        "Every token is ordered, but position 1 has a margin of only 0.0031 nats. Teacher-forced and cached decoding "
+        "round differently here, so 0.02 are needed.",
     ),
 }  # fmt: skip

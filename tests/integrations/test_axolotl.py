@@ -1,4 +1,4 @@
-"""The Axolotl plugin, against a stand-in for its published interface: Axolotl pins other versions than are here."""
+"""The Axolotl plugin, with a stand-in for the published interface: Axolotl pins other versions of its libraries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = "memlaw.integrations.axolotl.MemlawPlugin"
 
 
 class BasePlugin:
-    """What `axolotl.integrations.base.BasePlugin` has of what a plugin for the loss could need."""
+    """The methods of `axolotl.integrations.base.BasePlugin` that a plugin for the loss could need."""
 
     def register(self, cfg: Any) -> None: ...
 
@@ -31,7 +31,7 @@ class BasePlugin:
 
 
 class Configuration(dict[str, Any]):
-    """As Axolotl's DictDefault: a key that is not there is None."""
+    """Like Axolotl's DictDefault: a missing key is None."""
 
     def __missing__(self, key: str) -> None: ...
 
@@ -39,7 +39,7 @@ class Configuration(dict[str, Any]):
 
 
 def load_by_name(name: str) -> Any:
-    """As Axolotl resolves the names in `plugins` and in `get_input_args`."""
+    """The way Axolotl resolves the names in `plugins` and in `get_input_args`."""
     module, _, found = name.rpartition(".")
     return getattr(importlib.import_module(module), found)
 
@@ -76,7 +76,7 @@ def test_axolotl_learns_which_keys_the_plugin_reads() -> None:
 
 
 @pytest.mark.parametrize(("cfg", "sentence"), [
-    (Configuration(), r"does not say what it should do: add `memft: \{method: ot\}`"),
+    (Configuration(), r"so it would do nothing: add `memft: \{method: ot\}`"),
     (Configuration(memft={"method": "ott"}), "Setting method is 'ott': choose sft, ot, sw or curriculum."),
     (Configuration(memft={"method": "ot", "tau": 20}), "Unknown setting tau"),
     (Configuration(memft={"method": "ot"}, rl="dpo"), "rl is 'dpo': leave rl unset"),

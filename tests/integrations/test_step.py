@@ -1,4 +1,4 @@
-"""A step in parts, without any trainer: what is asked of accelerate and of the autograd graph."""
+"""A step in parts without any trainer, with accelerate and without."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def _as_found() -> Iterator[None]:
 
 
 def part(weight: Tensor, losses: list[float], weights: list[float]) -> MemFTSums:
-    return MemFTSums.of(weight * torch.tensor(losses, dtype=weight.dtype), torch.tensor(weights, dtype=weight.dtype))
+    return MemFTSums.from_tokens(
+        weight * torch.tensor(losses, dtype=weight.dtype), torch.tensor(weights, dtype=weight.dtype)
+    )
 
 
 PARTS = st.lists(
@@ -45,7 +47,7 @@ def test_the_parts_of_a_step_add_up_to_its_mean(
     if accelerated:
         Accelerator(cpu=True)
     weight, mean = torch.tensor(1.0, dtype=torch.float64, requires_grad=True), StepMean(rule)
-    for _ in range(2):  # zeroed gradients, unlike those that are gone, do not tell where a step begins
+    for _ in range(2):  # the second step starts with gradients of zero instead of None
         whole = part(weight, [loss for p in parts for loss, _ in p], [w for p in parts for _, w in p]).mean(rule)
         (wanted,) = torch.autograd.grad(whole, weight)
         value = 0.0
@@ -76,7 +78,7 @@ def test_weights_behind_reentrant_checkpointing_are_reported_missing() -> None:
         list(gradient_leaves(hidden.sum()))
 
 
-def test_a_sample_has_one_number_wherever_it_stands() -> None:
+def test_a_sample_has_one_id_wherever_it_stands() -> None:
     first, second = [7, 8, 9, 10], [7, 8, 11]
     labels_first, labels_second = [IGNORED, IGNORED, 9, 10], [IGNORED, IGNORED, 11]
     padded = {"input_ids": torch.tensor([first, [*second, 0]])}

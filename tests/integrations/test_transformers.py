@@ -1,4 +1,4 @@
-"""MemFT in `transformers.Trainer`: the gradient of a step is that of its tokens as one batch, however it is taken."""
+"""MemFT in `transformers.Trainer`: the gradient of a step is that of all its tokens as one batch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LAST = [*ROWS[5:], *ROWS[:5]]
 
 
 def step(out: Path, accumulation: int, settings: dict[str, Any], **changes: Any) -> Gradients:
-    """What one optimizer step of a Trainer got under `compute_loss_func=MemFTLoss(...)`."""
+    """Gradients of one optimizer step of a Trainer with `compute_loss_func=MemFTLoss(...)`."""
     seen = Gradients()
     trainer(out, accumulation, loss=MemFTLoss(**settings), callbacks=[seen], **changes).train()
     return seen
@@ -44,7 +44,7 @@ def step(out: Path, accumulation: int, settings: dict[str, Any], **changes: Any)
 
 @pytest.fixture(autouse=True, scope="module")
 def _cheap_collections() -> Iterator[None]:
-    """A Trainer collects garbage at each start: with what the libraries brought set aside, in no time."""
+    """A Trainer collects garbage at each start, which is quick with the objects of the libraries frozen."""
     gc.collect()
     gc.freeze()
     yield
@@ -62,7 +62,7 @@ def test_the_rows_have_tokens_on_both_sides_of_the_threshold() -> None:
 def test_the_gradient_of_a_step_does_not_depend_on_its_micro_batches(
     tmp_path: Path, accumulation: int, name: str
 ) -> None:
-    for rows in (ROWS, LAST):  # the token that ends a fallback comes early in the one, late in the other
+    for rows in (ROWS, LAST):  # the token that ends a fallback is early in one, late in the other
         loss, gradient = whole_batch(rows, **SETTINGS[name])
         seen = step(tmp_path, accumulation, SETTINGS[name], data=rows)
         assert_same(seen.steps[0], gradient)
@@ -111,7 +111,7 @@ def test_rows_without_any_target_change_nothing(tmp_path: Path) -> None:
     assert_same(seen.steps[0], whole_batch(ROWS[:5], **SETTINGS["ot"])[1])
 
 
-def test_a_run_that_was_interrupted_in_mid_step_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_run_interrupted_in_the_middle_of_a_step_leaves_nothing_behind(tmp_path: Path) -> None:
     class Interrupt(TrainerCallback):
         def on_substep_end(self, *args: Any, **kwargs: Any) -> None:
             raise KeyboardInterrupt
@@ -142,7 +142,7 @@ def test_checkpointed_activations_give_the_same_gradient_and_reentrant_ones_are_
                     gradient_checkpointing_kwargs={"use_reentrant": reentrant})  # fmt: skip
 
     assert_same(with_checkpointing(False).steps[0], whole_batch(ROWS, **SETTINGS["ot"])[1])
-    with pytest.raises(ConfigError, match=r"hides from MemFT the weights.*'use_reentrant': False"):
+    with pytest.raises(ConfigError, match=r"hides the weights from MemFT.*'use_reentrant': False"):
         with_checkpointing(True)
 
 
@@ -155,7 +155,7 @@ def test_a_step_in_bfloat16_is_close(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_step_that_one_takes(tmp_path: Path) -> None:
+def test_two_processes_take_the_same_step_as_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -192,7 +192,7 @@ def test_two_processes_take_the_step_that_one_takes(tmp_path: Path) -> None:
 
 
 def sw_steps(count: int) -> list[dict[str, torch.Tensor]]:
-    """The gradients of `count` sw steps over LONG as one batch, with weights that stay as they are."""
+    """The gradients of `count` sw steps over LONG as one batch, without changing weights."""
     model, state = trainers.adapted(), WindowState()
     ids = list(range(len(LONG)))
     return [whole_batch(LONG, model, method="sw", state=state, sample_ids=ids)[1] for _ in range(count)]
@@ -210,7 +210,7 @@ def test_sw_remembers_each_sample_wherever_shuffling_puts_it(tmp_path: Path, acc
         assert_same(found, wanted)
 
 
-def test_sw_goes_on_from_a_checkpoint_with_the_windows_it_had(tmp_path: Path) -> None:
+def test_sw_resumes_from_a_checkpoint_with_its_windows(tmp_path: Path) -> None:
     run_sw(tmp_path, 2, steps=3, save_strategy="steps", save_steps=3)
     saved = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
     assert saved["stateful_callbacks"]["MemFTWindows"]["attributes"]["saved"]["unmoved"]
@@ -236,7 +236,7 @@ def test_packed_or_not_the_gradient_is_the_same(tmp_path: Path, accumulation: in
         assert_same(seen.steps[0], wanted)
 
 
-def test_padding_on_the_left_leaves_a_sample_what_it_is(tmp_path: Path) -> None:
+def test_padding_on_the_left_does_not_change_the_id_of_a_sample(tmp_path: Path) -> None:
     def left(batch: list[trainers.Row]) -> dict[str, torch.Tensor]:
         turned = trainers.padded([{name: values[::-1] for name, values in row.items()} for row in batch])
         return {name: values.flip(1) for name, values in turned.items()}
@@ -261,7 +261,7 @@ def test_an_unknown_setting_is_refused_with_the_way_out(settings: dict[str, Any]
 
 @pytest.mark.parametrize("settings", [{"method": "sw"}, {"position": 2.0}, {"focus": 1.0}])
 def test_a_loss_function_alone_refuses_what_needs_the_samples(tmp_path: Path, settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"not told the samples of a batch: call memft\(trainer"):
+    with pytest.raises(ConfigError, match=r"does not get the samples of a batch: call memft\(trainer"):
         trainer(tmp_path, loss=MemFTLoss(**settings)).train()
 
 
@@ -277,7 +277,7 @@ def test_label_smoothing_is_refused(tmp_path: Path) -> None:
         memft(trainer(tmp_path, label_smoothing_factor=0.1))
 
 
-def test_a_trainer_that_computes_a_loss_of_its_own_is_found_out(tmp_path: Path) -> None:
+def test_a_trainer_that_computes_its_own_loss_is_refused(tmp_path: Path) -> None:
     built = trainer(tmp_path)
 
     class Own(type(built)):  # type: ignore[misc]
@@ -289,8 +289,8 @@ def test_a_trainer_that_computes_a_loss_of_its_own_is_found_out(tmp_path: Path) 
         memft(built).train()
 
 
-def test_something_else_than_a_trainer_is_refused() -> None:
-    with pytest.raises(ConfigError, match="loss of a transformers Trainer, and this is a Linear"):
+def test_anything_else_than_a_trainer_is_refused() -> None:
+    with pytest.raises(ConfigError, match="loss of a transformers Trainer, but this is a Linear"):
         memft(nn.Linear(1, 1))
 
 
@@ -337,7 +337,7 @@ def test_engines_that_hide_gradients_are_refused_only_where_they_have_to_be_resc
 
 
 class Tracker(TrainerCallback):
-    """As those of `report_to`: keeps what it is given at the time."""
+    """Like a callback of `report_to`: keeps the logs as they are at the time."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, float]] = []
@@ -366,14 +366,14 @@ def test_recall_is_logged_and_the_run_ends_at_the_certificate(tmp_path: Path) ->
     assert built.model.training or not built.is_in_train
 
 
-def test_a_run_may_go_on_after_the_certificate(tmp_path: Path) -> None:
+def test_a_run_may_continue_after_the_certificate(tmp_path: Path) -> None:
     built = learning(tmp_path, [RecallCallback(FACTS, every=40, stop_when_recalled=False)], max_steps=120)
     built.train()
     assert built.state.global_step == 120
     assert [entry["step"] for entry in built.state.log_history if "recall/ordered" in entry] == [40, 80, 120]
 
 
-def test_watch_recall_comes_before_the_trackers_and_a_late_callback_says_so(tmp_path: Path) -> None:
+def test_watch_recall_comes_before_the_trackers_and_a_late_callback_warns(tmp_path: Path) -> None:
     tracker = Tracker()
     built = learning(tmp_path, [tracker], max_steps=2)
     built.args.report_to = ["mlflow"]
@@ -387,7 +387,7 @@ def test_watch_recall_comes_before_the_trackers_and_a_late_callback_says_so(tmp_
         late.train()
 
 
-def test_measuring_leaves_model_and_training_as_they_were(tmp_path: Path) -> None:
+def test_measuring_changes_neither_model_nor_training(tmp_path: Path) -> None:
     seen = [Gradients(), Gradients()]
     learning(tmp_path, [seen[0]], max_steps=6).train()
     learning(tmp_path, [seen[1], RecallCallback(FACTS, every=1, stop_when_recalled=False)], max_steps=6).train()
@@ -460,19 +460,19 @@ class Stream(IterableDataset[Any]):
         return iter(ROWS)
 
 
-def test_what_a_curriculum_cannot_be_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a Stream only hands them out once"):
+def test_an_impossible_curriculum_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a Stream gives them only once"):
         use_curriculum(trainer(tmp_path, data=Stream(), max_steps=9), boundaries=(1, 2, 3, 4, 5))
     with pytest.raises(ConfigError, match=r"max_steps is 1, but the last boundary \(5 epochs\)"):
         use_curriculum(trainer(tmp_path), boundaries=(1, 2, 3, 4, 5))
     with pytest.raises(ConfigError, match="4 boundaries for 5 exposed shares"):
         use_curriculum(trainer(tmp_path, max_steps=-1), boundaries=(1, 2, 3, 4))
-    with pytest.raises(ConfigError, match="do not rise"):
+    with pytest.raises(ConfigError, match="must increase"):
         use_curriculum(trainer(tmp_path, max_steps=-1), boundaries=(1, 3, 2, 4, 5))
 
 
-def test_memft_loss_is_what_the_step_is_made_of() -> None:
-    """Outside of any trainer, one call is one step."""
+def test_a_step_outside_any_trainer_is_memft_loss() -> None:
+    """Outside any trainer, one call is one step."""
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 6, 11, requires_grad=True), torch.randint(0, 11, (2, 6))
     loss = MemFTLoss("ot", threshold=0.1)(CausalLMOutput(logits=logits), labels)

@@ -1,4 +1,4 @@
-"""MemFT in TRL's `SFTTrainer`: the gradient of `memft_loss` on all rows at once, with TRL's own metrics beside it."""
+"""MemFT in TRL's `SFTTrainer`: the gradient of `memft_loss` on all rows at once, beside TRL's own metrics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LONG = trainers.rows(trainers.LONG)
 
 @pytest.fixture(autouse=True, scope="module")
 def _cheap_collections() -> Iterator[None]:
-    """A Trainer collects garbage at each start: with what the libraries brought set aside, in no time."""
+    """A Trainer collects garbage at each start, which is quick with the objects of the libraries frozen."""
     gc.collect()
     gc.freeze()
     yield
@@ -43,7 +43,7 @@ def _no_progress_bars() -> None:
 
 
 class OlderSFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
-    """As it was before the fused head: the model's own loss, from logits."""
+    """Like TRL before its fused head: the model's own loss, from logits."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -64,17 +64,17 @@ def test_the_gradient_of_a_step_does_not_depend_on_its_micro_batches(
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_a_trl_without_fused_head_is_served_from_logits(tmp_path: Path, accumulation: int) -> None:
+def test_a_trl_without_fused_head_uses_logits(tmp_path: Path, accumulation: int) -> None:
     seen = Gradients()
     memft(sft(tmp_path, accumulation, seen=seen, kind=OlderSFTTrainer), **SETTINGS["ot"]).train()
     assert_same(seen.steps[0], whole_batch(ROWS, **SETTINGS["ot"])[1])
 
 
-def test_a_loss_function_is_right_in_it_too_and_costs_a_second_forward(tmp_path: Path) -> None:
+def test_a_loss_function_works_in_it_too_at_the_cost_of_a_second_forward(tmp_path: Path) -> None:
     seen = Gradients()
     settings = trainers.arguments(tmp_path, 4, shuffle_dataset=False, bf16=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TRL's own, that compute_loss_func will go
+        warnings.simplefilter("ignore")  # TRL's warning that compute_loss_func is deprecated
         built = trl.SFTTrainer(
             model=trainers.adapted(), args=trl.SFTConfig(**settings), train_dataset=datasets.Dataset.from_list(ROWS),
             processing_class=tiny.tokenizer(), compute_loss_func=MemFTLoss(**SETTINGS["ot"]), callbacks=[seen],
@@ -139,7 +139,7 @@ def test_evaluation_is_that_of_trl(tmp_path: Path) -> None:
         assert ours[metric] == pytest.approx(own[metric])
 
 
-def test_recall_and_curriculum_work_in_it_too(tmp_path: Path) -> None:
+def test_recall_and_curriculum_work_in_an_sft_trainer_too(tmp_path: Path) -> None:
     facts = MemorySet((Fact("a:", "Xq7", "a"), Fact("b:", "k9!Z", "b")), True, "test")
     texts = [{"prompt": fact.prompt, "completion": fact.target} for fact in facts.facts]
     model = trainers.adapted().float()
@@ -156,20 +156,20 @@ def test_recall_and_curriculum_work_in_it_too(tmp_path: Path) -> None:
     assert "entropy" in built.state.log_history[-2]
 
 
-def test_a_target_that_max_length_may_have_cut_is_pointed_out(tmp_path: Path) -> None:
+def test_a_target_that_max_length_may_have_cut_is_reported(tmp_path: Path) -> None:
     ended = [{"input_ids": [5] * 9 + [2], "labels": [IGNORED] * 5 + [5] * 4 + [2]}]
     built = sft(tmp_path, data=[*ROWS, *ended], max_length=10)
     with pytest.warns(UserWarning, match="5 of 9 training rows reach max_length=10 without an end of sequence"):
         memft(built)
 
 
-def test_samples_cut_by_packing_are_pointed_out(tmp_path: Path) -> None:
+def test_samples_cut_by_packing_are_reported(tmp_path: Path) -> None:
     built = sft(tmp_path, data=LONG, max_length=60, packing=True)
     with pytest.warns(UserWarning, match="training rows reach max_length=60 without an end of sequence"):
         memft(built)
 
 
-def test_nothing_is_said_where_nothing_was_cut(tmp_path: Path) -> None:
+def test_without_cuts_nothing_is_reported(tmp_path: Path) -> None:
     for built in (sft(tmp_path, max_length=15), sft(tmp_path, max_length=None)):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -177,16 +177,16 @@ def test_nothing_is_said_where_nothing_was_cut(tmp_path: Path) -> None:
 
 
 def test_other_losses_and_trainers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="loss_type is 'dft', and two losses"):
+    with pytest.raises(ConfigError, match="loss_type is 'dft', but a trainer has only one loss"):
         memft(sft(tmp_path, loss_type="dft"))
-    with pytest.raises(ConfigError, match="has the loss of MemFT already"):
+    with pytest.raises(ConfigError, match="is MemFT already"):
         memft(memft(sft(tmp_path)))
-    with pytest.raises(ConfigError, match=r"a Trainer does not have: give an SFTTrainer, or use memlaw\.integrations"):
+    with pytest.raises(ConfigError, match=r"a Trainer does not have: pass an SFTTrainer, or use memlaw\.integrations"):
         memft(trainers.trainer(tmp_path))
     with pytest.raises(ConfigError, match="Setting method is 'sww': choose sft, ot, sw or curriculum. Did you mean sw"):
         memft(sft(tmp_path), "sww")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TRL's own, that label smoothing will go
+        warnings.simplefilter("ignore")  # TRL's warning that label smoothing is deprecated
         smoothed = sft(tmp_path, label_smoothing_factor=0.1)
     with pytest.raises(ConfigError, match=r"label_smoothing_factor is 0\.1"):
         memft(smoothed)
@@ -202,7 +202,7 @@ def test_a_mixture_of_experts_with_a_load_balancing_loss_is_refused(tmp_path: Pa
 def test_prompt_learning_is_refused(tmp_path: Path) -> None:
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     model = peft.get_peft_model(tiny.model(), config)
-    with pytest.raises(ConfigError, match="prompt learning and shifted labels are none of MemFT's"):
+    with pytest.raises(ConfigError, match="MemFT does not support prompt learning and shifted labels"):
         memft(sft(tmp_path, model=model)).train()
 
 
@@ -211,7 +211,7 @@ def test_a_curriculum_of_packed_rows_is_refused(tmp_path: Path) -> None:
         use_curriculum(sft(tmp_path, packing=True, max_steps=-1), boundaries=(1, 2, 3, 4, 5))
 
 
-def test_a_transformers_that_divides_once_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transformers_that_divides_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = sft(tmp_path)
     monkeypatch.delattr(transformers.Trainer, "loss_is_scaled_for_ga")
     memft(sft(tmp_path))

@@ -1,4 +1,4 @@
-"""Bits are counted against a predictor that remembers nothing: learning what kind of text it is earns none."""
+"""Bits are counted relative to a predictor without memory: learning what kind of text it is counts for nothing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_on_text_that_the_base_understands_its_own_loss_is_the_best():
 
 @pytest.mark.parametrize(
     ("targets", "sentence"),
-    [([[3, 8], [1]], "The targets have a token 8, the model 8 logits"), ([[], []], "have no token at all")],
+    [([[3, 8], [1]], "The targets have a token 8, but the model has 8 logits"), ([[], []], "have no token at all")],
 )
 def test_tokens_of_another_model_are_refused(targets, sentence):
     with pytest.raises(DataError, match=f"{sentence}.* Pass the targets as this model's tokens"):
@@ -109,7 +109,7 @@ def test_learning_that_targets_are_digits_stores_nothing():
     assert memory_bits(knows_digits).stored_bits < 0.02 * in_bits(4000, 4.4 - math.log(10))
 
 
-def test_what_is_certified_counts_whole_although_its_loss_is_not_zero():
+def test_certified_records_count_in_full_although_their_loss_is_not_zero():
     bits = memory_bits(cell(1, 32, 0.1, loss_memoryless=6.9, certified_tokens=32))
     assert bits.certified_bits == pytest.approx(in_bits(32, 6.9))
     assert bits.certified_bits > bits.stored_bits

@@ -1,4 +1,4 @@
-"""Is the law right where it was not fitted? Hold-outs, and the choice among the forms."""
+"""Does the law hold where it was not fitted? Hold-outs, and the choice among the forms."""
 
 from dataclasses import replace
 
@@ -36,8 +36,8 @@ def test_the_figure_itself_chooses_the_bounded_form():
     assert verdict.holdouts == ("length=MAX", "rank=MAX", "corner=MAX")
     assert verdict.mape["bounded"] < 1 < verdict.mape["power"] < verdict.mape["paper"] < verdict.mape["log"]
     assert verdict.why == (
-        f"Fitted without length=MAX, rank=MAX, corner=MAX, the bounded form misses the cells left out by "
-        f"{verdict.mape['bounded']:.2g}%, the paper form by {verdict.mape['paper']:.2g}%."
+        f"Fitted without length=MAX, rank=MAX, corner=MAX, the bounded form predicts the held-out cells with "
+        f"a mean error of {verdict.mape['bounded']:.2g}%, the paper form with {verdict.mape['paper']:.2g}%."
     )
 
 
@@ -49,7 +49,7 @@ def test_the_mean_error_is_that_of_the_three_hold_outs():
         assert verdict.mape[form] == pytest.approx(np.mean(alone))
 
 
-def test_where_the_power_runs_away_a_form_that_can_be_believed_is_chosen():
+def test_if_the_power_law_diverges_a_form_that_can_be_trusted_is_chosen():
     verdict = compare(read_points(DATA / "tiny_points.csv"))
     assert verdict.best.form == "log"
     assert verdict.best.status == "ok"
@@ -62,7 +62,7 @@ def test_reachable_targets_on_a_tiny_model_choose_the_bounded_form():
     verdict = compare(read_points(DATA / "tiny_reachable_points.csv"))
     assert verdict.best.form == "bounded"
     assert verdict.cells == 19
-    assert "miss the cells left out about alike" in verdict.why
+    assert "predict the held-out cells about equally well" in verdict.why
 
 
 @pytest.mark.parametrize("truth", [{**PAPER, "b": -1.0}, LOG], ids=["paper", "log"])
@@ -78,7 +78,7 @@ def test_a_power_law_far_below_the_ceiling_needs_no_ceiling():
     assert [fit.form for fit in verdict.fits[-2:]] == ["bounded", "memory"]
 
 
-def test_an_offset_is_left_out_where_there_is_none():
+def test_the_form_without_offset_is_chosen_for_cells_without_offset():
     chosen = [compare(simulate(POWER, noise=0.05, seed=seed, with_final=False)).best.form for seed in range(5)]
     assert chosen.count("power") >= 4
 
@@ -130,7 +130,7 @@ def test_a_hold_out_that_cannot_be_read_or_met():
     message = r"Cannot hold out 'size=3'\. Write length=MAX, rank=MAX, corner=MAX, length=2000 or rank>=12\."
     with pytest.raises(ConfigError, match=message):
         holdout(cells, "paper", "size=3")
-    with pytest.raises(ConfigError, match=r"length=77 holds out no usable cell\. Cells have length 500, 1000"):
+    with pytest.raises(ConfigError, match=r"length=77 holds out no usable cell\. The cells have length 500, 1000"):
         holdout(cells, "paper", "length=77")
     with pytest.raises(ConfigError, match=r"rank>=1 holds out every usable cell"):
         holdout(cells, "paper", "rank>=1")
@@ -142,7 +142,7 @@ def test_a_hold_out_that_cannot_be_read_or_met():
 
 @settings(deadline=None)
 @given(st.text(max_size=12))
-def test_any_other_words_for_a_hold_out_are_refused(spec):
+def test_any_other_specification_of_a_hold_out_is_refused(spec):
     with pytest.raises(ConfigError):
         holdout(simulate(PAPER, ranks=(1, 2), lengths=(500, 1000), with_final=False), "paper", spec)
 
@@ -173,16 +173,16 @@ def test_the_only_form_that_can_be_fitted_is_chosen():
     assert verdict.best.form == "bounded"
     assert verdict.best.status == "ok"
     assert verdict.why == (
-        "Only the bounded form can be believed here. The paper form: All cells have one rank, so nothing tells how dL "
-        "grows with it. Probe at least two."
+        "Only the bounded form can be trusted here. The paper form: All cells have one rank, so they do not show "
+        "how dL grows with it. Probe at least two."
     )
 
 
-def test_a_form_that_cannot_be_believed_comes_with_a_warning():
+def test_a_form_that_cannot_be_trusted_comes_with_a_warning():
     cells = simulate({**PAPER, "C": 1e-3}, noise=0.5, with_final=False)
     verdict = compare(cells)
     assert verdict.best.status != "ok"
-    assert verdict.why.startswith("No form can be believed here. ")
+    assert verdict.why.startswith("No form can be trusted here. ")
 
 
 def test_too_few_cells_to_hold_any_out_are_compared_without():

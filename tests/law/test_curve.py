@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.slow_law import BOUNDED, GIVEN, TRUTHS, law
-from memlaw.law.curve import FORMS, soft_bound, unbound
+from memlaw.law.curve import FORMS, invert_soft_bound, soft_bound
 
 sizes = st.floats(1, 512)
 
@@ -80,16 +80,16 @@ def test_slopes_of_the_bound_are_its_differences(u, ceiling, n):
 
 @settings(deadline=None)
 @given(share=st.floats(-1, 0.999), ceiling=st.floats(0.5, 15), n=st.floats(0.5, 20))
-def test_the_bound_can_be_undone(share, ceiling, n):
+def test_the_soft_bound_can_be_inverted(share, ceiling, n):
     delta = np.array([share * ceiling])
-    u = unbound(delta, np.array([ceiling]), n)
+    u = invert_soft_bound(delta, np.array([ceiling]), n)
     assert soft_bound(u, np.array([ceiling]), n)[0] == pytest.approx(delta, rel=1e-6, abs=1e-9)
 
 
 def test_no_finite_u_reaches_the_ceiling():
-    assert unbound(np.array([3.0, 4.0]), np.array([3.0, 3.0]), 2.0).tolist() == [math.inf, math.inf]
+    assert invert_soft_bound(np.array([3.0, 4.0]), np.array([3.0, 3.0]), 2.0).tolist() == [math.inf, math.inf]
     # A bend this soft asks for more than a float holds; that is infinite too, and no warning.
-    assert unbound(np.array([2.9999]), np.array([3.0]), 1e-3).tolist() == [math.inf]
+    assert invert_soft_bound(np.array([2.9999]), np.array([3.0]), 1e-3).tolist() == [math.inf]
 
 
 @forms
@@ -105,7 +105,7 @@ def test_the_size_for_a_gain_has_that_gain(form, delta, length):
     assert FORMS[form].size_for(laws, length, np.array([delta, delta]), 12.0)[0] == pytest.approx(size)
 
 
-def test_a_size_is_nothing_where_the_offset_gives_enough_and_infinite_where_none_does():
+def test_the_size_is_zero_if_the_offset_is_enough_and_infinite_if_no_size_is():
     flat = np.array([0.0, 0.0, 0.5, 0.0])
     assert FORMS["paper"].size_for(flat, 100, 1.0, 12.0) == math.inf
     assert FORMS["bounded"].size_for(theta_of("bounded", BOUNDED), 100, 0.5, 12.0) == 0
@@ -130,10 +130,10 @@ def test_the_search_sees_the_same_curve_in_its_own_coordinates(form):
     phi = {"paper": [0.5, 0.7, 0.9, 6.0], "power": [1.0, 0.7, 0.6], "log": [0.5, 0.9, 6.0],
            "bounded": [0.5, 0.7, 0.9, 6.0, 1.2], "memory": [1.0, 0.7, 0.6, 1.2]}[form]  # fmt: skip
     x, y, start = np.array([-1.0, 0.3, 2.0]), np.array([0.5, -1.0, 1.0]), np.full(3, 12.0)
-    found, slopes = FORMS[form].searched(np.array(phi), x, y, start)
+    found, slopes = FORMS[form].search_value(np.array(phi), x, y, start)
     assert found == pytest.approx(FORMS[form].value(FORMS[form].theta(np.array(phi)), x, y, start)[0])
     step = 1e-6
     for index in range(len(phi)):
         moved = step * np.eye(len(phi))[index]
-        above, below = (FORMS[form].searched(np.array(phi) + sign * moved, x, y, start)[0] for sign in (1, -1))
+        above, below = (FORMS[form].search_value(np.array(phi) + sign * moved, x, y, start)[0] for sign in (1, -1))
         assert slopes[:, index] == pytest.approx((above - below) / (2 * step), rel=1e-5, abs=1e-7)

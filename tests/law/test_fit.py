@@ -1,4 +1,4 @@
-"""Fitting: the published numbers, known laws found again, kinds of residuals, replicates, honest refusals."""
+"""Fitting: the published numbers, known laws recovered, kinds of residuals, replicates, honest refusals."""
 
 import json
 import math
@@ -27,7 +27,7 @@ from helpers.slow_law import (
 )
 from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.points import LawPoint
-from memlaw.law import LawFit, fit_law, published, read_points
+from memlaw.law import LawFit, Origin, fit_law, published, read_points
 
 DATA = FIXTURES
 
@@ -52,7 +52,7 @@ def without_final(points: list[LawPoint]) -> list[LawPoint]:
     return [replace(point, final_loss=None) for point in points]
 
 
-def test_the_papers_own_fit_is_found_again_on_its_figure():
+def test_the_papers_own_fit_is_reproduced_on_its_figure():
     fit = fit_law(published.points(), "paper")
     assert (fit.status, fit.warnings) == ("ok", ())
     assert (fit.n, fit.runs) == (70, 70)
@@ -92,7 +92,7 @@ def test_a_logarithm_in_disguise_is_not_called_a_power_law():
     """Least squares on these cells runs to alpha -> 0 and C -> infinity, with an R^2 that looks good."""
     fit = fit_law(tiny("tiny_points.csv"), "paper")
     assert fit.r2 > 0.98
-    assert fit.status.startswith("Not identifiable: alpha's 95% interval reaches 0")
+    assert fit.status.startswith("Not identifiable: alpha's 95% interval includes 0")
     assert fit.status.endswith("or use the log form, which is that limit.")
     assert fit.alpha.low < 0 < fit.alpha.high
     assert fit.n == 15
@@ -103,7 +103,7 @@ def test_a_logarithm_in_disguise_is_not_called_a_power_law():
     assert fit_law(tiny("tiny_points.csv"), "paper", intervals="profile").status == fit.status
 
 
-def test_the_log_form_can_be_believed_where_the_power_runs_away():
+def test_the_log_form_can_be_trusted_where_the_power_law_diverges():
     fit = fit_law(tiny("tiny_points.csv"), "log")
     assert fit.status == "ok"
     assert fit.r2 > 0.98
@@ -112,7 +112,7 @@ def test_the_log_form_can_be_believed_where_the_power_runs_away():
     assert np.mean([abs(fit.predict(p.rank, p.length) / p.delta_loss - 1) for p in inside]) < 0.04
 
 
-def test_an_offset_larger_than_all_that_was_learned_is_not_believed():
+def test_an_offset_larger_than_all_that_was_learned_is_not_trusted():
     fit = fit_law(tiny("tiny_points.csv"), "bounded")
     assert fit.status.startswith("Not identifiable: the offset b")
     assert fit.r2 > 0.99
@@ -231,12 +231,12 @@ def test_relative_least_squares_of_the_power_form_is_a_straight_line_in_logarith
 def test_relative_residuals_need_a_gain_in_every_cell():
     cells = [*simulate_for("paper"), LawPoint(3, 9000, -0.2), LawPoint(3, 9001, 0.0)]
     assert fit_law(cells, "paper", residuals="relative").status == (
-        "dL is not above 0 in 2 of the cells (rank 3, length 9000 is the first), so its logarithm does not exist, "
-        "which relative residuals need. Fit absolute residuals, or find out why training made those worse."
+        "dL is not positive in 2 of the cells (first: rank 3, length 9000), and relative residuals need its logarithm. "
+        "Fit absolute residuals, or find out why training did not lower the loss of these cells."
     )
 
 
-def test_a_law_that_dips_below_nothing_can_still_be_searched_on_logarithms():
+def test_relative_residuals_can_fit_a_law_that_predicts_negative_gains():
     cells = [p for p in simulate({**PAPER, "b": -1.5}, noise=0.01, with_final=False) if p.delta_loss > 0]
     assert min(p.delta_loss for p in cells) < 0.5
     fit = fit_law(cells, "paper", residuals="relative")
@@ -278,7 +278,7 @@ def test_replicate_weights_are_the_shrunk_inverse_variances_of_the_means():
 
 def test_replicate_weights_need_replicates():
     assert fit_law(simulate_for("paper"), "paper", residuals="replicates").status == (
-        "No cell was run twice, so replicates cannot weigh the cells. Probe with several seeds, or fit absolute "
+        "No cell has replicates, so their scatter cannot weight the cells. Probe with several seeds, or fit absolute "
         "residuals."
     )
 
@@ -286,7 +286,7 @@ def test_replicate_weights_need_replicates():
 def test_replicates_count_as_one_cell_and_say_so():
     fit = fit_law(simulate_for("paper", noise=0.1, runs=3), "paper")
     assert (fit.n, fit.runs, fit.freedom) == (36, 108, 32)
-    assert fit.warnings == ("108 runs are replicates of 36 cells: each cell counts once, by their mean.",)
+    assert fit.warnings == ("108 runs are replicates of 36 cells; each cell counts once, with the mean of its runs.",)
     means = [LawPoint(r, n, float(np.mean([p.delta_loss for p in simulate_for("paper", noise=0.1, runs=3)
              if (p.rank, p.length) == (r, n)]))) for n in LENGTHS for r in RANKS]  # fmt: skip
     assert fit.theta == pytest.approx(fit_law(means, "paper").theta, rel=1e-6)
@@ -325,10 +325,10 @@ def status_of(points: list[LawPoint], form: str = "paper") -> str:
 @forms
 def test_one_rank_or_one_length_tells_no_exponent(form):
     assert status_of(simulate_for(form, ranks=(4,)), form) == (
-        "All cells have one rank, so nothing tells how dL grows with it. Probe at least two."
+        "All cells have one rank, so they do not show how dL grows with it. Probe at least two."
     )
     assert status_of(simulate_for(form, lengths=(1000,)), form) == (
-        "All cells have one length, so nothing tells how dL falls with it. Probe at least two."
+        "All cells have one length, so they do not show how dL falls with it. Probe at least two."
     )
 
 
@@ -364,7 +364,7 @@ def test_the_bounded_form_needs_final_losses():
 
 def test_too_few_cells():
     three = [LawPoint(1, 100, 3.0), LawPoint(2, 100, 4.0), LawPoint(1, 200, 2.0)]
-    assert status_of(three).startswith("3 usable cells cannot determine 4 parameters and leave any doubt to measure")
+    assert status_of(three).startswith("3 usable cells are too few to estimate 4 parameters and their errors")
     assert not fit_law(three).parameters
     four = [*three, LawPoint(4, 200, 3.8)]
     fit = fit_law(four)
@@ -372,7 +372,7 @@ def test_too_few_cells():
     assert fit.alpha.stderr is None
     assert fit.alpha.low is None
     assert math.isfinite(fit.predict(2, 150))
-    with pytest.raises(FitError, match=r"no error bars, so no interval\. 4 usable cells"):
+    with pytest.raises(FitError, match=r"no error bars, so it has no prediction interval\. 4 usable cells"):
         fit.interval(np.array([2.0]), np.array([1000.0]))
 
 
@@ -380,7 +380,7 @@ def test_too_few_cells():
 def test_five_cells_are_the_least_and_more_than_parameters(form, needed):
     cells = simulate_for(form, noise=0.01, ranks=(1, 2), lengths=(2000, 4000, 8000))
     assert f"at least {needed} are needed" in status_of(cells[: needed - 1], form)
-    assert "usable cells cannot" not in fit_law(cells[:needed], form).status
+    assert "usable cells are too few" not in fit_law(cells[:needed], form).status
 
 
 @forms
@@ -388,22 +388,22 @@ def test_loss_that_does_not_fall_with_rank(form):
     cells = with_memoryless([LawPoint(r, n, d := 2 + 1 / r + n / 1e5, 11 - d) for r in RANKS for n in LENGTHS])
     status = status_of(cells, form)
     if form in ("power", "memory"):  # which can only take alpha for 0
-        assert status.startswith("Not identifiable: the 95% interval of alpha reaches 0")
+        assert status.startswith("Not identifiable: the 95% interval of alpha includes 0")
     else:
         assert status.startswith("dL does not grow with the rank in these cells")
 
 
 @pytest.mark.parametrize(("form", "name"), [("power", "alpha"), ("log", "k")])
-def test_growth_lost_in_the_scatter_is_not_believed(form, name):
+def test_growth_lost_in_the_scatter_is_not_trusted(form, name):
     random = np.random.default_rng(3)
     cells = [LawPoint(r, length, 5 + 0.01 * math.log(r) + random.normal()) for r in RANKS for length in LENGTHS]
-    assert status_of(cells, form).startswith(f"Not identifiable: the 95% interval of {name} reaches 0, so dL may not")
+    assert status_of(cells, form).startswith(f"Not identifiable: the 95% interval of {name} includes 0, so dL may not")
 
 
 def test_cells_far_from_saturation_cannot_tell_how_sharply_the_curve_bends():
     cells = simulate(PAPER, loss_init=100.0, noise=0.05)
     status = status_of(cells, "bounded")
-    assert status.startswith("Not identifiable: how sharply dL bends to L_init (n), since too few cells are near it.")
+    assert status.startswith("Not identifiable: too few cells are close to saturation to tell how sharply dL bends")
     assert status.endswith("Add cells near saturation, or fit the paper's form.")
 
 
@@ -429,7 +429,7 @@ def test_a_cell_that_got_worse_is_kept_and_flagged():
     assert fit.n == len(cells)
     assert abs(fit.b.value + 1.5) < 4 * fit.b.stderr
     assert fit.warnings == (
-        f"{worse} of 36 cells got worse by training (dL < 0); they are kept. Check that their training converged.",
+        f"Training raised the loss of {worse} of 36 cells (dL < 0). They are included; check that training converged.",
     )
 
 
@@ -452,7 +452,7 @@ def test_a_law_without_numbers_says_why_when_asked_for_one():
         (LawPoint(0, 100, 1.0), "must be above 0"),
         (LawPoint(2, math.inf, 1.0), "not a measurement"),
         (LawPoint(2, 100, -3.0, 2.0), r"began at -1 nats \(final_loss \+ delta_loss\)\. A loss is never negative"),
-        (LawPoint(2, 100, 0.0, 0.0), "where it is 0 nothing is left to learn"),
+        (LawPoint(2, 100, 0.0, 0.0), "a loss of 0 leaves nothing to learn"),
     ],
 )
 def test_points_that_are_not_measurements_are_refused(point, message):
@@ -460,7 +460,7 @@ def test_points_that_are_not_measurements_are_refused(point, message):
         fit_law([*simulate_for("paper"), point])
 
 
-def test_what_cannot_be_asked_for():
+def test_unknown_options_and_missing_points_are_refused():
     with pytest.raises(FitError, match="no cells to fit"):
         fit_law([])
     with pytest.raises(FitError, match=r"rank 2, length 100 has no number of parameters.*or fit the law in ranks"):
@@ -473,6 +473,15 @@ def test_what_cannot_be_asked_for():
     ]:
         with pytest.raises(ConfigError, match=f"cannot be fitted with '{value}'. Choose one of {known}"):
             fit_law(simulate_for("paper"), **{option: value})
+
+
+def test_source_and_origin_are_kept_and_other_keywords_refused():
+    origin = Origin(model="org/model")
+    fit = fit_law(simulate_for("power"), "power", source="a table", origin=origin)
+    assert (fit.source, fit.origin) == ("a table", origin)
+    assert (fit_law(simulate_for("power")).source, fit_law(simulate_for("power")).origin) == ("the points given", None)
+    with pytest.raises(TypeError, match="sorce"):
+        fit_law(simulate_for("power"), "power", sorce="a table")
 
 
 points = st.builds(

@@ -1,4 +1,4 @@
-"""Intervals are right as often as they say: standard errors, profiles, bootstrap, predictions, correlation."""
+"""Intervals cover the truth as often as they claim: standard errors, profiles, bootstrap, predictions, correlation."""
 
 import math
 
@@ -99,12 +99,12 @@ def test_profiles_of_a_form_that_is_linear_in_its_parameters_are_the_standard_in
         assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), rel=2e-3)
 
 
-def test_a_profile_is_open_where_nothing_ends_it():
+def test_a_profile_that_never_rises_enough_is_open():
     """Far from the ceiling any sharper bend fits as well."""
     fit = fit_law(simulate(PAPER, loss_init=40.0, noise=0.1), "bounded", intervals="profile")
     assert fit.parameters["n"].high is None
     assert fit.parameters["n"].low is not None
-    assert fit.status.startswith("Not identifiable: how sharply dL bends")
+    assert fit.status.startswith("Not identifiable: too few cells are close to saturation")
 
 
 def test_cells_without_scatter_have_profiles_of_no_width():
@@ -139,7 +139,7 @@ def test_an_interval_is_for_one_new_run_also_where_cells_were_repeated(residuals
     assert np.mean(hits) == pytest.approx(0.9, abs=0.04)
 
 
-def test_relative_residuals_give_intervals_in_proportion_that_stay_above_nothing():
+def test_relative_residuals_give_proportional_intervals_above_zero():
     hits = []
     for seed in range(30):
         cells = simulate(TRUTHS["power"], noise=0.1, relative=True, with_final=False, seed=seed)
@@ -170,7 +170,7 @@ def test_a_higher_level_is_a_wider_interval_and_without_error_bars_there_is_none
     narrow, wide = fit.interval(*at, level=0.5), fit.interval(*at, level=0.99)
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
     exact = fit_law(simulate_for("paper", ranks=(1, 4), lengths=(500, 4000)))
-    with pytest.raises(FitError, match="This law has no error bars, so no interval"):
+    with pytest.raises(FitError, match="This law has no error bars, so it has no prediction interval"):
         exact.interval(*at)
 
 

@@ -1,4 +1,4 @@
-"""Points from tables and probes: read as written, and whatever is not right is a sentence."""
+"""Points from tables and probes: read as written, and every fault reported in a sentence."""
 
 import json
 
@@ -52,22 +52,22 @@ HEAD = "rank,length,delta_loss\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rank,length\n1,2\n", r"^t\.csv has no column delta_loss; its first line must name rank,length,delta_loss"),
+        ("rank,length\n1,2\n", r"^t\.csv has no column delta_loss; its first line must be rank,length,delta_loss"),
         ("", "^t.csv has no column rank nor length nor delta_loss; its first line"),
         ('{"prompt": "key", "completion": "hunter2"}\n', r"^((?!hunter2).)*not to facts\.$"),
         (HEAD, "has a header but no points"),
-        ("rank,length,delta_loss,rank\n1,2,3,4\n", "has the column rank twice"),
-        ("rank,length,delta_loss,final_loss,loss_final\n1,2,3,4,4\n", "has the column final_loss twice"),
+        ("rank,length,delta_loss,rank\n1,2,3,4\n", "has two columns rank, so"),
+        ("rank,length,delta_loss,final_loss,loss_final\n1,2,3,4,4\n", "has two columns final_loss, so"),
         (HEAD + "1,2,3\n1,2,high\n", r"t\.csv, line 3: delta_loss is 'high', not a number\.$"),
         (HEAD + "1,2,9,13\n", "line 2 has 4 fields, but the first line names 3.*decimal point"),
         (HEAD + '1,2,"9,13"\n', "line 2: delta_loss is '9,13', not a number. Write numbers with a decimal point"),
         (HEAD + "1,2,nan\n", "line 2: delta_loss is 'nan'. A cell that did not finish"),
         (HEAD + "1,2,inf\n", "line 2: delta_loss is 'inf'. A cell that did not finish"),
-        (HEAD + "0,2,3\n", "line 2: rank is 0, but it counts something: a whole number from 1 up"),
-        (HEAD + "1.5,2,3\n", "line 2: rank is 1.5, but it counts something"),
+        (HEAD + "0,2,3\n", "line 2: rank is 0, but it must be a whole number of at least 1"),
+        (HEAD + "1.5,2,3\n", "line 2: rank is 1.5, but it must be a whole number"),
         (HEAD + "1,,3\n", "line 2: length is '', not a number"),
         ("rank,length,delta_loss,final_loss\n1,2,3,-1\n", "line 2: final_loss is -1, but a cross-entropy is never"),
-        ("rank,length,delta_loss,seed\n1,2,3,-1\n", "line 2: seed is -1, but it counts something: .* from 0 up"),
+        ("rank,length,delta_loss,seed\n1,2,3,-1\n", "line 2: seed is -1, but it must be a whole number of at least 0"),
         (HEAD + '1,2,"3\n', r"t\.csv, line 2: unexpected end of data"),
         ("rank;length;delta_loss\n1;2;3,5\n", "its columns are separated by semicolons. Save the table with commas"),
         ("rank\tlength\tdelta_loss\n1\t2\t3\n", "its columns are separated by tabs. Save the table with commas"),
@@ -97,7 +97,7 @@ def test_columns_by_another_name_are_not_guessed_but_named(header, renamed):
 
 
 @pytest.mark.parametrize("column", ["length_chars", "characters", "num_chars"])
-def test_lengths_in_characters_are_no_lengths(column):
+def test_lengths_in_characters_are_refused(column):
     with pytest.raises(
         FitError, match=rf"it has {column}, but a law's length is in target tokens\. Count them with .*"
     ):
@@ -106,15 +106,15 @@ def test_lengths_in_characters_are_no_lengths(column):
 
 def test_a_cell_that_comes_twice_needs_seeds():
     message = (
-        r"t\.csv, line 4 is the cell of line 2 again \(rank 1, length 100\)\. If they are replicates, tell them apart"
+        r"t\.csv, line 4 repeats the cell of line 2 \(rank 1, length 100\)\. If they are replicates, add a column seed"
     )
     with pytest.raises(FitError, match=message):
         points_from_text(HEAD + "1,100,3\n2,100,4\n1,100,3.1\n", name="t.csv")
-    with pytest.raises(FitError, match="line 3 is the cell of line 2 again"):
+    with pytest.raises(FitError, match="line 3 repeats the cell of line 2"):
         points_from_text(HEAD + "1,100,3\n1,100,3\n", name="t.csv")
     seeds = "rank,length,delta_loss,seed\n1,100,3,0\n1,100,3.1,1\n"
     assert [point.seed for point in points_from_text(seeds, name="t.csv")] == [0, 1]
-    with pytest.raises(FitError, match=r"line 4 is the run of line 3 again \(rank 1, length 100, seed 1\)\. A seed"):
+    with pytest.raises(FitError, match=r"line 4 repeats the run of line 3 \(rank 1, length 100, seed 1\)\. Give each"):
         points_from_text(seeds + "1,100,2.9,1\n", name="t.csv")
 
 
@@ -151,7 +151,7 @@ tables = st.builds(lambda head, rows: "\n".join([head, *map(",".join, rows)]),
 @given(tables | st.text(max_size=60))
 @example(HEAD + "1,2,3\r4,5,6")
 @example("\ufeff\ufeffrank")
-def test_any_text_is_points_or_a_sentence(text):
+def test_any_text_gives_points_or_a_sentence(text):
     try:
         points = points_from_text(text, name="t.csv")
         fit = fit_law(points, "log")
@@ -163,7 +163,7 @@ def test_any_text_is_points_or_a_sentence(text):
 
 @settings(deadline=None)
 @given(st.binary(max_size=60))
-def test_any_bytes_are_points_or_a_sentence(tmp_path_factory, content):
+def test_any_bytes_give_points_or_a_sentence(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("bytes") / "points.csv"
     file.write_bytes(content)
     with pytest.raises(FitError):
@@ -187,19 +187,22 @@ def test_finished_cells_become_points_with_their_seeds():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"placement": "down_proj@3"}, r"differ in placement \(down_proj@3, mlp@3\)\. One law holds for one placement"),
+        (
+            {"placement": "down_proj@3"},
+            r"differ in placement \(down_proj@3, mlp@3\), and a law holds for one placement only",
+        ),
         ({"tokenizer": "u"}, r"differ in tokenizer \(t, u\)"),
         ({"train": {"method": "ot"}}, r"differ in method \(ot, sft\)"),
         ({"train": {"steps": 7}}, r"differ in steps \(1000, 7\)"),
         ({"train": {"until": "recalled"}}, r"stopped as soon as they were recalled .*fixed budget"),
     ],
 )
-def test_cells_of_two_kinds_share_no_law(other, message):
+def test_cells_of_two_kinds_are_refused(other, message):
     with pytest.raises(FitError, match=message):
         points_from_results([result(1), result(2, **other)])
 
 
-def test_over_parameters_cells_may_be_of_several_placements_but_of_nothing_else():
+def test_over_parameters_cells_may_differ_in_placement_only():
     points = points_from_results([result(1), result(2, placement="down_proj@3")], axis="parameters")
     assert [point.parameters for point in points] == [256, 512]
     with pytest.raises(FitError, match="differ in method"):

@@ -1,4 +1,4 @@
-"""A law carried to other data, other placements, other models."""
+"""A law transferred to other data, other placements, other models."""
 
 import math
 
@@ -86,7 +86,7 @@ def test_the_papers_form_is_calibrated_on_unsaturated_cells():
     assert moved.predict(3, 2000) == pytest.approx(law(there, 3, 2000, 6.0), abs=0.05)
 
 
-def test_calibrated_doubt_is_never_smaller_than_the_new_cells_allow():
+def test_calibrated_uncertainty_is_never_smaller_than_the_new_cells_allow():
     original = fit_law(simulate(BOUNDED, noise=0.05), "bounded")
     few = calibrate(original, simulate(OTHER_DATA, loss_init=5.0, ranks=(1, 4), lengths=(1000, 4000)))
     assert few.sigma >= original.sigma
@@ -103,7 +103,7 @@ def test_new_cells_that_scatter_more_say_so():
     assert high - low > 2 * 2.1 * moved.sigma
 
 
-def test_calibration_needs_a_cell_that_tells_something():
+def test_calibration_needs_an_informative_cell():
     original = fit_law(simulate(BOUNDED, noise=0.05), "bounded")
     with pytest.raises(FitError, match=r"No cell to calibrate with\. All cells are saturated"):
         calibrate(original, [LawPoint(64, 500, 4.9, 0.1)])
@@ -112,10 +112,10 @@ def test_calibration_needs_a_cell_that_tells_something():
     with pytest.raises(FitError, match=r"No cell to calibrate with\. The memory form needs L_init'"):
         calibrate(fit_law(simulate_for("memory", noise=0.05), "memory"), [LawPoint(64, 500, 4.9, 2.0)])
     power = fit_law(simulate_for("power", noise=0.05), "power")
-    with pytest.raises(FitError, match="cannot calibrate the law: training made them no better"):
+    with pytest.raises(FitError, match="cannot calibrate the law: training did not lower their loss"):
         calibrate(power, [LawPoint(4, 2000, -3.0)])
     relative = fit_law(simulate_for("power", noise=0.05), "power", residuals="relative")
-    with pytest.raises(FitError, match=r"These cells cannot calibrate the law\. dL is not above 0 in 1 of the cells"):
+    with pytest.raises(FitError, match=r"These cells cannot calibrate the law\. dL is not positive in 1 of the cells"):
         calibrate(relative, [LawPoint(4, 2000, -3.0)])
 
 

@@ -49,7 +49,7 @@ def test_the_exposed_samples_of_every_epoch_are_the_published_ones(tokens: int) 
     [(100, 0, 20), (100, 19, 20), (100, 20, 40), (100, 79, 80), (100, 80, 100), (100, 299, 100), (100, 999, 100),
      (7, 0, 1), (7, 20, 2), (3, 0, 1), (1, 0, 1), (0, 0, 0)],
 )  # fmt: skip
-def test_shares_are_rounded_down_but_never_to_nothing(count: int, epoch: int, wanted: int) -> None:
+def test_shares_are_rounded_down_but_never_to_zero(count: int, epoch: int, wanted: int) -> None:
     assert exposed(count, epoch, SHORT) == wanted
 
 
@@ -112,12 +112,16 @@ def test_half_the_steps_make_every_stage_half_as_long() -> None:
 @pytest.mark.parametrize(
     ("boundaries", "ratios", "message"),
     [
-        ((20, 40), (0.2, 0.4, 1.0), "2 boundaries for 3 exposed shares (0.2, 0.4, 1): give the epoch at which each"),
-        ((20, 20, 300), (0.2, 0.4, 1.0), "The boundaries 20, 20, 300 do not rise from above 0"),
-        ((0, 20, 300), (0.2, 0.4, 1.0), "do not rise from above 0"),
-        ((40, 20, 300), (0.2, 0.4, 1.0), "do not rise from above 0"),
-        ((20, 40, 300), (0.2, 0.4, 1.1), "The exposed shares 0.2, 0.4, 1.1 do not rise from above 0 to at most 1."),
-        ((20, 40, 300), (0.4, 0.2, 1.0), "do not rise"),
+        (
+            (20, 40),
+            (0.2, 0.4, 1.0),
+            "2 boundaries for 3 exposed shares (0.2, 0.4, 1): give one boundary for each share",
+        ),
+        ((20, 20, 300), (0.2, 0.4, 1.0), "The boundaries 20, 20, 300 must increase, from above 0"),
+        ((0, 20, 300), (0.2, 0.4, 1.0), "must increase, from above 0"),
+        ((40, 20, 300), (0.2, 0.4, 1.0), "must increase, from above 0"),
+        ((20, 40, 300), (0.2, 0.4, 1.1), "The exposed shares 0.2, 0.4, 1.1 must increase, from above 0 to at most 1."),
+        ((20, 40, 300), (0.4, 0.2, 1.0), "must increase"),
     ],
 )
 def test_a_schedule_that_does_not_rise_is_refused(

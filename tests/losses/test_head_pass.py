@@ -29,7 +29,7 @@ SMALL = Chunk(rows=7, columns=5, numbers=64)
 def case(
     n: int = 30, vocabulary: int = 23, width: int = 9, *, kind: str = "all", seed: int = 0, dtype: Any = torch.float64
 ) -> tuple[FrozenHead, Tensor, Tensor]:
-    """A head, hidden states and targets, of which about half are the argmax: what is recalled and what is not."""
+    """A head, hidden states and targets, about half of which are the argmax."""
     stream = torch.Generator().manual_seed(seed)
     settings = dict(KINDS[kind])
     weight = 3 * torch.randn(vocabulary, width, generator=stream, dtype=torch.float64) / width**0.5
@@ -53,7 +53,7 @@ def run(head: FrozenHead, hidden: Tensor, targets: Tensor, weights: Tensor, chun
 
 
 def error(found: Tensor, wanted: Tensor) -> float:
-    """Of the whole tensor, relative to its norm."""
+    """The error of a whole tensor, relative to its norm."""
     return float((found - wanted).norm() / wanted.norm().clamp(min=1e-300))
 
 
@@ -157,7 +157,7 @@ def test_half_precision_is_no_less_exact_than_autograd_at_the_same_precision(dty
     numbers=st.integers(1, 1000),
     active=st.floats(0, 1),
 )
-def test_how_the_work_is_cut_changes_nothing(n: int, rows: int, columns: int, numbers: int, active: float) -> None:
+def test_chunks_do_not_change_the_result(n: int, rows: int, columns: int, numbers: int, active: float) -> None:
     head, hidden, targets = case(n)
     weights = some_weights(n, active=active)
     cut = run(head, hidden, targets, weights, Chunk(rows=rows, columns=columns, numbers=numbers))
@@ -188,7 +188,7 @@ def test_no_tokens_give_nothing() -> None:
 
 
 def test_the_normaliser_is_a_scalar_applied_at_the_end() -> None:
-    """What a training step does: the gradient of sum(w * nll) / sum(w) in the weights below the head."""
+    """As in a training step: the gradient of sum(w * nll) / sum(w) with respect to weights below the head."""
     head, inputs, targets = case()
     below = torch.nn.Linear(9, 9).double()
     states = below(inputs)
@@ -220,7 +220,7 @@ def test_weights_see_every_row_once_and_in_order(n: int, rows: int, numbers: int
 
 
 def test_a_weight_may_depend_on_errors_that_came_before_it() -> None:
-    """The sliding window: tokens after the first error of a sample of 10 are discounted, itself and others are not."""
+    """As in the sliding window: only tokens after the first error of a sample of 10 are discounted."""
     head, hidden, targets = case()
     erred: set[int] = set()
 
@@ -250,7 +250,7 @@ def test_hits_equal_argmax_where_logits_tie(n: int, vocabulary: int, seed: int) 
     assert torch.equal(token_scores(head, hidden, targets, chunk=SMALL)[1], wanted)
 
 
-def test_a_banned_token_costs_infinitely_much_and_still_has_its_gradient() -> None:
+def test_a_banned_token_has_an_infinite_loss_and_a_gradient() -> None:
     head, hidden, targets = case(kind="bias")
     assert head.bias is not None
     banned = int(targets[3])
@@ -266,7 +266,7 @@ def test_a_banned_token_costs_infinitely_much_and_still_has_its_gradient() -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_huge_logits_are_those_of_autograd(kind: str) -> None:
+def test_huge_logits_give_the_results_of_autograd(kind: str) -> None:
     head, hidden, targets = case(kind=kind, dtype=torch.float32)
     weights = some_weights(30).float()
     found = run(head, 1e30 * hidden, targets, weights)
@@ -278,7 +278,7 @@ def test_huge_logits_are_those_of_autograd(kind: str) -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_a_row_that_diverged_shows_it_whatever_its_weight_and_spoils_no_other(weight: float) -> None:
+def test_a_nan_in_one_row_is_visible_whatever_its_weight_and_changes_no_other_row(weight: float) -> None:
     head, hidden, targets = case()
     weights = some_weights(30)
     weights[11] = weight
@@ -293,7 +293,7 @@ def test_a_row_that_diverged_shows_it_whatever_its_weight_and_spoils_no_other(we
 
 
 class _Costs(TorchDispatchMode):
-    """The most numbers of any tensor an operation returned, and the multiplications of all matrix products."""
+    """The size of the largest tensor that an operation returned, and the multiplications of all matrix products."""
 
     largest = 0
     multiplications = 0
@@ -335,5 +335,5 @@ def test_forward_costs_one_product_and_backward_one_of_the_active_rows(active: f
 
 @pytest.mark.parametrize("vocabulary", [50_257, 131_072, 262_144])
 def test_the_chunk_for_a_cpu_keeps_the_logits_of_8192_rows_below_one_twenty_fifth(vocabulary: int) -> None:
-    chunk = Chunk.suited(torch.device("cpu"), vocabulary)
+    chunk = Chunk.for_device(torch.device("cpu"), vocabulary)
     assert chunk.rows + 2 * chunk.numbers / vocabulary < 8192 / 25

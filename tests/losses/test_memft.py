@@ -1,4 +1,4 @@
-"""memft_loss and the sums it is made of: people with logits, or with the loss of every token."""
+"""memft_loss and its sums, from logits and from token losses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ SETTINGS = st.fixed_dictionaries(
 
 @dataclass(frozen=True)
 class Sample:
-    """Logits [time, vocab], float64, and labels [time], -100 where there is no target: one text alone in its row."""
+    """Logits [time, vocab], float64, and labels [time], -100 at places that are not targets: one text in a row of its
+    own.
+    """
 
     logits: Tensor
     labels: Tensor
@@ -69,7 +71,7 @@ def samples(draw: st.DrawFn, most: int = 4) -> list[Sample]:
 
 
 def padded(texts: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """One text a row: logits [batch, time, vocab] and labels [batch, time]."""
+    """One text in each row: logits [batch, time, vocab] and labels [batch, time]."""
     time = max(len(text.labels) for text in texts)
     logits = [F.pad(text.logits, (0, 0, 0, time - len(text.labels)), value=3.0) for text in texts]
     labels = [F.pad(text.labels, (0, time - len(text.labels)), value=IGNORED) for text in texts]
@@ -84,7 +86,7 @@ def packed(texts: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def expected(texts: Sequence[Sample], windows: Sequence[reference.Window], **chosen: Any) -> tuple[float, list[float]]:
-    """The loss, and all entries of its gradient in the logits of target tokens, sample after sample."""
+    """The loss, and all entries of its gradient in the logits of target tokens, sample by sample."""
     threshold, margin, rule = (chosen.pop(name) for name in ("threshold", "margin", "rule"))
     losses, weights, slopes = [], [], []
     for text, window in zip(texts, windows, strict=True):
@@ -102,7 +104,7 @@ def expected(texts: Sequence[Sample], windows: Sequence[reference.Window], **cho
 
 
 def target_gradients(logits: Tensor, labels: Tensor) -> Tensor:
-    """What the gradient in `logits` is at the places that predict targets, flat; it must be zero elsewhere."""
+    """The gradient of `logits` at the places that predict targets, flat; it must be zero elsewhere."""
     assert logits.grad is not None
     predicts = F.pad(labels[:, 1:], (0, 1), value=IGNORED) != IGNORED
     assert not logits.grad[~predicts].any()
@@ -115,7 +117,7 @@ def close(found: Tensor, wanted: Any) -> None:
 
 @settings(deadline=None)
 @given(samples(), SETTINGS)
-def test_loss_and_gradient_are_the_formulas_written_out(texts: list[Sample], chosen: dict[str, Any]) -> None:
+def test_loss_and_gradient_equal_the_formulas(texts: list[Sample], chosen: dict[str, Any]) -> None:
     logits, labels = padded(texts)
     loss = memft_loss(logits.requires_grad_(True), labels, **chosen)
     loss.backward()
@@ -129,7 +131,7 @@ def test_loss_and_gradient_are_the_formulas_written_out(texts: list[Sample], cho
 def test_windows_follow_their_samples_through_shuffled_steps(
     parts: list[list[Sample]], seed: int, chosen: dict[str, Any]
 ) -> None:
-    """Twelve steps on two or three texts in an order that changes; the model stays, so the anchors do."""
+    """Twelve steps on two or three texts in changing order; the model does not change, so the anchors stay."""
     texts = [text for part in parts for text in part]
     names = [f"text {number}" for number in range(len(texts))]
     windows = {name: reference.Window() for name in names}
@@ -186,7 +188,7 @@ def sure(scale: float = 20.0) -> Tensor:
 
 @pytest.mark.parametrize("method", ["ot", "curriculum"])
 @pytest.mark.parametrize("extra", [{}, {"position": 2.0, "focus": 1.0, "margin": 0.5}], ids=["plain", "modified"])
-def test_a_recalled_batch_has_exactly_no_loss_and_no_gradient(method: Any, extra: dict[str, float]) -> None:
+def test_loss_and_gradient_of_a_recalled_batch_are_exactly_zero(method: Any, extra: dict[str, float]) -> None:
     scores = sure()
     loss = memft_loss(scores, LABELS, method=method, **extra)  # type: ignore[arg-type]
     loss.backward()
@@ -203,7 +205,7 @@ def test_fallback_gives_sft_once_nothing_is_left_and_only_then() -> None:
 @pytest.mark.parametrize("method", ["sft", "ot", "sw", "curriculum"])
 @pytest.mark.parametrize("rule", ["zero", "fallback"])
 @pytest.mark.parametrize("time", [1, 5])
-def test_a_batch_without_targets_has_no_loss_and_a_gradient_of_zeros(method: Any, rule: Any, time: int) -> None:
+def test_loss_and_gradient_of_a_batch_without_targets_are_zero(method: Any, rule: Any, time: int) -> None:
     for reduction in ("mean", "sum"):
         scores = logits()[:, :time].clone().requires_grad_(True)
         labels = torch.full((2, time), IGNORED)
@@ -216,7 +218,7 @@ def test_a_batch_without_targets_has_no_loss_and_a_gradient_of_zeros(method: Any
 
 
 @pytest.mark.parametrize("method", ["sft", "ot", "sw"])
-def test_a_target_of_one_token_is_a_mean_of_one(method: Any) -> None:
+def test_the_mean_over_one_target_token_is_its_loss(method: Any) -> None:
     labels = torch.full((2, 5), IGNORED)
     labels[1, 3] = int(logits()[1, 2].argmin())
     nll = F.cross_entropy(logits()[1, 2], labels[1, 3])
@@ -224,13 +226,13 @@ def test_a_target_of_one_token_is_a_mean_of_one(method: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["sft", "ot", "sw"])
-def test_a_run_that_diverged_cannot_pass_for_one_that_is_recalled(method: Any) -> None:
+def test_a_diverged_run_does_not_look_like_a_recalled_one(method: Any) -> None:
     scores = sure().detach()
     scores[0, 2] = torch.nan
     assert memft_loss(scores, LABELS, method=method).isnan()
 
 
-def test_a_token_that_cannot_be_had_costs_infinitely_much_without_spoiling_the_gradient() -> None:
+def test_an_unreachable_token_has_an_infinite_loss_and_a_finite_gradient() -> None:
     scores = logits()
     scores[0, 1, 3] = -torch.inf
     scores.requires_grad_(True)
@@ -264,7 +266,7 @@ def test_rows_that_only_pad_the_vocabulary_change_nothing(method: Any) -> None:
 
 @settings(deadline=None)
 @given(samples(), SETTINGS)
-def test_reductions_are_parts_of_each_other(texts: list[Sample], chosen: dict[str, Any]) -> None:
+def test_reductions_agree_with_each_other(texts: list[Sample], chosen: dict[str, Any]) -> None:
     scores, labels = padded(texts)
     each = memft_loss(scores, labels, reduction="none", **chosen)
     assert each.shape == labels.shape
@@ -279,7 +281,7 @@ def test_reductions_are_parts_of_each_other(texts: list[Sample], chosen: dict[st
 
 @settings(deadline=None)
 @given(samples(), SETTINGS)
-def test_labels_that_are_shifted_already_say_so(texts: list[Sample], chosen: dict[str, Any]) -> None:
+def test_labels_may_be_shifted_already(texts: list[Sample], chosen: dict[str, Any]) -> None:
     scores, labels = padded(texts)
     shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
     close(memft_loss(scores, shifted, shift=False, **chosen), memft_loss(scores, labels, **chosen))
@@ -287,7 +289,7 @@ def test_labels_that_are_shifted_already_say_so(texts: list[Sample], chosen: dic
 
 @settings(deadline=None)
 @given(samples(), SETTINGS)
-def test_the_losses_of_single_tokens_are_enough(texts: list[Sample], chosen: dict[str, Any]) -> None:
+def test_token_losses_without_logits_are_enough(texts: list[Sample], chosen: dict[str, Any]) -> None:
     scores, labels = padded(texts)
     ahead = F.pad(labels[:, 1:], (0, 1), value=0).clamp(min=0)
     nll = -scores.log_softmax(-1).gather(-1, ahead[..., None])[..., 0]
@@ -301,7 +303,7 @@ def test_the_losses_of_single_tokens_are_enough(texts: list[Sample], chosen: dic
 
 
 def accumulated(parts: Sequence[MemFTSums], parameter: Tensor, rule: str) -> Tensor:
-    """The gradient of a step that sees one part after the other, as the docstring of MemFTSums tells to take it."""
+    """The gradient of a step that sees one part after the other, as the docstring of MemFTSums describes."""
     parameter.grad = None
     weight, tokens = 0.0, 0
     for part in parts:
@@ -319,7 +321,7 @@ def accumulated(parts: Sequence[MemFTSums], parameter: Tensor, rule: str) -> Ten
 def test_the_gradient_of_a_step_is_the_same_however_it_is_split(
     texts: list[Sample], chosen: dict[str, Any], size: int
 ) -> None:
-    """One number scales all logits: its gradient adds up what each token gives."""
+    """One number scales all logits: its gradient is the sum over all tokens."""
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     scores, labels = padded(texts)
     memft_loss(scale * scores, labels, **chosen).backward()
@@ -349,8 +351,8 @@ def test_a_step_falls_back_as_a_whole_or_not_at_all() -> None:
 
 @settings(deadline=None)
 @given(samples(), SETTINGS, st.sampled_from(["positions", "samples", "both"]))
-def test_packed_is_unpacked(texts: list[Sample], chosen: dict[str, Any], borders: str) -> None:
-    """The first token of a packed text has a label, but no logits of its own text to predict it: it is left out."""
+def test_packing_does_not_change_loss_and_gradient(texts: list[Sample], chosen: dict[str, Any], borders: str) -> None:
+    """The first token of a packed text has a label but is not predicted from its own text, so it is left out."""
     rows = padded(texts)
     rows[0].requires_grad_(True)
     alone = memft_loss(*rows, **chosen)
@@ -389,7 +391,7 @@ def test_one_row_of_position_ids_serves_the_whole_batch() -> None:
     torch.testing.assert_close(found, memft_loss(logits(), labels, method="sft"))
 
 
-def test_an_evaluation_leaves_the_windows_as_they_are() -> None:
+def test_an_evaluation_does_not_move_windows() -> None:
     state = WindowState()
     settled = memft_loss(logits(), LABELS, method="sw", sample_ids=[0, 1], state=state)
     before = state.state_dict()
@@ -412,7 +414,7 @@ def test_an_evaluation_leaves_the_windows_as_they_are() -> None:
         ({"threshold": 0}, "threshold is 0: choose a probability between 0 and 1."),
         ({"threshold": "0.5"}, "threshold is '0.5': choose a probability"),
         ({"threshold": math.nan}, "threshold is nan: choose a probability"),
-        ({"margin": 0.7}, "margin is 0.7: choose nats from 0 to below 0.693, the loss at the threshold: no loss can"),
+        ({"margin": 0.7}, "margin is 0.7: choose nats from 0 to below 0.693, the loss at the threshold, since no"),
         ({"margin": 0.2, "threshold": 0.9}, "to below 0.105"),
         ({"margin": -0.1}, "margin is -0.1"),
         ({"position": -1.0}, "position is -1.0: choose a number above 0 (published: 2), or 0 to turn it off."),
@@ -421,20 +423,20 @@ def test_an_evaluation_leaves_the_windows_as_they_are() -> None:
         ({"reduction": "average"}, "Unknown reduction 'average'. Known: mean, sum, none."),
         ({"num_items": -3}, "num_items is -3: give the number of target tokens of the whole step."),
         ({"num_items": 3, "reduction": "sum"}, "reduction 'sum' divides by nothing"),
-        ({"position_ids": torch.arange(4)[None]}, "position_ids have the shape [1, 4], the labels [2, 5]"),
-        ({"sample_ids": [1, 2, 3]}, "3 sample_ids for 2 rows: give one a row, or one a token."),
-        ({"sample_ids": torch.zeros(2, 3)}, "sample_ids have the shape [2, 3], the labels [2, 5]"),
+        ({"position_ids": torch.arange(4)[None]}, "position_ids have the shape [1, 4] and the labels [2, 5]"),
+        ({"sample_ids": [1, 2, 3]}, "3 sample_ids for 2 rows: give one for each row, or one for each token."),
+        ({"sample_ids": torch.zeros(2, 3)}, "sample_ids have the shape [2, 3] and the labels [2, 5]"),
         ({"method": "sw", "state": WindowState()}, "A WindowState needs sample_ids"),
     ],
     ids=lambda value: value if isinstance(value, str) else ", ".join(value),
 )
-def test_what_cannot_be_is_refused_in_one_sentence(wrong: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused_in_one_sentence(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         memft_loss(logits(), LABELS, **wrong)
     assert message in str(refused.value)
 
 
-def test_logits_and_labels_that_do_not_go_together_are_refused() -> None:
+def test_logits_and_labels_of_different_shapes_are_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"logits of \[2, 5\] tokens for labels of \[2, 4\]: both are \[batch, time\]"
     ):
@@ -445,6 +447,6 @@ def test_logits_and_labels_that_do_not_go_together_are_refused() -> None:
         memft_token_sums(torch.ones(2, 4), None, LABELS)
 
 
-def test_the_sliding_window_is_not_told_where_it_has_to_guess() -> None:
+def test_the_sliding_window_needs_to_know_the_hits() -> None:
     with pytest.raises(ConfigError, match="needs to know the hits"):
         memft_token_sums(torch.ones(2, 5), None, LABELS, method="sw")

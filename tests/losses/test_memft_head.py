@@ -1,4 +1,4 @@
-"""memft_head_loss: what memft_loss gives for the logits that are never made."""
+"""memft_head_loss equals memft_loss on the logits, which it never computes as a whole."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTINGS = st.fixed_dictionaries(
 
 
 def case(seed: int = 0, recalled: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states [2, 12, 9], a head [23, 9] and labels, of which a share is the argmax with p near 1."""
+    """Hidden states [2, 12, 9], a head [23, 9] and labels, some of which are the argmax with p near 1."""
     stream = torch.Generator().manual_seed(seed)
     weight = F.normalize(torch.randn(23, 9, generator=stream, dtype=torch.float64), dim=1) * 5
     labels = torch.randint(23, (2, 12), generator=stream)
@@ -48,7 +48,7 @@ def case(seed: int = 0, recalled: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
 def both(
     hidden: Tensor, weight: Tensor, labels: Tensor, head: dict[str, Any], **options: Any
 ) -> list[tuple[Tensor, Tensor]]:
-    """(loss, gradient in the hidden states) of memft_head_loss, and of memft_loss on the logits."""
+    """(loss, gradient of the hidden states) of memft_head_loss, and of memft_loss on the logits."""
     logits = reference_head.logits(FrozenHead(weight, **head), hidden)
     found = []
     for loss in (memft_head_loss(hidden, weight, labels, **head, **options), memft_loss(logits, labels, **options)):
@@ -88,7 +88,7 @@ def test_packed_samples_and_their_windows_are_those_of_the_logits(seed: int, cho
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt2", "llama-tied"])
-def test_it_trains_a_model_like_its_own_logits(family: str) -> None:
+def test_it_trains_a_model_as_its_logits_do(family: str) -> None:
     model = tiny.model(family).double()
     model.requires_grad_(False)
     layer = next(module for name, module in model.named_modules() if name.endswith(("mlp", "mlp.c_fc", "down_proj")))
@@ -125,7 +125,7 @@ def test_half_precision_states_give_a_loss_in_float32_and_a_gradient_of_their_ow
 
 @pytest.mark.parametrize("method", ["sft", "ot", "sw"])
 @pytest.mark.parametrize("rule", ["zero", "fallback"])
-def test_a_batch_without_targets_has_no_loss_and_a_gradient_of_zeros(method: Any, rule: Any) -> None:
+def test_loss_and_gradient_of_a_batch_without_targets_are_zero(method: Any, rule: Any) -> None:
     hidden, weight, labels = case()
     loss = memft_head_loss(hidden, weight, torch.full_like(labels, IGNORED), method=method, rule=rule)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -134,7 +134,7 @@ def test_a_batch_without_targets_has_no_loss_and_a_gradient_of_zeros(method: Any
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
 
 
-def test_a_recalled_batch_has_exactly_no_loss_and_no_gradient() -> None:
+def test_loss_and_gradient_of_a_recalled_batch_are_exactly_zero() -> None:
     hidden, weight, labels = case(recalled=1.0)
     loss = memft_head_loss(hidden, weight, labels)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -157,14 +157,14 @@ def test_an_evaluation_gives_the_same_loss_and_moves_no_window(seed: int, chosen
     assert all(torch.equal(before[name], state.state_dict()[name]) for name in ("anchor", "unmoved"))
 
 
-def test_what_cannot_be_is_refused_in_one_sentence() -> None:
+def test_invalid_arguments_are_refused_in_one_sentence() -> None:
     hidden, weight, labels = case()
-    with pytest.raises(ConfigError, match="The head asks for a gradient, and memft_head_loss gives it none: freeze it"):
+    with pytest.raises(ConfigError, match="The head requires a gradient, and memft_head_loss gives it none: freeze it"):
         memft_head_loss(hidden, weight.requires_grad_(True), labels)
     weight.requires_grad_(False)
-    with pytest.raises(ConfigError, match="of width 9 in torch.float64 do not go with a head of width 9 in .*float32"):
+    with pytest.raises(ConfigError, match="of width 9 in torch.float64 do not fit a head of width 9 in .*float32"):
         memft_head_loss(hidden, weight.float(), labels)
-    with pytest.raises(ConfigError, match="of width 9 in torch.float64 do not go with a head of width 8"):
+    with pytest.raises(ConfigError, match="of width 9 in torch.float64 do not fit a head of width 8"):
         memft_head_loss(hidden, weight[:, 1:], labels)
     with pytest.raises(ConfigError, match="Unknown reduction 'none'. Known: mean, sum."):
         memft_head_loss(hidden, weight, labels, reduction="none")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Token weights as pure functions: what the formulas say of single tokens and single samples."""
+"""Token weights as pure functions, against the formulas for single tokens and single samples."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_each_token_may_have_a_method_and_a_threshold_of_its_own() -> None:
     assert pointwise_weights(nll, every=every, critical=critical).tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
-def test_a_loss_that_is_no_number_is_not_recalled() -> None:
+def test_a_nan_loss_is_not_recalled() -> None:
     assert pointwise_weights(torch.tensor([torch.nan]), every=False, critical=LN2).tolist() == [1.0]
 
 
 @settings(deadline=None)
 @given(LOSSES, st.floats(0, 5), st.floats(0, 3))
-def test_position_and_focus_are_the_formulas_written_out(losses: list[list[float]], decay: float, power: float) -> None:
+def test_position_and_focus_equal_their_formulas(losses: list[list[float]], decay: float, power: float) -> None:
     nll, samples = flat(losses)
     found = position_factor(nll, samples, critical=LN2, decay=decay)
     found = found * focus_factor(nll, samples, critical=LN2, exponent=power)
@@ -80,7 +80,7 @@ def test_with_focus_one_every_unfinished_sample_counts_the_same(losses: list[lis
 
 @settings(deadline=None)
 @given(LOSSES)
-def test_off_is_one(losses: list[list[float]]) -> None:
+def test_a_factor_that_is_off_is_one(losses: list[list[float]]) -> None:
     nll, samples = flat(losses)
     assert (position_factor(nll, samples, critical=LN2, decay=0.0) == 1).all()
     assert (focus_factor(nll, samples, critical=LN2, exponent=0.0) == 1).all()
@@ -89,7 +89,7 @@ def test_off_is_one(losses: list[list[float]]) -> None:
 @settings(deadline=None)
 @given(LOSSES, st.floats(0.1, 3))
 def test_modifiers_may_differ_from_token_to_token(losses: list[list[float]], strength: float) -> None:
-    """As they do for a stack of adapters, whose samples are not each other's."""
+    """As in a stack of adapters."""
     nll, samples = flat([*losses, *losses])
     own = torch.cat([torch.zeros(len(nll) // 2), torch.full((len(nll) // 2,), strength)]).double()
     for factor, name in ((position_factor, "decay"), (focus_factor, "exponent")):
@@ -130,8 +130,8 @@ def test_the_weights_of_many_sets_at_once_are_those_of_each(rows: list[tuple[flo
             assert float(alone) == pytest.approx(reference.loss(kept, weights, rule), rel=1e-12)
 
 
-def test_weights_of_sets_are_refused_where_losses_do_not_tell_them() -> None:
-    with pytest.raises(ConfigError, match="its weights come from a WindowPass"):
+def test_set_weights_are_refused_for_a_method_that_needs_more_than_losses() -> None:
+    with pytest.raises(ConfigError, match="its weights come from a `WindowPass`"):
         token_weights(torch.ones(3), torch.ones(3, dtype=torch.bool), method="sw")
     with pytest.raises(ConfigError, match="Unknown method 'swift'. Did you mean sft"):
         token_weights(torch.ones(3), torch.ones(3, dtype=torch.bool), method="swift")  # type: ignore[arg-type]

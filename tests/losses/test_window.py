@@ -19,7 +19,7 @@ from memlaw.losses.head_pass import Chunk, head_pass
 from memlaw.model.head import FrozenHead
 
 HUGE = 1e3
-"""A loss whose sigmoid is exactly 1: what is left of the weight is the window's."""
+"""A loss whose sigmoid is exactly 1, so that the weight is the factor of the window."""
 
 
 def tokens(hits: str) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ def tokens(hits: str) -> tuple[Tensor, Tensor]:
 
 
 def look(state: WindowState, hits: str, slot: int = 0) -> list[float]:
-    """One step of one sample: its weights."""
+    """The weights of one sample at one step."""
     nll, hit = tokens(hits)
     window = WindowPass(state, torch.full_like(hit, slot, dtype=torch.long), torch.arange(len(hits)))
     weights = window(nll, hit, slice(0, len(hits)))
@@ -37,7 +37,7 @@ def look(state: WindowState, hits: str, slot: int = 0) -> list[float]:
 
 
 def width(weights: list[float], anchor: int) -> int:
-    """How many tokens from the anchor on are inside the window."""
+    """Number of tokens inside the window, from the anchor on."""
     return sum(weight != 0.01 for weight in weights[anchor:])
 
 
@@ -58,7 +58,7 @@ def test_a_margin_moves_the_sigmoid() -> None:
         assert window(nll, nll > 0, slice(0, 2)).tolist() == [0.5, 0.5]
 
 
-def test_weights_fall_behind_the_first_error_and_not_before_it() -> None:
+def test_weights_decay_after_the_first_error_and_not_before_it() -> None:
     assert look(WindowState(1), "..x.x") == pytest.approx([1, 1, 1, math.exp(-1 / 20), math.exp(-2 / 20)], rel=1e-12)
 
 
@@ -66,7 +66,7 @@ def test_without_an_error_nothing_is_discounted() -> None:
     assert look(WindowState(1), "." * 200) == [1.0] * 200
 
 
-def test_beyond_fifty_tokens_there_is_the_floor() -> None:
+def test_beyond_fifty_tokens_weights_are_at_the_floor() -> None:
     weights = look(WindowState(1), ".." + "x" * 60)
     assert weights[:3] == [1, 1, 1]
     assert weights[2 + 49] == pytest.approx(math.exp(-49 / 20), rel=1e-12)
@@ -90,7 +90,7 @@ def test_any_move_resets_the_window(moved: str) -> None:
     assert [width(look(state, hits), 2) for _ in range(4)] == [50, 50, 50, 75]
 
 
-def test_errors_behind_the_anchor_do_not_move_it() -> None:
+def test_errors_after_the_anchor_do_not_move_it() -> None:
     state = WindowState(1)
     seen = [width(look(state, "x" + tail + "." * 300), 0) for tail in ("...", "xxx", ".x.", "x..")]
     assert seen == [50, 50, 50, 75]
@@ -106,7 +106,7 @@ def test_each_sample_has_a_window_of_its_own() -> None:
     assert state.unmoved.tolist() == [3, 0]
 
 
-def test_looking_without_committing_is_no_step() -> None:
+def test_weighing_without_committing_is_not_a_step() -> None:
     state = WindowState(1)
     look(state, "x..")
     nll, hit = tokens(".x.")
@@ -114,7 +114,7 @@ def test_looking_without_committing_is_no_step() -> None:
     assert state.anchor.tolist() == [0]
 
 
-def test_a_sample_that_comes_twice_in_a_step_makes_one_step() -> None:
+def test_a_sample_that_occurs_twice_in_a_step_makes_one_step() -> None:
     state = WindowState(1)
     look(state, "x..")
     nll, hit = tokens("x..x..")
@@ -125,7 +125,7 @@ def test_a_sample_that_comes_twice_in_a_step_makes_one_step() -> None:
     assert state.unmoved.tolist() == [1]
 
 
-def test_tokens_without_a_slot_weigh_one_and_leave_no_trace() -> None:
+def test_tokens_without_a_slot_have_weight_one_and_change_no_state() -> None:
     state = WindowState(1)
     nll, hit = tokens("xx.x..")
     slots = torch.tensor([-1, -1, -1, 0, 0, 0])
@@ -143,7 +143,7 @@ def test_tokens_without_a_slot_weigh_one_and_leave_no_trace() -> None:
 
 @st.composite
 def steps(draw: st.DrawFn) -> tuple[list[int], list[list[list[reference.Token]]]]:
-    """Lengths of some samples, and the tokens of each at a few successive steps: errors and losses of any kind."""
+    """Lengths of some samples, and the tokens of each at a few successive steps, with any errors and losses."""
     lengths = draw(st.lists(st.integers(1, 90), min_size=1, max_size=4))
     stream = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     rate = draw(st.sampled_from([0.0, 0.02, 0.3, 1.0]))
@@ -160,7 +160,7 @@ def steps(draw: st.DrawFn) -> tuple[list[int], list[list[list[reference.Token]]]
 
 @settings(deadline=None)
 @given(steps(), st.lists(st.integers(1, 40), min_size=1, max_size=8))
-def test_however_the_pass_is_cut_the_weights_are_the_definition(
+def test_weights_equal_the_definition_however_the_pass_is_cut(
     drawn: tuple[list[int], list[list[list[reference.Token]]]], cuts: list[int]
 ) -> None:
     lengths, seen = drawn
@@ -189,7 +189,7 @@ def test_however_the_pass_is_cut_the_weights_are_the_definition(
 
 @pytest.mark.parametrize("chunk", [Chunk(rows=7, columns=5, numbers=64), None], ids=["small", "whole"])
 def test_it_weighs_what_one_pass_through_the_head_finds(chunk: Chunk | None) -> None:
-    """Two samples under sw, between them one under ot: what a stack of adapters with methods of their own does."""
+    """Two samples under sw with one under ot between them, as in a stack of adapters with different methods."""
     stream = torch.Generator().manual_seed(3)
     head = FrozenHead(3 * torch.randn(23, 9, generator=stream, dtype=torch.float64))
     hidden = torch.randn(90, 9, generator=stream, dtype=torch.float64)
@@ -229,7 +229,7 @@ def trained() -> WindowState:
     return state
 
 
-def test_a_state_comes_back_from_a_checkpoint() -> None:
+def test_a_state_is_restored_from_a_checkpoint() -> None:
     file = io.BytesIO()
     torch.save(trained().state_dict(), file)
     file.seek(0)
@@ -240,7 +240,7 @@ def test_a_state_comes_back_from_a_checkpoint() -> None:
     assert width(look(state, "..x" + "." * 300, slot=1), 2) == 125
 
 
-def test_the_tensors_alone_are_enough_where_slots_are_numbers() -> None:
+def test_tensors_alone_are_enough_if_slots_are_numbers() -> None:
     kept = trained().state_dict()
     del kept["ids"]
     state = WindowState(2)
@@ -253,13 +253,13 @@ def test_the_tensors_alone_are_enough_where_slots_are_numbers() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"unmoved": torch.zeros(1)}, "it has no 'anchor'"),
+        ({"unmoved": torch.zeros(1)}, "'anchor' is missing"),
         ({"anchor": torch.zeros(3), "unmoved": torch.zeros(2)}, "[3] anchors, [2] counts and 0 sample ids"),
         ({"anchor": torch.zeros(1), "unmoved": torch.zeros(1), "ids": ["a", "b"]}, "and 2 sample ids. Start from a"),
     ],
     ids=["missing", "shapes", "ids"],
 )
-def test_a_state_that_is_none_is_refused(wrong: dict[str, Any], message: str) -> None:
+def test_a_malformed_state_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         WindowState().load_state_dict(wrong)
     assert message in str(refused.value)

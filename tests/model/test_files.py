@@ -53,15 +53,15 @@ def test_a_model_in_the_cache_needs_no_network(snapshot: Path) -> None:
 
 def test_a_model_of_which_a_part_is_in_the_cache_says_what_is_missing(snapshot: Path) -> None:
     next(snapshot.glob("*.safetensors")).unlink()
-    with pytest.raises(ModelError, match=r"weights of owner/tiny are not in the cache .* Check the network"):
+    with pytest.raises(ModelError, match=r"weights of owner/tiny are not in the local cache, .* Check the network"):
         outline_of_files("owner/tiny")
     (snapshot / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"owner/tiny has no config\.json in the cache of this machine"):
+    with pytest.raises(ModelError, match=r"owner/tiny has no config\.json in the local cache"):
         outline_of_files("owner/tiny")
 
 
 def test_a_name_that_is_no_name_is_refused() -> None:
-    with pytest.raises(ModelError, match="neither a directory here nor a model that the Hub gives out"):
+    with pytest.raises(ModelError, match="neither a local directory nor a model that can be loaded from the Hub"):
         outline_of_files("no such name!")
 
 
@@ -151,5 +151,5 @@ def test_of_a_model_on_the_hub_only_the_headers_of_its_weights_are_fetched(
     outline = outline_of_model(tiny.model())
     assert json.loads(facts) == [outline.digest, outline.layers, outline.context, outline.head_weights]
     assert torch_loaded == "False"
-    assert refusal.startswith("owner/other is neither a directory here nor a model that the Hub gives out")
+    assert refusal.startswith("owner/other is neither a local directory nor a model that can be loaded from the Hub")
     assert not list((tmp_path / "home").rglob("*.safetensors"))

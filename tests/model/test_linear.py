@@ -45,10 +45,10 @@ def test_a_product_is_a_product_in_any_shape(
 
 def test_this_build_of_torch_has_the_fast_product() -> None:
     """Else the rest of this file would compare torch with itself."""
-    assert linear._onednn_is_there()
-    assert linear._quick(draw(64, 8), draw(8, 8))
-    assert not linear._quick(draw(64, 8, dtype=torch.float64), draw(8, 8, dtype=torch.float64))
-    assert not linear._quick(draw(linear.FEW_ROWS - 1, 8), draw(8, 8))
+    assert linear._has_onednn()
+    assert linear._fast(draw(64, 8), draw(8, 8))
+    assert not linear._fast(draw(64, 8, dtype=torch.float64), draw(8, 8, dtype=torch.float64))
+    assert not linear._fast(draw(linear.FEW_ROWS - 1, 8), draw(8, 8))
 
 
 @pytest.mark.parametrize("kind", ["linear", "linear without bias", "conv1d"])

@@ -10,6 +10,7 @@ from memlaw.adapter.on_model import placement_on
 from memlaw.core.config import TrainConfig
 from memlaw.diagnosis.measure import measure
 from memlaw.model.offload import below, evicted, offloaded
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 FACTS = tiny.facts([(5, 4), (3, 7)])
@@ -19,15 +20,15 @@ FACTS = tiny.facts([(5, 4), (3, 7)])
 def test_training_and_recall_are_the_same_with_the_prefix_offloaded(family: str) -> None:
     base = tiny.base(family)
     placement = placement_on("mlp@2", base.model)
-    runs = [(2, TrainConfig(steps=6))]
-    (expected,) = train_stack(base, FACTS, placement, runs)
+    runs = [Run(2, placement, TrainConfig(steps=6))]
+    (expected,) = train_stack(base, FACTS, runs)
     with expected.attached(base.model):
         report = measure(base, FACTS, decode=True)
     with offloaded(below(base.model, 2), "cpu"):
         evicted_weights = [p for module in below(base.model, 2) for p in module.parameters()]
         assert evicted_weights
         assert all(p.is_meta for p in evicted_weights)
-        (found,) = train_stack(base, FACTS, placement, runs)
+        (found,) = train_stack(base, FACTS, runs)
         with found.attached(base.model):
             again = measure(base, FACTS, decode=True)
     for ours, theirs in zip(found.stack.tensors, expected.stack.tensors, strict=True):
@@ -45,5 +46,5 @@ def test_a_head_made_of_the_embedding_keeps_it() -> None:
 
 def test_on_the_cpu_there_is_nothing_to_gain_and_it_is_said() -> None:
     base = tiny.base()
-    with pytest.warns(UserWarning, match="no accelerator to evict its layers from"), evicted(base, 2, wanted=True):
+    with pytest.warns(UserWarning, match="already in main memory, so evicting"), evicted(base, 2, wanted=True):
         assert not any(p.is_meta for p in base.model.parameters())

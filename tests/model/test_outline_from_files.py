@@ -134,7 +134,7 @@ def test_layers_that_are_not_there_or_there_twice_are_refused(tmp_path: Path) ->
 def test_a_size_that_the_configuration_does_not_say_is_named(key: str, tmp_path: Path) -> None:
     name = saved(tiny.model(), tmp_path)
     change_config(tmp_path, **{key: None})
-    with pytest.raises(ModelError, match=f"does not say its {key}"):
+    with pytest.raises(ModelError, match=f"does not give its {key}"):
         outline_of_files(name)
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from helpers import tiny
-from memlaw.model import base as models
+from memlaw.model.parts import frozen
 
 
 def test_the_base_is_given_back_as_it_was_found() -> None:
@@ -9,7 +9,7 @@ def test_the_base_is_given_back_as_it_was_found() -> None:
     model.model.layers[0].requires_grad_(False)
     model.gradient_checkpointing_enable()
     before = [(p.requires_grad) for p in model.parameters()]
-    with models.frozen(model):
+    with frozen(model):
         assert not model.training
         assert not any(p.requires_grad for p in model.parameters())
         assert not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())

@@ -87,7 +87,7 @@ def test_a_damaged_file_is_told_computed_again_and_replaced(base, tmp_path_facto
     if not cut:
         damaged[int(place * len(intact))] ^= 1 << bit
     file.write_bytes(damaged)
-    with pytest.warns(UserWarning, match=r"The kept states .* are damaged \(.*\): they are computed again\."):
+    with pytest.warns(UserWarning, match=r"The cached states .* are damaged \(.*\) and will be computed again\."):
         states(base, folder)
     assert file.read_bytes() == intact
     assert states(base, folder)[1] == 0
@@ -95,5 +95,5 @@ def test_a_damaged_file_is_told_computed_again_and_replaced(base, tmp_path_facto
 
 def test_a_cache_that_cannot_be_written_costs_a_warning(base, tmp_path):
     (tmp_path / "file").write_text("no directory")
-    with pytest.warns(UserWarning, match=r"The states below the adapters cannot be kept in .*file/cache: File exists"):
+    with pytest.warns(UserWarning, match=r"The prefix cache cannot be written to .*file/cache: File exists"):
         assert states(base, tmp_path / "file" / "cache")[1] == 1

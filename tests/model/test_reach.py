@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers import tiny
 from helpers.heads import probabilities
 from memlaw.core.errors import MemlawError
-from memlaw.model.head import FrozenHead
-from memlaw.model.reach import reach, reach_bounds, reachable_tokens
+from memlaw.model.head import FrozenHead, frozen_head
+from memlaw.model.reach import reach, reach_bounds, reachable_ids, reachable_tokens
 
 
 def random_head(vocab: int, width: int, seed: int, spread: float = 2.0, **kwargs: Any) -> FrozenHead:
@@ -147,3 +148,24 @@ def test_reachable_tokens_keep_the_order_asked_for() -> None:
 def test_ids_beyond_the_head_are_refused(ids: list[int]) -> None:
     with pytest.raises(MemlawError, match="another tokenizer"):
         reach(random_head(64, 8, seed=5), ids)
+
+
+def test_random_targets_are_drawn_from_ordinary_tokens_that_can_be_reached() -> None:
+    base = tiny.base()
+    ids = reachable_ids(base)
+    assert ids == sorted(set(ids))
+    assert not set(ids) & set(base.tokenizer.all_special_ids)
+    ordinary = sorted(set(base.tokenizer.get_vocab().values()) - set(base.tokenizer.all_special_ids))
+    values = dict(zip(ordinary, reach(frozen_head(base.model), ordinary).tolist(), strict=True))
+    assert ids == [token for token in ordinary if values[token] > 0.9]
+    assert len(ids) > 10
+
+
+def test_of_a_large_vocabulary_a_fixed_sample_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny.base()
+    everything = reachable_ids(base)
+    monkeypatch.setattr("memlaw.model.reach._JUDGED", 20)
+    some = reachable_ids(base)
+    assert some == reachable_ids(base)
+    assert 0 < len(some) <= 20
+    assert set(some) < set(everything)

@@ -120,5 +120,5 @@ def test_a_tokenizer_that_cannot_be_loaded_is_named(load: Any, content: bytes | 
 
 
 def test_a_missing_directory_is_named() -> None:
-    with pytest.raises(ModelError, match="There is no model directory ./nowhere"):
+    with pytest.raises(ModelError, match="The model directory ./nowhere does not exist"):
         load_tokenizer("./nowhere")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,8 +23,9 @@ from memlaw.core.recall import RecallReport
 from memlaw.data import encode
 from memlaw.diagnosis.findings import Finding
 from memlaw.model.base import Base, load
-from memlaw.planning import Plan, RankRange, default_law, plan
-from memlaw.planning.advice import Advice, advise
+from memlaw.planning import MeasuredSet, Plan, RankRange, default_law, plan
+from memlaw.planning.advice import Advice, History
+from memlaw.planning.advice import advise as advise_by_history
 from memlaw.planning.for_facts import plan_for
 from memlaw.planning.library import KnownLaw, adapt_law
 from memlaw.sweep.laws import known_law
@@ -48,25 +50,28 @@ class Trained:
     """A training, its recall, and what `advise` may be told of it."""
 
     report: RecallReport
-    known: dict[str, Any]
+    history: History
 
     @property
     def recalled(self) -> bool:
         return self.report.certified == self.report.records
 
     def advice(self, **more: Any) -> tuple[Advice, ...]:
-        return advise(self.report, **self.known, **more)
+        return advise_by_history(self.report, self.history, **more)
+
+
+def advise(
+    report: RecallReport, *, plan: Plan | None = None, findings: Sequence[Finding] = (), **history: Any
+) -> tuple[Advice, ...]:
+    """The advice where the adapter's history is what is named, and nothing else."""
+    return advise_by_history(report, History(**history), plan=plan, findings=findings)
 
 
 def trained(base: Base, facts: MemorySet, **settings: Any) -> Trained:
-    curve: list[float] = []
-    done = memlaw.train(
-        base.model, base.tokenizer, facts, on_step=lambda progress: curve.append(progress.ordered), **settings
-    )
+    done = memlaw.train(base.model, base.tokenizer, facts, **settings)
     with done.attached(base.model):
         report = memlaw.recall(base.model, base.tokenizer, facts)
-    known = {"curve": curve, "rank": done.rank, "placement": settings.get("placement"), "config": done.config}
-    return Trained(report, known)
+    return Trained(report, History(done.rank, str(done.placement), done.config, done.steps, done.curve))
 
 
 def planned(base: Base, facts: MemorySet, law: KnownLaw, placement: str | None = None) -> Plan:
@@ -169,7 +174,7 @@ def test_an_end_of_sequence_inside_a_target_is_advised_to_be_taken_out_and_that_
     (advice,) = before.advice(findings=check(base.model, base.tokenizer, ended).findings)
     assert advice.lever == "data"
     assert "eos-inside" in advice.evidence
-    assert "Take it out" in advice.do
+    assert "Remove it from the text" in advice.do
     assert trained(base, of(*[(f.prompt, f.target.replace("<|endoftext|>", "")) for f in ended.facts]), **easy).recalled
 
 
@@ -202,7 +207,7 @@ class Module:
 def plan_of(value: int | None, low: int | None = None, high: int | None = None) -> Plan:
     """A plan that asks for this rank, or for more than there is."""
     tokens = 20 if value is not None else 100_000
-    made = plan(default_law(), records=10, tokens=tokens, loss_init=5.0, placement=Module())
+    made = plan(KnownLaw(default_law()), MeasuredSet(records=10, tokens=tokens, loss_init=5.0), Module())
     assert (made.rank.value is None) == (value is None)
     return made if value is None else replace(made, rank=RankRange(value, low, high))
 
@@ -221,7 +226,7 @@ def test_past_the_laws_capacity_rank_comes_before_steps_and_within_it_after() ->
     past = advise(report, curve=RISING, plan=plan_of(9, 8, 16), rank=4, config=config)
     assert levers(past) == ["rank", "split", "steps"]
     assert past[0].settings == {"rank": 12}
-    assert "rank 9 (8 to 16); the adapter has 4: 50% of the tokens have p <= 1/2" in past[0].evidence
+    assert "rank 9 (95%: 8 to 16); the adapter has 4: 50% of the tokens have p <= 1/2" in past[0].evidence
     within = advise(report, curve=RISING, plan=plan_of(4, 2, 8), rank=4, config=config)
     assert levers(within) == ["steps"]
 
@@ -239,7 +244,7 @@ def test_within_the_laws_capacity_and_without_a_curve_the_training_is_what_fell_
     advice = advise(sample.recall(LOW), plan=plan_of(4, 2, 8), rank=6, config=TrainConfig(steps=300))
     assert levers(advice) == ["steps"]
     assert advice[0].settings == {"steps": 600}
-    assert "the training fell short, not the adapter" in advice[0].evidence
+    assert "Training fell short, not the adapter." in advice[0].evidence
 
 
 def test_a_slow_rise_is_advised_as_many_steps_as_its_pace_asks_for() -> None:
@@ -249,6 +254,20 @@ def test_a_slow_rise_is_advised_as_many_steps_as_its_pace_asks_for() -> None:
     slower = [0.5] * 60 + [0.60] * 20 + [0.62] * 20  # nineteen fifths: that is no rise
     (advice,) = advise(sample.recall(LOW), curve=slower, rank=4)
     assert advice.lever == "rank"
+
+
+def test_a_thinned_curve_counts_the_steps_that_were_taken() -> None:
+    thin = [0.5] * 6 + [0.60] * 2 + [0.64] * 2  # 0.04 a fifth, 0.36 missing: nine fifths more
+    (advice,) = advise(sample.recall(LOW), curve=tuple(thin), steps=1000, rank=4)
+    assert advice.settings == {"steps": 2800}
+    assert "over the last fifth of 1,000 steps" in advice.evidence
+
+
+def test_a_curve_that_lacks_the_last_fifths_says_nothing() -> None:
+    known = advise(sample.recall(LOW), rank=4)
+    assert advise(sample.recall(LOW), curve=(None,) * 7 + (0.60, 0.64, 0.64), rank=4) == known
+    (rising,) = advise(sample.recall(LOW), curve=(None,) * 6 + (0.60, 0.60, 0.64, 0.64), rank=4)
+    assert rising.lever == "steps"
 
 
 def test_a_set_that_no_rank_holds_is_advised_more_modules_then_a_split() -> None:
@@ -263,7 +282,7 @@ def test_a_set_that_no_rank_holds_is_advised_more_modules_then_a_split() -> None
 def test_the_largest_rank_is_never_advised_again() -> None:
     advice = advise(sample.recall(LOW), curve=FLAT, plan=plan_of(30, 20, None), rank=32)
     assert levers(advice) == ["placement", "split"]
-    assert "Rank 32 is the most these modules can use" in advice[0].evidence
+    assert "Rank 32 is the highest these modules can use" in advice[0].evidence
     (near, *_) = advise(sample.recall(LOW), curve=FLAT, plan=plan_of(30, 20, None), rank=28)
     assert near.settings == {"rank": 31}
 
@@ -292,14 +311,14 @@ def test_a_few_stubborn_tokens_are_advised_what_was_not_yet_done(
 ) -> None:
     (advice,) = (one for one in advise(sample.recall(FEW), config=config) if one.lever == "method")
     assert advice.settings == asked
-    assert "4 stubborn tokens, 4.0% of all, hold 4 records of 10; 4 of these have just one." in advice.evidence
+    assert "4 stubborn tokens (4.0% of all) spoil 4 records of 10; 4 of these have just one." in advice.evidence
 
 
 def test_ordered_by_less_than_the_precision_needs_is_advised_a_margin() -> None:
     thin = sample.recall({"a": [0.1, 0.68], "b": [0.1, 0.1]}, tolerance=0.08)
     (advice,) = advise(thin, config=TrainConfig(method="ot", margin=0.0))
     assert (advice.lever, advice.settings) == ("method", {"until": "recalled", "margin": 0.16})
-    assert "1 record of 2 by less than the 0.08 nats that float32 needs" in advice.evidence
+    assert "in 1 record of 2 the margin is below the 0.08 nats that float32 needs" in advice.evidence
 
 
 def test_reach_is_taken_from_the_recall_too_where_it_was_measured() -> None:
@@ -317,7 +336,7 @@ def test_errors_of_records_that_are_recalled_are_no_reason_to_mend_them_first() 
     advice = advise(sample.recall(FEW), findings=[of_a_failure, replace(fault, record=None)])
     assert levers(advice) == ["data", "method"]
     assert advice[0].do == "Split it."
-    assert "errors (too-long) on 1 failing record" in advice[0].evidence
+    assert "errors (too-long) for 1 failing record" in advice[0].evidence
     assert str(advice[0]) == f"{advice[0].do} {advice[0].evidence}"
 
 
@@ -361,7 +380,7 @@ def test_every_failure_within_an_adapters_power_gets_advice_that_can_be_followed
 
 
 def test_advice_needs_no_model_and_loads_no_torch() -> None:
-    program = "import sys, memlaw.advice, memlaw.findings; print('torch' in sys.modules)"
+    program = "import sys, memlaw.planning.advice, memlaw.diagnosis.findings; print('torch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "False\n"
     )

@@ -1,4 +1,4 @@
-"""A plan for facts on a model: by its files without torch, by the model itself, and what each of them knows."""
+"""A plan for facts on a model: from its files without torch, and from the loaded model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from memlaw.law.bits import memoryless_loss
 from memlaw.model.outline_from_files import outline_of_files
 from memlaw.model.outline_from_module import outline_of_model
 from memlaw.model.tokenizer import tokenizer_fingerprint
-from memlaw.planning import CellRecall, Plan, Target
+from memlaw.planning import CellRecall, Plan, PlanRequest, Target
 from memlaw.planning.for_facts import Names, plan_for, plan_from_files, seconds_per_step
 from memlaw.planning.library import KnownLaw, PlanContext, adapt_law, nearest
 
@@ -66,12 +66,16 @@ def choose(
 
 
 def by_model(**options: Any) -> Plan:
-    return plan_for(BASE, FACTS, DOWN, options.pop("choose", choose()), **options)
+    return plan_for(BASE, FACTS, DOWN, options.pop("choose", choose()), options.pop("names", None), asked_for(options))
 
 
 def by_files(**options: Any) -> Plan:
     names = options.pop("names", Names(BASE.name))
-    return plan_from_files(OUTLINE, FACTS, DOWN, options.pop("choose", choose()), names=names, **options)
+    return plan_from_files(OUTLINE, FACTS, DOWN, options.pop("choose", choose()), names, asked_for(options))
+
+
+def asked_for(options: dict[str, Any]) -> PlanRequest | None:
+    return PlanRequest(**options) if options else None
 
 
 def test_a_plan_measures_the_facts_on_the_base_and_trains_nothing() -> None:
@@ -149,8 +153,8 @@ def test_files_give_the_plan_of_the_model_but_for_the_loss_that_was_not_measured
     known, guessed = (made(target=Target(None, 12.0)) for made in (by_model, by_files))
     assert guessed.loss_init == LAW.loss_init_at(13)
     assert guessed.caveats[-1] == (
-        f"The base's own loss on these targets was not measured: {guessed.loss_init:.2f} nats a token is that of the "
-        "law's cells. --calibrate loads the model and measures it."
+        f"The base's own loss on these targets was not measured; {guessed.loss_init:.2f} nats per token is the loss of "
+        "the law's cells. Add --calibrate to load the model and measure it."
     )
     assert not any("not measured" in caveat for caveat in known.caveats)
     same = ("records", "tokens", "largest_rank", "rule_of_thumb", "target", "law")
@@ -161,11 +165,11 @@ def test_files_give_the_plan_of_the_model_but_for_the_loss_that_was_not_measured
     assert guessed.cost.training_flops == known.cost.training_flops
 
 
-def test_where_the_law_knows_no_loss_either_the_base_is_taken_to_know_nothing() -> None:
+def test_if_the_law_has_no_loss_either_the_base_is_assumed_to_know_nothing() -> None:
     points = [replace(point, final_loss=None) for point in cells()]
     answer = by_files(choose=choose(fit_law(points, "paper")))
     assert answer.loss_init == math.log(tiny.VOCABULARY)
-    assert "is ln of the vocabulary, as if the base knew nothing" in answer.caveats[-1]
+    assert "is ln of the vocabulary size, as if the base knew nothing" in answer.caveats[-1]
 
 
 def test_the_law_is_chosen_by_what_files_and_names_tell() -> None:
@@ -179,7 +183,7 @@ def test_the_law_is_chosen_by_what_files_and_names_tell() -> None:
     assert use.loss_memoryless == memoryless_loss((fact.target for fact in FACTS), math.inf, tiny.VOCABULARY)
 
 
-def test_a_law_of_another_tokenizer_is_said_by_files_alone() -> None:
+def test_files_alone_reveal_a_law_of_another_tokenizer() -> None:
     law = replace(LAW, origin=ORIGIN)
     same = Names(BASE.name, tokenizer_fingerprint=tokenizer_fingerprint(BASE.tokenizer))
     assert not any("another tokenizer" in said for said in by_files(choose=choose(law), names=same).law.near)
@@ -190,7 +194,7 @@ def test_a_law_of_another_tokenizer_is_said_by_files_alone() -> None:
 def test_the_bundled_base_is_planned_for_by_its_files() -> None:
     outline = outline_of_files("memlaw/base")
     placement = resolve(None, outline)
-    answer = plan_from_files(outline, FACTS, placement, lambda use: nearest((), use), names=Names("memlaw/base"))
+    answer = plan_from_files(outline, FACTS, placement, lambda use: nearest((), use), Names("memlaw/base"))
     assert answer.rank.value is not None
     assert answer.cost is not None
     assert answer.cost.adapter_parameters == placement.parameters(answer.rank.value)
@@ -210,8 +214,9 @@ def test_the_work_counts_the_layers_above_the_adapter_the_head_and_the_tokens_of
 
 
 def test_the_work_of_many_facts_is_that_of_a_batch_of_them() -> None:
+    aim = PlanRequest(Target(None, 30.0))
     many, few = (
-        plan_for(BASE, tiny.facts([(4, 6)] * count), DOWN, choose(), target=Target(None, 30.0)).cost
+        plan_for(BASE, tiny.facts([(4, 6)] * count), DOWN, choose(), request=aim).cost
         for count in (3 * UNTIL_RECALLED.batch_size, UNTIL_RECALLED.batch_size)
     )
     assert many is not None
@@ -234,14 +239,14 @@ def test_facts_without_a_name_have_no_command() -> None:
     assert by_files().train is None
 
 
-def test_a_rank_asked_about_has_its_capacity_told_and_one_that_is_none_is_refused() -> None:
+def test_the_capacity_of_a_requested_rank_is_stated_and_an_impossible_rank_refused() -> None:
     for made in (by_model, by_files):
         capacity = made(rank=5).capacity
         assert capacity is not None
         assert capacity.rank == 5
         with pytest.raises(AdapterError, match="Rank 33 is above 32"):
             made(rank=33)
-        with pytest.raises(AdapterError, match="Rank 0 is not a rank"):
+        with pytest.raises(AdapterError, match="Rank must be at least 1, not 0"):
             made(rank=0)
 
 

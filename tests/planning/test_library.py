@@ -1,4 +1,4 @@
-"""A library of laws: files that come back whole, the nearest law for a use, and what is said of the distance."""
+"""A library of laws: files that survive a round trip, the nearest law for a plan, and how it differs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_file_of_a_law_alone_is_read_too() -> None:
         ("[" * 100_000, "nested too deeply|is not JSON"),
     ],
 )
-def test_a_file_that_is_no_law_is_named(text: str, message: str) -> None:
+def test_a_file_that_is_not_a_law_is_named(text: str, message: str) -> None:
     with pytest.raises(FitError, match=message):
         KnownLaw.from_json(text, name="laws/x.json")
 
@@ -112,9 +112,9 @@ def test_a_file_that_is_no_law_is_named(text: str, message: str) -> None:
     ],
     ids=str,
 )
-def test_cells_that_cannot_be_are_a_damaged_file(rows: Any) -> None:
+def test_impossible_cells_mean_a_damaged_file(rows: Any) -> None:
     file = json.dumps({**json.loads(LAW.to_json()), "recalled": rows})
-    with pytest.raises(FitError, match=r"laws/x\.json is a damaged law file: .*\. Fit it again\."):
+    with pytest.raises(FitError, match=r"laws/x\.json is a damaged law file: .*\. Fit the law again\."):
         KnownLaw.from_json(file, name="laws/x.json")
 
 
@@ -127,7 +127,7 @@ JSON = st.recursive(
 
 @given(entry=st.sampled_from([*json.loads(KnownLaw(LAW, CELLS).to_json())]), value=JSON)
 @settings(max_examples=200, deadline=None)
-def test_whatever_an_entry_holds_is_a_law_or_a_fit_error(entry: str, value: Any) -> None:
+def test_any_value_of_an_entry_gives_a_law_or_a_fit_error(entry: str, value: Any) -> None:
     file = json.dumps({**json.loads(KnownLaw(LAW, CELLS).to_json()), entry: value})
     try:
         found = KnownLaw.from_json(file, name="x")
@@ -145,7 +145,7 @@ def test_any_other_text_is_a_fit_error(text: str) -> None:
 
 @given(at=st.integers(0, 10_000), byte=st.integers(32, 126))
 @settings(deadline=None)
-def test_a_flipped_character_is_a_law_or_a_fit_error(at: int, byte: int) -> None:
+def test_a_flipped_character_gives_a_law_or_a_fit_error(at: int, byte: int) -> None:
     file = known().to_json()
     at %= len(file)
     try:
@@ -154,7 +154,7 @@ def test_a_flipped_character_is_a_law_or_a_fit_error(at: int, byte: int) -> None
         assert str(error).startswith("x is")  # noqa: PT017 - most flips are no error
 
 
-def test_a_damaged_file_costs_nobody_the_others(tmp_path: Path) -> None:
+def test_a_damaged_file_leaves_the_others_usable(tmp_path: Path) -> None:
     (tmp_path / "good.json").write_text(known().to_json(), encoding="utf-8")
     (tmp_path / "cut.json").write_text(known().to_json()[:100], encoding="utf-8")
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")
@@ -169,7 +169,7 @@ def test_a_damaged_file_costs_nobody_the_others(tmp_path: Path) -> None:
         assert any(f"{name}.json" in sentence and words in sentence for sentence in found.damaged)
 
 
-def test_where_there_is_no_directory_there_are_no_laws(tmp_path: Path) -> None:
+def test_a_missing_directory_is_an_empty_library(tmp_path: Path) -> None:
     assert library(tmp_path / "none") == library(tmp_path)
     assert library(tmp_path).laws == {}
 
@@ -240,7 +240,7 @@ def test_of_two_like_laws_the_one_measured_at_this_length_is_taken() -> None:
         assert nearest(shelf, replace(USE, tokens=100)).law.source == "short"
 
 
-def test_where_there_is_none_it_is_the_published_one() -> None:
+def test_without_a_usable_law_the_published_one_is_taken() -> None:
     without_error_bars = KnownLaw(replace(LAW, covariance=None, sigma=None))
     for shelf in ([], [without_error_bars]):
         found = nearest(shelf, USE)
@@ -249,11 +249,11 @@ def test_where_there_is_none_it_is_the_published_one() -> None:
         assert "Its model is Qwen3-8B, not org/model." in found.near
 
 
-def test_a_law_of_just_this_is_used_as_it_is_and_nothing_is_said() -> None:
+def test_a_law_of_the_same_context_is_used_as_it_is_without_remarks() -> None:
     assert adapt_law(known(), USE) == known()
 
 
-def test_a_law_of_another_model_is_borrowed_over_parameters_with_its_doubt_widened() -> None:
+def test_a_law_of_another_model_is_borrowed_over_parameters_with_wider_uncertainty() -> None:
     found = adapt_law(known(**OTHER), USE)
     assert found.law.axis == "parameters"
     assert found.law.caveat.startswith("Borrowed: this law was fitted to org/other, not to this model.")
@@ -290,7 +290,7 @@ def test_a_law_of_another_placement_says_just_that() -> None:
     assert found.law.axis == "parameters"
     assert found.law.caveat == (
         "This law was fitted at q_proj@4, not at down_proj@4. Adapters are compared by their number of parameters, and "
-        "the rank is only taken to be right within a factor of 4."
+        "the rank is expected to be right only within a factor of 4."
     )
     assert found.near == ("Its adapters sit at q_proj@4, not at down_proj@4.",)
 
@@ -311,25 +311,26 @@ def test_a_law_over_ranks_that_does_not_say_how_large_they_are_cannot_be_borrowe
         adapt_law(known(**OTHER, parameters_per_rank=None), USE)
 
 
-def test_a_law_of_nobody_knows_what_is_used_as_it_is_and_that_is_said() -> None:
+def test_a_law_of_unknown_origin_is_used_as_it_is_and_the_plan_says_so() -> None:
     found = adapt_law(KnownLaw(replace(LAW, origin=None)), USE)
     assert found.law == replace(LAW, origin=None)
     assert found.near == ("Its file does not say which model, placement and data it was fitted to.",)
 
 
-def test_a_law_of_another_tokenizer_is_said() -> None:
+def test_a_law_of_another_tokenizer_is_remarked_on() -> None:
     found = adapt_law(known(tokenizer_fingerprint="u" * 64), USE)
     assert found.near == (
-        "Its lengths were counted by another tokenizer, under which the same text has another number of tokens.",
+        "Its lengths were counted with another tokenizer, which splits the same text into a different number of "
+        "tokens.",
     )
     assert adapt_law(known(tokenizer_fingerprint=None), USE).near == ()
 
 
-def test_where_weights_were_not_compared_that_is_said() -> None:
+def test_weights_that_were_not_compared_are_remarked_on() -> None:
     from_files = replace(USE, model_fingerprint=None)
     found = adapt_law(known(), from_files)
     assert found.law == LAW
-    assert found.near == ("The weights were not compared, only name and shape: --calibrate compares them.",)
+    assert found.near == ("Only the model's name and shape were compared: add --calibrate to compare the weights.",)
 
 
 def test_other_weights_under_the_same_name_are_another_model() -> None:
@@ -349,7 +350,7 @@ def test_the_same_shape_under_another_name_may_be_the_same_model() -> None:
     found = adapt_law(known(model="a/copy"), replace(USE, model_fingerprint=None))
     assert found.law.caveat.startswith("Borrowed")
     assert found.near == (
-        "Its model is a/copy, not org/model. Their shapes are the same: --calibrate compares the weights.",
+        "Its model is a/copy, not org/model. The shapes are the same: add --calibrate to compare the weights.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The plan: the smallest rank that works, with a doubt that is right, and sentences where there is none."""
+"""The plan: the smallest rank that works, with calibrated uncertainty, and a sentence if no rank does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from memlaw.core.recall import LN2
 from memlaw.law import LawFit, calibrate, fit_law, published, read_points
 from memlaw.planning import (
     CellRecall,
+    KnownLaw,
+    MeasuredSet,
     Plan,
+    PlanRequest,
     RankRange,
     Target,
     TrainingWork,
@@ -67,7 +70,13 @@ LOW = Target(None, 0.05)
 def planned(
     law: LawFit = LAW, *, tokens: int = 3000, loss_init: float = 12.0, placement: Modules = DOWN, **more: Any
 ) -> Plan:
-    return plan(law, records=more.pop("records", 10), tokens=tokens, loss_init=loss_init, placement=placement, **more)
+    facts = MeasuredSet(
+        records=more.pop("records", 10), tokens=tokens, loss_init=loss_init,
+        loss_memoryless=more.pop("loss_memoryless", None),
+    )  # fmt: skip
+    known = KnownLaw(law, tuple(more.pop("cells", ())), more.pop("near", ()))
+    request = PlanRequest(more.pop("target", Target()), more.pop("rank", None))
+    return plan(known, facts, placement, request, **more)
 
 
 def targets() -> st.SearchStrategy[Target]:
@@ -163,8 +172,8 @@ def test_95_percent_of_intervals_contain_the_rank_at_which_a_set_truly_comes_bac
     inside, certain = [], []
     for seed in range(60):
         random = np.random.default_rng(seed)
-        log_h = recall_loss._LOG_H + recall_loss._LOG_H_DOUBT * random.standard_normal()
-        log_c = recall_loss._LOG_C + recall_loss._LOG_C_DOUBT * random.standard_normal()
+        log_h = recall_loss._LOG_H + recall_loss._LOG_H_DEVIATION * random.standard_normal()
+        log_c = recall_loss._LOG_C + recall_loss._LOG_C_DEVIATION * random.standard_normal()
         points = simulate(BOUNDED, noise=0.05, seed=seed)
         cells = recalled_cells(points, log_h, log_c, random)
         tokens = 1000 + 100 * seed
@@ -279,14 +288,14 @@ def test_what_no_adapter_holds_is_split_over_the_fewest_that_do() -> None:
     assert planned().split is None
 
 
-def test_no_rank_is_said_to_be_none() -> None:
+def test_a_plan_without_a_rank_says_why() -> None:
     result = planned(tokens=200_000, placement=TINY, target=LOW)
     assert result.rank.value is None
     assert result.rank.high is None
     assert result.reason is not None
     assert result.reason.startswith(
         "No rank up to 128, the most these modules can use, is predicted to bring 200,000 target tokens to a mean loss "
-        "of 0.05 nats: it asks for about "
+        "of 0.05 nats: the law predicts that about "
     )
     assert result.reason.endswith("Adapt more modules or layers, or split the set over several adapters.")
     assert (result.lora_config, result.cost, result.train, result.sure, result.capacity) == (None,) * 5
@@ -307,12 +316,12 @@ def test_an_interval_may_reach_beyond_the_largest_rank() -> None:
     assert result.reason is None
 
 
-def test_extrapolation_is_said() -> None:
+def test_extrapolation_is_stated() -> None:
     assert planned(tokens=1000, target=Target(None, 0.5)).extrapolates is None
     longer = planned(tokens=80_000).extrapolates
     assert longer is not None
-    assert longer.startswith("Outside what was measured: 80,000 target tokens (fitted: 500 to 8,000); rank ")
-    assert longer.endswith("The interval assumes that the law goes on unchanged.")
+    assert longer.startswith("Outside the measured range: 80,000 target tokens (fitted: 500 to 8,000); rank ")
+    assert longer.endswith("The interval assumes that the law continues unchanged.")
     borrowed = planned(default_law(), tokens=1000, loss_init=12.3, placement=TINY, target=LOW)
     beyond = planned(default_law(), tokens=9999, target=LOW).extrapolates
     assert beyond is not None
@@ -323,7 +332,9 @@ def test_extrapolation_is_said() -> None:
 def test_a_doubtful_law_is_called_doubtful() -> None:
     law = fit_law(read_points(DATA / "tiny_points.csv"), "paper")
     caveats = planned(law, tokens=64, loss_init=11.2).caveats
-    assert caveats[0].startswith("The law this rests on is doubtful. Not identifiable: alpha's 95% interval reaches 0")
+    assert caveats[0].startswith(
+        "The law behind this plan is doubtful. Not identifiable: alpha's 95% interval includes 0"
+    )
 
 
 def test_a_law_without_error_bars_leaves_every_rank_open() -> None:
@@ -341,8 +352,9 @@ def test_other_data_than_the_laws_is_noticed() -> None:
     assert planned(loss_init=11.5).caveats == ()
     (caveat,) = planned(loss_init=3.0).caveats
     assert caveat.startswith(
-        "These targets start at 3.00 nats a token, the law's cells 12.00: another kind of data, or lengths that were "
-        "not counted in target tokens. The rank is only taken to be right within a factor of 4;"
+        "The base starts at 3.00 nats per token on these targets, but 12.00 on the law's cells: this is another kind "
+        "of data, or the lengths were not counted in target tokens. Expect the rank to be right only within a factor "
+        "of 4;"
     )
 
 
@@ -351,19 +363,19 @@ def test_other_data_are_also_known_by_what_they_cost_without_a_memory() -> None:
     assert planned(law, loss_memoryless=11.0).caveats == ()
     (caveat,) = planned(law, loss_memoryless=2.3).caveats
     assert caveat.startswith(
-        "These targets would cost, with nothing remembered but which tokens occur, 2.30 nats a token, the law's cells "
-        "11.00: another kind of data"
+        "The best predictor without memory needs 2.30 nats per token on these targets, but 11.00 on the law's cells: "
+        "this is another kind of data"
     )
 
 
 def test_targets_the_base_already_knows() -> None:
     result = planned(loss_init=0.04)
     assert result.rank.value == 1
-    assert any("already gives these targets the loss that is needed" in caveat for caveat in result.caveats)
+    assert any("already reaches the loss that is needed" in caveat for caveat in result.caveats)
 
 
 def test_the_papers_placement_is_not_promised_to_peft() -> None:
-    assert any("not one PEFT can build" in caveat for caveat in planned(placement=TINY, tokens=600).caveats)
+    assert any("PEFT cannot build" in caveat for caveat in planned(placement=TINY, tokens=600).caveats)
     assert planned(placement=TINY, tokens=600).lora_config is None
     assert not any("PEFT" in caveat for caveat in planned().caveats)
 
@@ -371,9 +383,9 @@ def test_the_papers_placement_is_not_promised_to_peft() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"records": 0}, r"asked for 0 records with 3000 target tokens"),
-        ({"records": 9, "tokens": 5}, r"asked for 9 records with 5 target tokens\. .* each has at least one"),
-        ({"loss_init": 0.0}, r"loss_init is 0\.0: .* is above 0"),
+        ({"records": 0}, r"Cannot plan for 0 records with 3000 target tokens"),
+        ({"records": 9, "tokens": 5}, r"for 9 records with 5 target tokens: .* each record at least one"),
+        ({"loss_init": 0.0}, r"loss_init is 0\.0, but .* must be a finite number of nats above 0"),
         ({"loss_init": math.nan}, r"loss_init is nan"),
     ],
 )
@@ -399,14 +411,14 @@ def test_cells_say_at_which_loss_everything_comes_back() -> None:
 
 def test_the_loss_needed_says_where_it_comes_from() -> None:
     assert planned().loss_needed.why == (
-        "where all facts should come back verbatim: memlaw's own experience with small models, since no cell was given."
+        "to recall all facts verbatim: from memlaw's experiments with small models, because no cells were given."
     )
     cells = [CellRecall(0.2, 12, 12, 120), CellRecall(0.6, 3, 12, 120)]
     assert planned(cells=cells, target=Target(0.9)).loss_needed.why == (
-        "where 0.9 of the facts should come back verbatim: learned from 2 cells."
+        "to recall 0.9 of the facts verbatim: learned from 2 cells."
     )
     asked = planned(target=LOW).loss_needed
-    assert (asked.nats, asked.why) == (0.05, "as asked for.")
+    assert (asked.nats, asked.why) == (0.05, "as requested.")
 
 
 def test_the_configuration_is_the_placements_at_the_recommended_rank() -> None:

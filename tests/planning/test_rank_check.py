@@ -38,8 +38,9 @@ def test_a_rank_under_the_laws_interval_is_a_warning_inside_it_a_remark_above_it
     assert 2 <= plan.rank.low < plan.rank.value
     low = the_one(check_on(base, many(300), rank=plan.rank.low - 1), "rank-too-small")
     assert low.severity == "warning"
-    assert f"At down_proj@4 the law asks for rank {plan.rank.value} (95%: {plan.rank.low} to" in low.message
-    assert f"3,000 target tokens, and the rank is {plan.rank.low - 1}. The law is borrowed" in low.message
+    assert "At down_proj@4 the law predicts that recalling these 3,000 target tokens needs rank " in low.message
+    assert f"needs rank {plan.rank.value} (95%: {plan.rank.low} to" in low.message
+    assert f", but the rank is {plan.rank.low - 1}. The law is borrowed" in low.message
     assert f"rank {plan.rank.value} or" in low.fix
     remark = the_one(check_on(base, many(300), rank=plan.rank.value - 1, law=LAW), "rank-too-small")
     assert remark.severity == "info"
@@ -71,7 +72,7 @@ def test_the_rank_of_an_adapter_is_judged_at_its_placement(base: Base, tmp_path:
     assert "At all-linear" in the_one(report, "rank-too-small").message
 
 
-def test_a_rank_that_is_none_here_is_refused(base: Base) -> None:
+def test_an_impossible_rank_is_refused(base: Base) -> None:
     with pytest.raises(AdapterError, match="Rank 33 is above 32"):
         check_on(base, facts(*GOOD), rank=33)
 

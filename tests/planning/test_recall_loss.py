@@ -1,4 +1,4 @@
-"""The loss that recall needs: Bayes' rule, right to the digit, and right in its doubt where the truth is known."""
+"""The loss that recall needs: Bayes' rule, equal to brute force, and calibrated where the truth is known."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_95_percent_of_intervals_contain_the_loss_that_a_longer_set_truly_needs(
     for seed in range(150):
         random = np.random.default_rng(seed)
         truth = np.array([recall_loss._LOG_H, recall_loss._LOG_C])
-        truth = truth + (recall_loss._LOG_H_DOUBT, recall_loss._LOG_C_DOUBT) * random.standard_normal(2)
+        truth = truth + (recall_loss._LOG_H_DEVIATION, recall_loss._LOG_C_DEVIATION) * random.standard_normal(2)
         seen = []
         for loss in np.geomspace(0.05, 2, 10):
             back = math.exp(-min(10 * first_errors(*truth, float(loss)), 700))

@@ -1,4 +1,4 @@
-"""The sizes a set may need: draws around the law's own answer, as wide as what is not known."""
+"""The sizes a set may need: draws around the law's own answer, as wide as the uncertainty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan aims at: read from a few characters, and met at a rate of errors that a count of failures confirms."""
+"""The target of a plan: read from text, and met at a rate of errors that counting failures confirms."""
 
 from __future__ import annotations
 
@@ -39,22 +39,25 @@ def test_a_target_is_a_word_a_share_or_a_loss(text: str, target: Target, said: s
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "Cannot aim at ''"),
-        ("most", r"Cannot aim at 'most'\. Choose all, a share such as 0\.99 or 99%, or a mean loss in nats such as"),
-        ("nan", "Cannot aim at 'nan'"),
-        ("-0.5", "Cannot aim at '-0.5'"),
-        ("loss=10%", "Cannot aim at 'loss=10%'"),
-        ("loss=", "Cannot aim at 'loss='"),
-        ("0,99", "Cannot aim at '0,99'"),
-        ("0", r"target is 0\.0: a share to recall is above 0 and at most 1"),
+        ("", "Cannot read the target ''"),
+        (
+            "most",
+            r"Cannot read the target 'most'\. Choose all, a share such as 0\.99 or 99%, or a mean loss in nats such as",
+        ),
+        ("nan", "Cannot read the target 'nan'"),
+        ("-0.5", "Cannot read the target '-0.5'"),
+        ("loss=10%", "Cannot read the target 'loss=10%'"),
+        ("loss=", "Cannot read the target 'loss='"),
+        ("0,99", "Cannot read the target '0,99'"),
+        ("0", r"target is 0\.0, but a share must be above 0 and at most 1"),
         ("1.01", r"target is 1\.01"),
         ("101%", r"target is 1\.01"),
-        ("99", r"target is 99\.0: .*Choose all, a share such as 0\.99 or 99%"),
-        ("loss=0", r"target is a loss of 0\.0 nats: no finite adapter reaches 0"),
+        ("99", r"target is 99\.0, but .*Choose all, a share such as 0\.99 or 99%"),
+        ("loss=0", r"target is a loss of 0\.0 nats, but .*no finite adapter reaches 0"),
         ("loss=" + "9" * 400, "target is a loss of inf nats"),
     ],
 )
-def test_what_is_none_is_refused(text: str, message: str) -> None:
+def test_text_that_is_not_a_target_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Target.parse(text)
 
@@ -77,7 +80,7 @@ def test_a_target_that_is_written_is_read_back(parts: tuple[float | None, float 
 
 def test_a_target_is_one_thing() -> None:
     for both_or_none in ((0.5, 0.1), (None, None)):
-        with pytest.raises(ConfigError, match="a share or a mean loss, not both and not neither"):
+        with pytest.raises(ConfigError, match="A target is either a share or a mean loss"):
             Target(*both_or_none)
     with pytest.raises(ConfigError, match="target is nan"):
         Target(math.nan)
@@ -136,5 +139,5 @@ def test_the_tiniest_share_of_a_part_of_a_record_is_still_a_number() -> None:
 
 
 def test_a_loss_is_no_share() -> None:
-    with pytest.raises(ConfigError, match=r"a mean loss of 0\.1 nats is no share of anything"):
+    with pytest.raises(ConfigError, match=r"target is a mean loss of 0\.1 nats, so no share of the records"):
         Target(None, 0.1).rate(1, 10)

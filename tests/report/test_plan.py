@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from helpers.slow_law import BOUNDED, simulate
 from memlaw.law import fit_law, published
-from memlaw.planning import CellRecall, Plan, Target, TrainingWork, plan
+from memlaw.planning import CellRecall, KnownLaw, MeasuredSet, Plan, PlanRequest, Target, TrainingWork, plan
 from memlaw.report import ReportContent, render
 from memlaw.report.plan import plan_view
 
@@ -46,7 +46,10 @@ EARLIER = {
 
 def planned(**options: Any) -> Plan:
     values = {"records": 60, "tokens": 660, "loss_init": 12.0, "loss_memoryless": 3.0} | options
-    return plan(LAW, placement=Modules(), **values)
+    known = KnownLaw(LAW, values.pop("cells", ()), values.pop("near", ()))
+    request = PlanRequest(values.pop("target", Target()), values.pop("rank", None))
+    more = {name: values.pop(name) for name in ("scale", "work") if name in values}
+    return plan(known, MeasuredSet(**values), Modules(), request, **more)
 
 
 def rows(of: Any) -> dict[str, str]:
@@ -68,7 +71,7 @@ def test_every_part_of_a_plan_is_shown() -> None:
         f"{rank.value} (95 %: {rank.low} to {rank.high}); 95 % certain from rank {answer.sure}; "
         "this placement allows 128"
     )
-    assert shown["mean loss needed"].endswith("should come back verbatim: learned from 1 cells.")
+    assert shown["mean loss needed"].endswith("recall all facts verbatim: learned from 1 cells.")
     assert shown["capacity"].startswith(f"rank {rank.value}: {capacity.tokens:,.0f} target tokens (95 %: ")
     assert "; mean loss under ln 2 up to " in shown["capacity"]
     assert shown["rule of thumb"] == "rank 3: as many adapter parameters as target tokens"

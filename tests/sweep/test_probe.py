@@ -36,6 +36,7 @@ from memlaw.sweep.pack import LoadedPack, train_pack
 from memlaw.sweep.probe import ProbeSummary, probe
 from memlaw.sweep.scheduler import ProbeProgress, ProbeRun
 from memlaw.training.result import StackProgress
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 
@@ -63,7 +64,7 @@ def test_a_probe_measures_what_training_each_cell_alone_and_recalling_it_gives(b
         cell = result.cell
         facts = take(encode(FACTS, base.tokenizer, context=base.context), cell.length)
         placement = placement_on(None, base.model)
-        [alone] = train_stack(base, facts, placement, [(cell.rank, cell.train)])
+        [alone] = train_stack(base, facts, [Run(cell.rank, placement, cell.train)])
         before = measure(base, facts, decode=False)
         with alone.attached(base.model):
             after = measure(base, facts, decode=True)
@@ -309,7 +310,7 @@ def test_a_pack_that_runs_out_of_memory_continues_in_smaller_stacks(base, uninte
 
     handle = base.model.model.layers[-1].register_forward_pre_hook(check)
     try:
-        with pytest.warns(UserWarning, match="more memory than there is: going on with"):
+        with pytest.warns(UserWarning, match="do not fit in memory: continuing with"):
             assert probe(base, FACTS, ProbeConfig(**GRID), out).failed == 0
     finally:
         handle.remove()
@@ -434,7 +435,7 @@ def assert_refused(base: Base, out: Path, error: type[Exception], sentence: str,
 @pytest.mark.parametrize(
     ("error", "sentence", "changes"),
     [
-        (DataError, "A length of 41 target tokens was asked for, but the data have 1 to 40", {"lengths": [10, 41]}),
+        (DataError, "A length of 41 target tokens was requested, but the data allow 1 to 40", {"lengths": [10, 41]}),
         (DataError, r"the first fact \('f0'\) alone has 5", {"lengths": [4, 10]}),
         (AdapterError, r"Rank 33 is above 32, the smaller dimension of .*down_proj", {"ranks": [1, 33]}),
         (AdapterError, "has no module 'down' to adapt. Did you mean down_proj", {"placement": "down@1"}),

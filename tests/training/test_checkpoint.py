@@ -1,11 +1,13 @@
-"""A training that is interrupted goes on to the same last bit."""
+"""An interrupted training resumes to the same last bit."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import itertools
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +22,18 @@ import torch
 
 from helpers import cuts, tiny
 from helpers.interrupted import FACTS, RUNS, InterruptedTrainingError, train
+from helpers.paths import FIXTURES
+from helpers.runs import runs_at
 from memlaw.adapter.on_model import placement_on
+from memlaw.core import files
+from memlaw.core.config import TrainConfig
 from memlaw.core.errors import ConfigError
+from memlaw.core.facts import EncodedFact
+from memlaw.model.base import load
 from memlaw.sweep.journal import CheckpointStatus, Journal, ProbeSpec, status
 from memlaw.training.checkpoint import Checkpoint
 from memlaw.training.result import Trained
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 
@@ -38,7 +47,7 @@ def assert_same(found: list[Trained], expected: list[Trained]) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_interrupted_training_goes_on_to_the_same_last_bit(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_an_interrupted_training_resumes_to_the_same_last_bit(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     for stop in (4, 9, 12):
         with pytest.raises(InterruptedTrainingError):
@@ -47,14 +56,14 @@ def test_an_interrupted_training_goes_on_to_the_same_last_bit(name: str, dtype: 
     assert_same(train(name, path, dtype=dtype), train(name, dtype=dtype))
 
 
-def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
+def test_finished_steps_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "deeper" / "checkpoint"
     with pytest.raises(InterruptedTrainingError):
         train("sft", path, stop=10)
     base = tiny.base()
     seen: list[int] = []
     train_stack(
-        base, FACTS, placement_on("down_proj@1+3", base.model), RUNS["sft"],
+        base, FACTS, runs_at(placement_on("down_proj@1+3", base.model), RUNS["sft"]),
         checkpoint=Checkpoint(path), on_step=lambda progress: seen.append(progress.step),
     )  # fmt: skip
     assert seen == [10, 11, 12, 13, 14]
@@ -63,7 +72,8 @@ def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
 def test_nothing_is_saved_before_it_is_due(tmp_path: Path) -> None:
     base = tiny.base()
     path = tmp_path / "checkpoint"
-    train_stack(base, FACTS, placement_on(None, base.model), RUNS["sft"], checkpoint=Checkpoint(path, minutes=60))
+    runs = runs_at(placement_on(None, base.model), RUNS["sft"])
+    train_stack(base, FACTS, runs, checkpoint=Checkpoint(path, minutes=60))
     assert not path.exists()
 
 
@@ -98,12 +108,12 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(file: str, place:
     path = tmp_path / "checkpoint"
     interrupted(path, 9)
     flip(path / "9" / file, place)
-    with pytest.warns(UserWarning, match=r"checkpoint/9 is damaged .*: training starts again from the one before"):
+    with pytest.warns(UserWarning, match=r"checkpoint/9 is damaged .*: training restarts from the previous checkpoint"):
         found = train("sft", path)
     assert_same(found, train("sft"))
 
 
-def test_without_any_intact_checkpoint_training_starts_from_its_beginning_and_says_so(tmp_path: Path) -> None:
+def test_without_an_intact_checkpoint_training_starts_over_and_warns(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     interrupted(path, 9)
     for number in ("8", "9"):
@@ -111,15 +121,15 @@ def test_without_any_intact_checkpoint_training_starts_from_its_beginning_and_sa
     with pytest.warns(UserWarning, match="is damaged") as told:
         found = train("sft", path)
     assert [str(warning.message) for warning in told] == [
-        f"The checkpoint {path / '9'} is damaged (tensors.safetensors is not the file that was saved): training starts "
-        "again from the one before.",
-        f"The checkpoint {path / '8'} is damaged (tensors.safetensors is not the file that was saved): training starts "
-        "again from its beginning.",
+        f"The checkpoint {path / '9'} is damaged (tensors.safetensors is not the file that was saved): training "
+        "restarts from the previous checkpoint.",
+        f"The checkpoint {path / '8'} is damaged (tensors.safetensors is not the file that was saved): training "
+        "restarts at the first step.",
     ]
     assert_same(found, train("sft"))
 
 
-def test_what_is_damaged_does_not_push_out_what_is_intact(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_does_not_displace_an_intact_one(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     interrupted(path, 9)
     flip(path / "9" / "state.json", 5)
@@ -136,11 +146,11 @@ def test_a_truncated_or_missing_file_is_a_damaged_checkpoint(tmp_path: Path) -> 
     (path / "8" / "manifest.json").unlink()
     with pytest.warns(UserWarning, match=r"is damaged") as told:
         train("sft", path)
-    assert "(tensors.safetensors is not the file that was saved): training starts again from the one" in str(told[0])
-    assert "(it cannot be read: No such file or directory): training starts again from its beginning" in str(told[1])
+    assert "(tensors.safetensors is not the file that was saved): training restarts from the previous" in str(told[0])
+    assert "(it cannot be read: No such file or directory): training restarts at the first step" in str(told[1])
 
 
-def test_files_of_others_are_not_taken_for_checkpoints_nor_removed(tmp_path: Path) -> None:
+def test_other_files_are_neither_read_as_checkpoints_nor_removed(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     interrupted(path, 9)
     (path / "notes").mkdir()
@@ -160,6 +170,21 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         train("sft", path, seed=5)
 
 
+def test_an_intact_checkpoint_of_another_version_is_refused_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    interrupted(path, 9)
+    state = json.loads((path / "9" / "state.json").read_text())
+    del state["seconds"], state["states"][0]["updates"]
+    (path / "9" / "manifest.json").unlink()
+    (path / "9" / "state.json").write_text(json.dumps(state))
+    files.sign(path / "9")
+    with pytest.raises(
+        ConfigError, match=r"9 is intact, but .* version of memlaw \(seconds, states\.0\.updates\)\. Resume"
+    ):
+        train("sft", path)
+    assert names(path) == ["8", "9"]
+
+
 @pytest.mark.parametrize("full", ["fsync", "mkdir"])
 def test_a_disk_that_fails_costs_the_checkpoints_and_not_the_training(
     full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -172,14 +197,16 @@ def test_a_disk_that_fails_costs_the_checkpoints_and_not_the_training(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, full, fail)
-        with pytest.warns(UserWarning, match=r"cannot be written \(No space left.*\): training goes on without"):
+        with pytest.warns(
+            UserWarning, match=r"cannot be written \(No space left.*\): training continues without checkpoints"
+        ):
             found = train("sft", path)
     assert_same(found, train("sft"))
     assert names(path) == ["5"]
     assert_same(train("sft", path), found)
 
 
-def test_every_call_of_a_save_may_fail_and_the_one_before_is_still_there(tmp_path: Path) -> None:
+def test_the_previous_checkpoint_survives_a_failure_of_any_call_of_a_save(tmp_path: Path) -> None:
     saved: list[tuple[Any, Any]] = []
 
     def keep(_self: Checkpoint, engine: Any, snapshot: Any) -> None:
@@ -203,12 +230,42 @@ def test_every_call_of_a_save_may_fail_and_the_one_before_is_still_there(tmp_pat
     assert number > 20
 
 
-def test_the_status_of_a_probe_tells_the_step_of_a_pack_in_training(tmp_path: Path) -> None:
+def test_the_status_of_a_probe_shows_the_step_of_a_pack_in_training(tmp_path: Path) -> None:
     pack = ("a", "b")
     journal = Journal(tmp_path)
     journal.claim(ProbeSpec(identity={}, packs=(("c",), pack)))
     interrupted(journal.checkpoint(pack), 9)
     assert status(tmp_path).checkpoints == (CheckpointStatus(pack=2, step=8),)
+
+
+BEFORE_THE_MOVE = FIXTURES / "before_the_move" / "checkpoint"
+"""Interrupted at step 8 with torch 2.13 by memlaw 0.1.0, before its modules moved."""
+
+
+def test_a_checkpoint_of_the_code_before_the_move_is_resumed_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load()
+    facts = tuple(
+        EncodedFact(f"f{number}", ids, 2)
+        for number, ids in enumerate([(5, 9, 14, 3, 77, 31), (6, 9, 21, 40, 8), (7, 9, 65, 12)])
+    )
+    placement = placement_on("down_proj@0", base.model)
+    short = TrainConfig(method="sft", steps=3, learning_rate=2e-2, batch_size=2)
+    long = TrainConfig(method="sw", steps=12, learning_rate=2e-2, batch_size=2, seed=7, dropout=0.1)
+    runs = [Run(2, placement, short), Run(1, placement, long)]
+    expected = train_stack(base, facts, runs)
+    path = tmp_path / "checkpoint"
+    shutil.copytree(BEFORE_THE_MOVE, path)
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
+    seen: list[int] = []
+    resumed = train_stack(base, facts, runs, checkpoint=Checkpoint(path), on_step=lambda p: seen.append(p.step))
+    assert seen == [8, 9, 10, 11, 12]
+    for ours, theirs in zip(resumed, expected, strict=True):
+        assert (ours.run, ours.status, ours.steps) == (theirs.run, theirs.status, theirs.steps)
+        assert ours.loss_final == pytest.approx(theirs.loss_final, rel=1e-4)
+        for a, b in zip(ours.stack.tensors, theirs.stack.tensors, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)  # another machine may round differently
 
 
 PROGRAM = """
@@ -221,8 +278,8 @@ t.train(sys.argv[1], Path(sys.argv[2]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "sw"])
-def test_a_killed_process_leaves_a_checkpoint_that_goes_on(name: str, tmp_path: Path) -> None:
-    """SIGKILL as soon as there is a checkpoint, again and again, each time somewhere else in a step."""
+def test_a_killed_process_leaves_a_checkpoint_to_resume_from(name: str, tmp_path: Path) -> None:
+    """SIGKILL soon after a checkpoint appears, several times, each at another place in a step."""
     path = tmp_path / "checkpoint"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for delay in (0.0, 0.01, 0.03):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from helpers import slow_training as reference
 from helpers import tiny
+from helpers.runs import runs_at
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.stack import AdapterStack
 from memlaw.core.config import TrainConfig
@@ -23,10 +24,9 @@ from memlaw.core.errors import AdapterError, ConfigError, TrainError
 from memlaw.core.recall import LN2
 from memlaw.losses import IGNORED, WindowState, memft_loss
 from memlaw.model.base import Base
-from memlaw.training.optimizer import StackedAdamW
 from memlaw.training.result import StackProgress, Trained
 from memlaw.training.rows import row_order
-from memlaw.training.settings import Settings
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 FACTS = tiny.facts([(5, 4), (3, 7), (6, 2)])
@@ -48,7 +48,7 @@ def mean_loss(model: torch.nn.Module) -> float:
 def train(base: Base, runs: list[tuple[int, TrainConfig]], placement: str | None = None) -> list[Trained]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return train_stack(base, FACTS, placement_on(placement, base.model), runs)
+        return train_stack(base, FACTS, runs_at(placement_on(placement, base.model), runs))
 
 
 @pytest.mark.parametrize("placement", ["down_proj@2", "mlp@1", "q_proj,v_proj", "all-linear"])
@@ -72,9 +72,10 @@ def test_adapters_of_different_placements_train_together_as_they_would_alone() -
     base = tiny.base(dtype=torch.float64)
     places = [placement_on(text, base.model) for text in ("down_proj@3", "q_proj,v_proj@2", "mlp@1", "up_proj@1+3")]
     runs = [(1, SHORT), (4, replace(SHORT, seed=1, weight_decay=0.1)), (3, SHORT), (2, replace(SHORT, dropout=0.1))]
-    together = train_stack(base, FACTS, places, runs)
+    placed = [Run(rank, place, config) for place, (rank, config) in zip(places, runs, strict=True)]
+    together = train_stack(base, FACTS, placed)
     for place, run, result in zip(places, runs, together, strict=True):
-        (alone,) = train_stack(base, FACTS, place, [run])
+        (alone,) = train_stack(base, FACTS, runs_at(place, [run]))
         assert result.placement == place
         assert result.stack.sites == place.sites
         close(result, alone, 1e-10)
@@ -88,7 +89,7 @@ def test_a_stack_trains_what_peft_trains(family: str, method: str) -> None:
     placement = placement_on("c_proj@2" if family == "gpt2" else "down_proj@2+3", model)
     config = TrainConfig(method=method, steps=10, learning_rate=2e-2, scale=2.0)  # type: ignore[arg-type]
     base = tiny.wrap(model, tiny.tokenizer())
-    (ours, _) = train_stack(base, FACTS, placement, [(3, config), (5, replace(config, seed=7))])
+    (ours, _) = train_stack(base, FACTS, runs_at(placement, [(3, config), (5, replace(config, seed=7))]))
     tuned, losses = reference.train_with_peft(model, FACTS, placement, 3, config, batches=[range(len(FACTS))] * 10)
     assert losses[0] == pytest.approx(ours.loss_init, rel=1e-6)
     assert mean_loss(tuned) == pytest.approx(ours.loss_final, rel=1e-6)
@@ -111,7 +112,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_what_memft_loss_trains_in_a_loop(name: str) -> None:
+def test_every_method_trains_as_memft_loss_in_a_loop(name: str) -> None:
     model = tiny.model(dtype=torch.float64)
     facts = tiny.facts([(5, 4), (3, 7), (6, 2), (4, 5), (3, 3)])
     placement = placement_on("down_proj@2", model)
@@ -120,7 +121,7 @@ def test_every_method_trains_what_memft_loss_trains_in_a_loop(name: str) -> None
     others = [(3, SHORT), (2, replace(SHORT, method="sw"))]
     base = tiny.wrap(model, tiny.tokenizer())
     runs = [(rank, replace(run, batch_size=2)) for rank, run in others]
-    ours = train_stack(base, facts, placement, [runs[0], (4, config), runs[1]])[1]
+    ours = train_stack(base, facts, runs_at(placement, [runs[0], (4, config), runs[1]]))[1]
 
     start = AdapterStack.start(placement.sites, [(4, config)], device="cpu", dtype="float64")
     tuned = get_peft_model(model, LoraConfig(**placement.lora_config(4, scale=config.scale))).to(torch.float64)
@@ -146,13 +147,13 @@ def test_every_method_trains_what_memft_loss_trains_in_a_loop(name: str) -> None
         assert float((theirs.detach() - mine).norm() / theirs.detach().norm()) < 1e-5
 
 
-def test_once_nothing_is_under_the_threshold_fallback_trains_on_all_and_zero_on_nothing() -> None:
+def test_once_no_token_is_under_the_threshold_fallback_trains_on_all_and_zero_on_none() -> None:
     model = tiny.model(dtype=torch.float64)
     base = tiny.wrap(model, tiny.tokenizer())
     placement = placement_on(None, model)
     zero = TrainConfig(method="ot", steps=80, learning_rate=2e-2, schedule="constant")
     fallback = replace(zero, rule="fallback")
-    (stopped, went_on) = train_stack(base, FACTS, placement, [(8, zero), (8, fallback)])
+    (stopped, went_on) = train_stack(base, FACTS, runs_at(placement, [(8, zero), (8, fallback)]))
     assert stopped.recalled
     assert went_on.loss_final is not None
     assert stopped.loss_final is not None
@@ -161,7 +162,7 @@ def test_once_nothing_is_under_the_threshold_fallback_trains_on_all_and_zero_on_
     assert mean_loss(tuned) == pytest.approx(went_on.loss_final, rel=1e-4)
 
 
-def test_the_loss_falls_and_the_base_stays() -> None:
+def test_the_loss_falls_and_the_base_does_not_change() -> None:
     base = tiny.base()
     (result,) = train(base, [(4, replace(SHORT, steps=60))])
     assert result.loss_final is not None
@@ -169,45 +170,12 @@ def test_the_loss_falls_and_the_base_stays() -> None:
     assert tiny.wrap(base.model, base.tokenizer).fingerprint == base.fingerprint
 
 
-def test_stacked_adamw_is_torch_adamw() -> None:
-    stream = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(3, 4, 2, generator=stream, dtype=torch.float64) for _ in range(2)]
-    rates, decays = torch.tensor([1e-2, 1e-1, 0.0]), torch.tensor([0.0, 0.1, 0.5])
-    copies = [[t[k].clone().requires_grad_(True) for t in tensors] for k in range(3)]
-    theirs = [torch.optim.AdamW(copies[k], lr=float(rates[k]), weight_decay=float(decays[k])) for k in range(3)]
-    ours = StackedAdamW(tensors)
-    for _ in range(5):
-        gradients = [torch.randn(t.shape, generator=stream, dtype=torch.float64) for t in tensors]
-        ours.step(tensors, gradients, rates, decays)
-        for k, optimizer in enumerate(theirs):
-            for parameter, gradient in zip(copies[k], gradients, strict=True):
-                parameter.grad = gradient[k]
-            optimizer.step()
-    for k in range(3):
-        for tensor, copy in zip(tensors, copies[k], strict=True):
-            torch.testing.assert_close(tensor[k], copy.detach(), rtol=1e-6, atol=1e-9)
-
-
-def test_the_published_schedule_falls_linearly_to_zero_without_warm_up() -> None:
-    config = TrainConfig(steps=4, learning_rate=1.0)
-    settings = Settings.of([config, replace(config, schedule="constant", learning_rate=0.5)], "cpu")
-    assert [settings.rates(step).tolist() for step in range(5)] == [[1 - step / 4, 0.5] for step in range(5)]
-
-
-def test_every_epoch_shows_every_row_once_in_a_new_order() -> None:
-    order = row_order(7, TrainConfig(batch_size=3))
-    seen: list[int] = torch.cat([next(order) for _ in range(14)]).tolist()
-    epochs = [seen[i : i + 7] for i in range(0, 42, 7)]
-    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 1
-
-
-def test_batches_of_rows_train_what_peft_trains_on_the_same_batches() -> None:
+def test_batches_of_rows_train_as_peft_on_the_same_batches() -> None:
     model = tiny.model(dtype=torch.float64)
     base = tiny.wrap(model, tiny.tokenizer())
     placement = placement_on("up_proj@3", model)
     config = TrainConfig(steps=9, learning_rate=2e-2, batch_size=2)
-    (ours,) = train_stack(base, FACTS, placement, [(2, config)])
+    (ours,) = train_stack(base, FACTS, runs_at(placement, [(2, config)]))
     order = row_order(len(FACTS), config)
     batches = [next(order).tolist() for _ in range(9)]
     tuned, _ = reference.train_with_peft(model, FACTS, placement, 2, config, batches=batches)
@@ -218,7 +186,7 @@ def test_until_recalled_stops_when_every_token_has_the_margin_and_not_before() -
     base = tiny.base()
     config = TrainConfig(steps=600, until="recalled", margin=0.2, learning_rate=2e-2, method="ot", schedule="constant")
     placement = placement_on(None, base.model)
-    one, two = train_stack(base, FACTS, placement, [(8, config), (2, replace(config, steps=3))])
+    one, two = train_stack(base, FACTS, runs_at(placement, [(8, config), (2, replace(config, steps=3))]))
     assert one.recalled
     assert one.steps < 600
     with one.attached(base.model), torch.no_grad():
@@ -226,12 +194,13 @@ def test_until_recalled_stops_when_every_token_has_the_margin_and_not_before() -
     assert worst < LN2 - 0.2
     assert not two.recalled
     assert two.steps == 3
-    (shorter,) = train_stack(base, FACTS, placement, [(8, replace(config, until="budget", steps=one.steps - 1))])
+    budgeted = replace(config, until="budget", steps=one.steps - 1)
+    (shorter,) = train_stack(base, FACTS, [Run(8, placement, budgeted)])
     with shorter.attached(base.model), torch.no_grad():
         assert max(float(reference.nll_of(base.model, fact).max()) for fact in FACTS) >= LN2 - 0.2
 
 
-def test_a_budget_run_takes_exactly_its_steps_however_well_it_knows_the_facts() -> None:
+def test_a_budget_run_takes_exactly_its_steps_even_if_all_is_recalled() -> None:
     (result,) = train(tiny.base(), [(8, replace(SHORT, steps=150))])
     assert result.recalled
     assert result.steps == 150
@@ -308,7 +277,10 @@ def test_progress_counts_what_is_left() -> None:
     seen: list[StackProgress] = []
     base = tiny.base()
     train_stack(
-        base, FACTS, placement_on(None, base.model), [(2, SHORT), (1, replace(SHORT, steps=4))], on_step=seen.append
+        base,
+        FACTS,
+        runs_at(placement_on(None, base.model), [(2, SHORT), (1, replace(SHORT, steps=4))]),
+        on_step=seen.append,
     )
     assert [p.step for p in seen] == list(range(1, 13))
     assert [p.adapters for p in seen] == [2] * 4 + [1] * 8
@@ -318,7 +290,7 @@ def test_progress_counts_what_is_left() -> None:
 
 @contextmanager
 def room_for(base: Base, rows: int) -> Iterator[list[int]]:
-    """The last layer runs out of memory with more than `rows` rows; yields the sizes that were tried."""
+    """The last layer runs out of memory with more than `rows` rows; yields all sizes tried."""
     tried: list[int] = []
 
     def check(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -343,12 +315,12 @@ SHORT_OF_MEMORY = [
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 9])
-def test_a_stack_that_does_not_fit_goes_on_in_parts_and_gives_the_same(rows: int) -> None:
+def test_a_stack_that_does_not_fit_continues_in_parts_with_the_same_result(rows: int) -> None:
     base = tiny.base(dtype=torch.float64)
     placement = placement_on("down_proj@1+2", base.model)
-    expected = train_stack(base, FACTS, placement, SHORT_OF_MEMORY)
-    with room_for(base, rows) as tried, pytest.warns(UserWarning, match="more memory than there is: going on with"):
-        found = train_stack(base, FACTS, placement, SHORT_OF_MEMORY)
+    expected = train_stack(base, FACTS, runs_at(placement, SHORT_OF_MEMORY))
+    with room_for(base, rows) as tried, pytest.warns(UserWarning, match="do not fit in memory: continuing with"):
+        found = train_stack(base, FACTS, runs_at(placement, SHORT_OF_MEMORY))
     assert max(tried) > rows
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.steps, ours.status, ours.recalled) == (theirs.steps, theirs.status, theirs.recalled)
@@ -356,10 +328,10 @@ def test_a_stack_that_does_not_fit_goes_on_in_parts_and_gives_the_same(rows: int
         close(ours, theirs, 1e-9)
 
 
-def test_memory_that_runs_out_in_the_middle_costs_no_step() -> None:
+def test_running_out_of_memory_in_the_middle_costs_no_step() -> None:
     base = tiny.base(dtype=torch.float64)
     placement = placement_on(None, base.model)
-    expected = train_stack(base, FACTS, placement, SHORT_OF_MEMORY)
+    expected = train_stack(base, FACTS, runs_at(placement, SHORT_OF_MEMORY))
     with ExitStack() as hooks:
         hooks.enter_context(pytest.warns(UserWarning, match="5 adapters at once"))
 
@@ -367,7 +339,7 @@ def test_memory_that_runs_out_in_the_middle_costs_no_step() -> None:
             if progress.step == 4:
                 hooks.enter_context(room_for(base, 6))
 
-        found = train_stack(base, FACTS, placement, SHORT_OF_MEMORY, on_step=shrink)
+        found = train_stack(base, FACTS, runs_at(placement, SHORT_OF_MEMORY), on_step=shrink)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.steps == theirs.steps
         close(ours, theirs, 1e-9)
@@ -386,32 +358,34 @@ def test_one_row_of_one_adapter_that_does_not_fit_is_an_error_a_person_can_act_o
         if progress.step == 2:
             base.model.model.layers[-1].register_forward_pre_hook(never)
 
-    sentence = "One adapter with one row of the facts needs more memory than there is"
-    with pytest.warns(UserWarning, match="going on with"), pytest.raises(TrainError, match=sentence):
-        train_stack(base, FACTS, placement, [(2, SHORT), (3, SHORT)], on_step=fill)
+    sentence = "One adapter with one row of the facts does not fit in memory"
+    with pytest.warns(UserWarning, match="continuing with"), pytest.raises(TrainError, match=sentence):
+        train_stack(base, FACTS, runs_at(placement, [(2, SHORT), (3, SHORT)]), on_step=fill)
 
 
 REAL = """
-import resource, sys, warnings, torch, tiny
-from memlaw.adapter import parse_placement
-from memlaw.records import TrainConfig
-from memlaw.training import train_stack
+import resource, warnings, torch
+from helpers import tiny
+from helpers.runs import runs_at
+from memlaw.adapter.on_model import placement_on
+from memlaw.core.config import TrainConfig
+from memlaw.training.stack import train_stack
 torch.set_num_threads(1)
 base = tiny.base(max_position_embeddings=4096, attn_implementation="eager")
 facts = tiny.facts([(4, 1500)])
-placement = parse_placement("down_proj@1", base.model)
-train_stack(base, facts, placement, [(2, TrainConfig(steps=1))])
+placement = placement_on("down_proj@1", base.model)
+train_stack(base, facts, runs_at(placement, [(2, TrainConfig(steps=1))]))
 held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (held + 700 * 2**20, resource.RLIM_INFINITY))
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    trained = train_stack(base, facts, placement, [(2, TrainConfig(steps=2, seed=k)) for k in range(12)])
-assert any("more memory than there is" in str(w.message) for w in said), [str(w.message) for w in said]
+    trained = train_stack(base, facts, runs_at(placement, [(2, TrainConfig(steps=2, seed=k)) for k in range(12)]))
+assert any("do not fit in memory" in str(w.message) for w in said), [str(w.message) for w in said]
 assert [t.steps for t in trained] == [2] * 12 and all(t.status == "finished" for t in trained)
 """
 
 
 @pytest.mark.slow
-def test_a_machine_that_really_has_no_more_memory_trains_in_parts() -> None:
+def test_a_machine_that_really_runs_out_of_memory_trains_in_parts() -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", REAL], env=env, check=True)

@@ -1,4 +1,4 @@
-"""Placements on a model that is loaded."""
+"""Placements on a loaded model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from memlaw.model.outline_from_module import outline_of_model
 
 
 def placement_on(text: str | None, model: Any) -> Placement:
-    """`resolve` on a loaded model; also raises AdapterError for a module that the model has in two places."""
+    """`resolve` on a loaded model; also raises AdapterError for a module that the model uses in two places."""
     placement = resolve(text, outline_of_model(model))
-    _check_own(placement.sites, model)
+    _refuse_shared_modules(placement.sites, model)
     return placement
 
 
-def _check_own(sites: Sequence[Site], model: nn.Module) -> None:
-    """Refuse a module the model has in two places. Shared weights are fine: adapters add to outputs, not to weights."""
+def _refuse_shared_modules(sites: Sequence[Site], model: nn.Module) -> None:
+    """Refuse a module used in two places. Shared weights are fine: adapters add to outputs, not to weights."""
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
@@ -29,7 +29,7 @@ def _check_own(sites: Sequence[Site], model: nn.Module) -> None:
         others = [name for name in names[id(model.get_submodule(site.path))] if name != site.path]
         if others:
             raise AdapterError(
-                f"{site.path} and {others[0]} are one and the same module, so an adapter on one would act in both "
-                "places here, and only in one once PEFT loads it. Adapt a module that is not shared, or give each "
-                "place a `copy.deepcopy` of it."
+                f"{site.path} and {others[0]} are the same module, so an adapter on one would act in both places here, "
+                "but only in one when PEFT loads it. Adapt a module that is not shared, or give each place a "
+                "`copy.deepcopy` of it."
             )

@@ -1,4 +1,4 @@
-"""Where an adapter sits: from `down_proj@4` to the modules of one model."""
+"""Where an adapter sits: from `down_proj@4` to the modules of one model. No torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PARALLEL = MLP
 ALL_LINEAR = "all-linear"
 
 _OUTPUT_PROJECTIONS = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "w2")
-"""What architectures call the last linear module of their MLP; the default placement is the first that exists."""
+"""Names of the last linear module of an MLP; the default placement is the first that exists."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an adapter sits in one model: the modules by name, the layers (None: all of them), and the sites found."""
+    """Where an adapter sits in one model: names of modules, layers (None: all of them), and the resulting sites."""
 
     modules: tuple[str, ...]
     layers: tuple[int, ...] | None
@@ -46,31 +46,31 @@ class Placement:
 
     @property
     def caution(self) -> str:
-        """What a user should know of the cost of training here; empty where there is nothing to say."""
+        """A warning about the cost of training here; empty if none is due."""
         if self.first_layer > 0 or len(self.first_sites) == 1:
             return ""
         return (
-            f"The placement {self} adapts layer 0, so there is nothing below it to compute once: every step runs the "
-            "whole model. A placement in higher layers trains faster."
+            f"The placement {self} adapts layer 0, so nothing below it can be cached: every step runs the whole model. "
+            "A placement in higher layers trains faster."
         )
 
     @property
     def max_rank(self) -> int:
-        """Above the smallest dimension of a site a higher rank adds parameters but no freedom."""
+        """The smallest dimension of a site; a higher rank adds parameters but no freedom."""
         return min(min(site.d_in, site.d_out) for site in self.sites)
 
     def parameters(self, rank: int) -> int:
-        """Effective parameters N of an adapter of this rank: sum over sites of rank * (d_in + d_out)."""
+        """Parameters N of an adapter of this rank: the sum over sites of rank * (d_in + d_out)."""
         return sum(rank * (site.d_in + site.d_out) for site in self.sites)
 
     def lora_config(self, rank: int, *, scale: float = 1.0) -> dict[str, Any]:
         """Keyword arguments of `peft.LoraConfig`, ready to paste; lora_alpha = scale * rank.
 
-        Raises AdapterError for the parallel adapter, which PEFT would load as something else.
+        Raises AdapterError for the parallel adapter, which PEFT cannot express.
         """
         if self.parallel:
             raise AdapterError(
-                f"PEFT has no name for the parallel adapter {self}; use down_proj@LAYER, or memlaw itself."
+                f"PEFT cannot express the parallel adapter {self}. Use down_proj@LAYER, or memlaw to load it."
             )
         alpha = scale * rank
         return {
@@ -87,12 +87,12 @@ class Placement:
     def check_rank(self, rank: int) -> None:
         """Raise AdapterError unless 1 <= rank <= max_rank."""
         if rank < 1:
-            raise AdapterError(f"Rank {rank} is not a rank: an adapter needs at least 1.")
+            raise AdapterError(f"Rank must be at least 1, not {rank}.")
         if rank > self.max_rank:
             narrow = min(self.sites, key=lambda site: min(site.d_in, site.d_out))
             raise AdapterError(
                 f"Rank {rank} is above {self.max_rank}, the smaller dimension of {narrow.path} ({narrow.d_in} -> "
-                f"{narrow.d_out}): it would add parameters but no freedom. Use at most {self.max_rank}, or more sites."
+                f"{narrow.d_out}): it would add parameters but no freedom. Choose at most {self.max_rank}."
             )
 
 
@@ -100,8 +100,8 @@ def resolve(text: str | None, outline: Outline) -> Placement:
     """Resolve `mlp@4`, `down_proj@4`, `q_proj,v_proj`, `all-linear`, `down_proj@3-5` or `down_proj@1+4` on a model.
 
     None is the default: the MLP's output projection two thirds up the stack (the paper adapts layer 24 of 36), which
-    PEFT and every server of LoRA adapters can load. Raises AdapterError for a name that is not there, with the nearest
-    names that are.
+    PEFT and every LoRA server can load. Raises AdapterError for a module or layer that the model lacks, suggesting
+    similar names.
     """
     count = outline.layers
     candidates = _sites_by_name(outline)
@@ -110,10 +110,12 @@ def resolve(text: str | None, outline: Outline) -> Placement:
     modules = tuple(name.strip() for name in names.split(","))
     if modules == (PARALLEL,) and layers is None:
         raise AdapterError(
-            f"The parallel adapter needs a layer, such as {PARALLEL}@{2 * count // 3} (of 0..{count - 1})."
+            f"The parallel adapter needs a layer from 0 to {count - 1}, such as {PARALLEL}@{2 * count // 3}."
         )
     if len(modules) > 1 and {PARALLEL, ALL_LINEAR} & set(modules):
-        raise AdapterError(f"{PARALLEL} and {ALL_LINEAR} stand alone; {names!r} mixes them with module names.")
+        raise AdapterError(
+            f"{PARALLEL} and {ALL_LINEAR} cannot be combined with other modules, as in {names!r}. Use one alone."
+        )
     if modules == (ALL_LINEAR,):
         wanted = {name for name in candidates if name != PARALLEL}
     else:
@@ -122,16 +124,16 @@ def resolve(text: str | None, outline: Outline) -> Placement:
             _check_module(name, candidates)
     sites = [site for name in wanted for site in candidates[name] if layers is None or site.layer in layers]
     if not sites:
-        raise AdapterError(f"{names} names no module in layers {where}.")
+        raise AdapterError(f"The model has no module {names} in layers {where}. Choose other layers or modules.")
     return Placement(modules, layers, tuple(sorted(sites, key=by_layer_and_path)))
 
 
 def _sites_by_name(outline: Outline) -> dict[str, list[Site]]:
-    """Name of a module -> its sites: every linear module of the decoder layers, and the MLP blocks."""
-    found: dict[str, list[Site]] = {}
+    """Name of a module -> its sites: all linear modules of the decoder layers, and the MLP blocks."""
+    sites: dict[str, list[Site]] = {}
     for site in (*outline.linear, *outline.blocks):
-        found.setdefault(site.module, []).append(site)
-    return found
+        sites.setdefault(site.module, []).append(site)
+    return sites
 
 
 def _default(outline: Outline, candidates: dict[str, list[Site]]) -> str:
@@ -139,8 +141,8 @@ def _default(outline: Outline, candidates: dict[str, list[Site]]) -> str:
         if name in candidates:
             return f"{name}@{2 * outline.layers // 3}"
     raise AdapterError(
-        f"{outline.name} has none of the MLP output projections {', '.join(_OUTPUT_PROJECTIONS)}; say where "
-        f"the adapter goes with --placement. Its modules: {', '.join(sorted(candidates))}."
+        f"{outline.name} has none of the MLP output projections {', '.join(_OUTPUT_PROJECTIONS)}, so it has no default "
+        f"placement. Choose one with --placement. Its modules: {', '.join(sorted(candidates))}."
     )
 
 
@@ -149,11 +151,13 @@ def _parse_layers(text: str, count: int) -> tuple[int, ...]:
     for part in text.split("+"):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None:
-            raise AdapterError(f"Layers {text!r} are not of the form 4, 2-5 or 1+4.")
+            raise AdapterError(f"The layers {text!r} are not of the form 4, 2-5 or 1+4.")
         low, high = int(match[1]), int(match[2] or match[1])
         layers.update(range(low, high + 1))
     if not layers or max(layers) >= count:
-        raise AdapterError(f"Layer {max(layers, default=0)} does not exist: the model has {count}, 0..{count - 1}.")
+        raise AdapterError(
+            f"Layer {max(layers, default=0)} does not exist: the model has {count} layers, 0 to {count - 1}."
+        )
     return tuple(sorted(layers))
 
 

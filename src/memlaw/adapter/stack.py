@@ -15,7 +15,7 @@ from memlaw.model.outline import Site
 
 
 class Dropout(Protocol):
-    """Dropout on what the adapters at one site take in, [K, tokens, d_in]."""
+    """Dropout on the input of the adapters at one site, [K, tokens, d_in]."""
 
     def __call__(self, x: Tensor, /, path: str) -> Tensor: ...
 
@@ -39,11 +39,11 @@ class AdapterStack:
         dtype: str,
         own: Sequence[Sequence[Site]] | None = None,
     ) -> AdapterStack:
-        """Untrained adapters: A uniform from each run's own seed, B zero, so that each starts as the base itself.
+        """Make untrained adapters: A is uniform from the run's own seed, B is zero, so each starts as the base itself.
 
-        An adapter's numbers depend on its own rank, seed and sites alone, never on what it is stacked with. `own` are
-        the sites of each run where these are not all `sites`: at the others its A is zero too, and so is, as long as it
-        trains, the gradient of both.
+        The numbers of an adapter depend on its own rank, seed and sites, never on the adapters it is stacked with.
+        `own` are the sites of each run if these are not all `sites`: at the others its A is zero too, and the gradient
+        of both stays zero.
         """
         widest = max(rank for rank, _ in runs)
         kind = getattr(torch, dtype)
@@ -59,13 +59,13 @@ class AdapterStack:
                 a[k, :, :rank] = ((2 * draw - 1) * bound).to(kind)
             b = torch.zeros(len(runs), widest, site.d_out, dtype=kind)
             pairs.append((a.to(device), b.to(device)))
-        return cls.of(sites, runs, pairs)
+        return cls.from_pairs(sites, runs, pairs)
 
     @classmethod
-    def of(
+    def from_pairs(
         cls, sites: Sequence[Site], runs: Sequence[tuple[int, TrainConfig]], pairs: list[tuple[Tensor, Tensor]]
     ) -> AdapterStack:
-        """Adapters of these runs with these weights, one pair (A, B) a site."""
+        """Make adapters from their weights, one pair (A, B) per site."""
         factors = [config.factor(rank) for rank, config in runs]
         scale = torch.tensor(factors, dtype=torch.float64).to(pairs[0][0]).view(-1, 1, 1)
         return cls(sites, [rank for rank, _ in runs], scale, pairs)
@@ -75,27 +75,27 @@ class AdapterStack:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Everything that trains, each with the adapters along its first dimension."""
+        """All trainable tensors, each with the adapters along its first dimension."""
         return [tensor for pair in self.pairs for tensor in pair]
 
     def select(self, keep: Sequence[int]) -> AdapterStack:
-        """A stack of copies of the adapters `keep`, cut to the largest rank among them."""
+        """Copy the adapters `keep` into a stack of their own, cut to the largest rank among them."""
         index = list(keep)
         widest = max(self.ranks[k] for k in index)
         pairs = [(a.detach()[index, :, :widest].clone(), b.detach()[index, :widest].clone()) for a, b in self.pairs]
         return AdapterStack(self.sites, [self.ranks[k] for k in index], self.scale[index], pairs)
 
     def at(self, sites: Sequence[Site]) -> AdapterStack:
-        """The same adapters, at some of their sites."""
+        """The same adapters at some of their sites; the tensors are shared."""
         pairs = [pair for site, pair in zip(self.sites, self.pairs, strict=True) if site in sites]
         return AdapterStack(sites, self.ranks, self.scale, pairs)
 
     @contextmanager
     def attached(self, model: nn.Module, *, drop: Dropout | None = None) -> Iterator[None]:
-        """The model with adapter k added for the k-th of K equal blocks of the batch.
+        """Inside, the model adds adapter k to the k-th of K equal blocks of the batch.
 
-        Every input then holds K * n rows, adapter-major. `drop(x, path)` is applied to what the adapters at the site of
-        that path take in, [K, tokens, d_in].
+        Every input then has K * n rows, those of one adapter together. `drop(x, path)` is applied to the input of the
+        adapters at the site of that path, [K, tokens, d_in].
         """
         with ExitStack() as hooks:
             for site, (a, b) in zip(self.sites, self.pairs, strict=True):
@@ -106,14 +106,14 @@ class AdapterStack:
 
 
 def _add_to_output(a: Tensor, b: Tensor, scale: Tensor, drop: Callable[[Tensor], Tensor] | None) -> Callable[..., Any]:
-    """Forward hook: output + scale * (x A) B, block k of the batch with adapter k, computed in the adapters' dtype."""
+    """Forward hook: output + scale * (x A) B, with adapter k on block k of the batch, in the adapters' dtype."""
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         x = args[0] if args else next(iter(kwargs.values()))
         blocks = x.reshape(len(a), -1, a.shape[1]).to(a.dtype)
         blocks = blocks if drop is None else drop(blocks)
         delta = torch.bmm(torch.bmm(blocks, a) * scale, b)
-        if isinstance(output, tuple):  # some MLP blocks return their routing beside the hidden states
+        if isinstance(output, tuple):  # MLP blocks of a mixture of experts also return their routing
             return (output[0] + delta.view(output[0].shape).to(output[0].dtype), *output[1:])
         return output + delta.view(output.shape).to(output.dtype)
 

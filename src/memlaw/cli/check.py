@@ -1,4 +1,4 @@
-"""memlaw check: what would keep the facts from being recalled."""
+"""memlaw check: find what would keep the facts from being recalled."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ if TYPE_CHECKING:
 
 def check(
     *,
-    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="An adapter that is to recall them.")] = None,
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="Adapter to check for these facts.")] = None,
     law: Annotated[
         Path | None,
-        typer.Option(help="To judge the rank by: of `memlaw fit --save`, or a probe.  [default: that of Qwen3-8B]"),
+        typer.Option(
+            help="Law to judge the rank by: a file of `memlaw fit --save`, or a probe.  [default: Qwen3-8B's]"
+        ),
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(help="LoRA rank to judge.  [default: the adapter's, where memlaw wrote it]")
+        int | None, typer.Option(help="LoRA rank to judge.  [default: that of an adapter trained by memlaw]")
     ] = None,
     placement: Placement = None,
     inputs: Inputs,
     as_json: AsJson = False,
 ) -> None:
-    """What would keep DATA from being recalled, before any training: findings, each with its way out."""
+    """Find what would keep DATA from being recalled, before any training, and how to fix it."""
     from memlaw.api import check_on
-    from memlaw.data.load import load_memory_set
     from memlaw.model.base import load
     from memlaw.sweep.laws import known_law
 
     known = None if law is None else known_law(law)
-    # What the other commands note on stderr is among the findings here.
+    # Not inputs.load(): the warnings that it prints to stderr are among the findings.
     quiet_transformers()
     base = load(inputs.model, dtype=inputs.dtype, device=inputs.device)
-    reading = {name: getattr(inputs, name) for name in ("eos", "on_conflict", "prompt_field", "target_field")}
-    memory_set = load_memory_set(base, inputs.data, **reading)
-    found = check_on(base, memory_set, adapter=adapter, law=known, rank=rank, placement=placement)
-    emit(as_json, found.to_dict(), check_lines(found))
+    memory_set = inputs.read_facts(base)
+    checked = check_on(base, memory_set, adapter=adapter, law=known, rank=rank, placement=placement)
+    emit(as_json, checked.to_dict(), check_lines(checked))
 
 
 def check_lines(report: CheckReport) -> Iterator[str]:
-    """The findings in a person's words, those of one kind and wording together."""
+    """The findings in words, grouped by kind and fix."""
     counts = ", ".join(f"{number:,} {severity}" for severity, number in report.counts.items())
     yield f"Facts: {report.records:,}, target tokens: {report.tokens:,}; {counts}."
     alike: dict[tuple[Severity, str, str], list[Finding]] = {}
@@ -54,8 +54,8 @@ def check_lines(report: CheckReport) -> Iterator[str]:
         alike.setdefault((finding.severity, finding.code, finding.fix), []).append(finding)
     for (severity, code, fix), findings in alike.items():
         named = [printable(finding.record) for finding in findings if finding.record is not None]
-        shown = ", ".join(named[:SHOWN]) + (f", ... ({len(named):,} facts)" if len(named) > SHOWN else "")
+        listed = ", ".join(named[:SHOWN]) + (f", ... ({len(named):,} facts)" if len(named) > SHOWN else "")
         yield ""
-        yield f"{severity}: {code}" + (f": {shown}" if named else "")
+        yield f"{severity}: {code}" + (f": {listed}" if named else "")
         yield from paragraph(findings[0].message, indent=2)
         yield from paragraph(f"Fix: {fix}", indent=2)

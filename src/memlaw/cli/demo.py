@@ -1,4 +1,4 @@
-"""memlaw demo: the whole chain once, on the bundled base."""
+"""memlaw demo: every step once, on the bundled model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from memlaw.cli.output import emit, note, quiet_transformers
 
 def demo(
     *,
-    out: Annotated[Path, typer.Option(help="Directory of everything the demo writes.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Output directory.")] = Path("demo"),
     as_json: AsJson = False,
 ) -> None:
-    """Everything once, on the bundled base: probe, fit, plan, train, recall, report (a few minutes)."""
+    """Run every step once on the bundled model: probe, fit, plan, train, recall, report (a few minutes)."""
     from memlaw.cli.demo_chain import run_demo
 
     quiet_transformers()

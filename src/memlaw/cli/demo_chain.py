@@ -1,6 +1,6 @@
-"""The whole chain once, on the bundled base, in a few minutes: probe, fit, plan, train, recall, report.
+"""Every step once on the bundled model, in a few minutes: probe, fit, plan, train, recall, report.
 
-Nothing here is special to the demo but its sizes: each step is the function behind the command of the same name.
+Only the sizes are special to the demo: each step is the function behind the command of the same name.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.peft import attach
 from memlaw.cli.fit import comparison_lines, fit_lines
+from memlaw.cli.output import counted
 from memlaw.cli.plan import plan_lines
 from memlaw.cli.recall import recall_lines
 from memlaw.core.canonical import canonical_json
@@ -40,23 +41,25 @@ from memlaw.sweep.probe import ProbeSummary, probe
 from memlaw.sweep.scheduler import ProbeRun
 from memlaw.training.adapter import train_adapter
 from memlaw.training.result import Trained
+from memlaw.training.run import Run
 
 RANDOM = ProbeConfig(ranks=(1, 2, 4, 8, 16), lengths=(16, 32, 64, 128, 256), steps=600)
-"""Random tokens have nothing to compress: how much a rank holds of them is capacity and nothing else."""
+"""Random tokens cannot be compressed: what a rank stores of them is pure capacity."""
 
 PHONEBOOK = ProbeConfig(ranks=(4, 8, 16, 32), lengths=(330, 1100), steps=900, batch_size=10)
-"""The published PB1000, 100 names with ten digits and an end of sequence each, and its first 30: on either side of
-what is planned for, so that the calibrated law interpolates and some cells say at which loss everything is recalled."""
+"""The published PB1000 (100 names, each with ten digits and an end of sequence), and its first 30 records. The lengths
+lie on both sides of the set to plan for, so that the calibrated law interpolates, and some cells show at which loss
+everything is recalled."""
 
 RECORDS = 60
-"""Of the phone book, to be planned for, trained and recalled."""
+"""Phone book records to plan for, train and recall."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class _Folder:
-    """What goes where under the demo's directory; `memlaw report` finds it there."""
+class DemoFiles:
+    """Where the demo writes; `memlaw report` finds these names."""
 
     root: Path
 
@@ -76,51 +79,68 @@ class _Folder:
     def report(self) -> Path:
         return self.root / "report.html"
 
-    def keep(self, name: str, document: Any) -> None:
+    def save(self, name: str, document: Any) -> None:
         write_text(self.root / name, canonical_json(document))
 
 
-def run_demo(out: Path, *, say: Say) -> tuple[dict[str, Any], list[str]]:
-    """Run the demo into `out`, telling `say` where it stands; (numbers, sentences) come back.
+@dataclass(frozen=True)
+class DemoResults:
+    """What the steps of the demo return, in their order."""
 
-    A second run keeps every cell the first one finished. Raises what its steps raise.
+    probes: Sequence[ProbeSummary]
+    comparison: Comparison
+    plan: Plan
+    trained: Trained
+    recall: RecallReport
+
+    @property
+    def finished(self) -> int:
+        return sum(summary.finished for summary in self.probes)
+
+
+def run_demo(out: Path, *, say: Say) -> tuple[dict[str, Any], list[str]]:
+    """Run the demo into `out`, reporting progress through `say`; returns the JSON document and the lines to print.
+
+    A second run reuses every finished cell of the first. Raises what its steps raise.
     """
-    folder = _Folder(out)
+    files = DemoFiles(out)
     started = time.monotonic()
+    results = _run_steps(files, say)
+    lines = list(_lines(files, results, time.monotonic() - started))
+    return _document(files, results), lines
+
+
+def _run_steps(files: DemoFiles, say: Say) -> DemoResults:
     base = load()
     placement = placement_on(None, base.model)
     book = published_phonebook()
-    say(f"memlaw demo on {base.name} ({base.layers} layers), adapters at {placement}; everything goes to {out}.")
+    say(f"memlaw demo on {base.name} ({base.layers} layers), adapters at {placement}; output in {files.root}.")
     with _timed(say, "1/6 probe: random tokens and the published phone book"):
-        longest = max(RANDOM.lengths)
-        noise = random_tokens(tokens=longest, seed=0, ids=reachable_ids(base))
-        cells = [_probe(base, noise, RANDOM, folder.random), _probe(base, book, PHONEBOOK, folder.phonebook)]
+        noise = random_tokens(tokens=max(RANDOM.lengths), seed=0, ids=reachable_ids(base))
+        probes = [_probe(base, noise, RANDOM, files.random), _probe(base, book, PHONEBOOK, files.phonebook)]
     with _timed(say, "2/6 fit: the law, in every form"):
-        results = probe_results(folder.random)
-        judged = compare(points_from_results(results), source="random tokens")
-        write_text(out / LAW, with_cells(judged.best_to_plan, results, folder.random).to_json())
+        cells = probe_results(files.random)
+        comparison = compare(points_from_results(cells), source="random tokens")
+        write_text(files.root / LAW, with_cells(comparison.best_to_plan, cells, files.random).to_json())
     some = replace(book, facts=book.facts[:RECORDS])
     facts = encode(some, base.tokenizer, context=base.context)
     with _timed(say, f"3/6 plan: which rank do {RECORDS} phone numbers need?"):
-        plan = plan_for(base, facts, placement, law_chooser(out / LAW, folder.phonebook))
-        folder.keep(PLAN, plan.to_dict())
+        plan = plan_for(base, facts, placement, law_chooser(files.root / LAW, files.phonebook))
+        files.save(PLAN, plan.to_dict())
     rank = plan.rank.value or plan.largest_rank
     with _timed(say, f"4/6 train: rank {rank} until recalled"):
-        trained = train_adapter(base, some, facts, rank, placement, UNTIL_RECALLED, out=folder.adapter)
-    with _timed(say, "5/6 recall: every token, and greedy decoding"), attach(base, folder.adapter):
-        report = measure(base, facts, decode=True, explain=True)
-        folder.keep(RECALL, report_to_dict(report))
+        trained = train_adapter(base, some, Run(rank, placement, UNTIL_RECALLED), out=files.adapter)
+    with _timed(say, "5/6 recall: every token, and greedy decoding"), attach(base, files.adapter):
+        recall = measure(base, facts, decode=True, explain=True)
+        files.save(RECALL, report_to_dict(recall))
     with _timed(say, "6/6 report"):
-        folder.keep(COMMANDS, {"commands": ["memlaw demo"]})
-        write(collect(out), folder.report)
-    return (
-        _document(folder, cells, judged, plan, trained, report),
-        list(_lines(folder, cells, judged, plan, trained, report, time.monotonic() - started)),
-    )
+        files.save(COMMANDS, {"commands": ["memlaw demo"]})
+        write(collect(files.root), files.report)
+    return DemoResults(probes, comparison, plan, trained, recall)
 
 
 def published_phonebook() -> MemorySet:
-    """The published PB1000 file for Qwen3's tokenizer, which like the bundled one splits numbers digit by digit."""
+    """The published PB1000 file for Qwen3's tokenizer, which splits numbers into digits as the bundled one does."""
     with importlib.resources.as_file(importlib.resources.files("memlaw.law.published") / "PB1000.jsonl") as path:
         return replace(read(path), source="published PhoneBook PB1000")
 
@@ -140,51 +160,37 @@ def _timed(say: Say, what: str) -> Iterator[None]:
     say(f"    {time.monotonic() - started:.0f} s")
 
 
-def _document(
-    folder: _Folder,
-    cells: Sequence[ProbeSummary],
-    judged: Comparison,
-    plan: Plan,
-    trained: Trained,
-    report: RecallReport,
-) -> dict[str, Any]:
+def _document(files: DemoFiles, results: DemoResults) -> dict[str, Any]:
+    trained = results.trained
     return {
-        "report": str(folder.report),
-        "cells": sum(summary.cells for summary in cells),
-        "finished": sum(summary.finished for summary in cells),
-        "failed": sum(summary.failed for summary in cells),
-        "fits": {law.form: law.summary() for law in judged.fits},
-        "better": judged.best.form,
-        "plan": plan.to_dict(),
+        "report": str(files.report),
+        "cells": sum(summary.cells for summary in results.probes),
+        "finished": results.finished,
+        "failed": sum(summary.failed for summary in results.probes),
+        "fits": {law.form: law.summary() for law in results.comparison.fits},
+        "better": results.comparison.best.form,
+        "plan": results.plan.to_dict(),
         "train": {"rank": trained.rank, "steps": trained.steps, "recalled": trained.recalled},
-        "recall": report_to_dict(report, per_token=False),
+        "recall": report_to_dict(results.recall, per_token=False),
     }
 
 
-def _lines(
-    folder: _Folder,
-    cells: Sequence[ProbeSummary],
-    judged: Comparison,
-    plan: Plan,
-    trained: Trained,
-    report: RecallReport,
-    seconds: float,
-) -> Iterator[str]:
-    finished = sum(summary.finished for summary in cells)
-    yield f"{finished} adapters trained and measured for the law, in {seconds:.0f} s for everything."
+def _lines(files: DemoFiles, results: DemoResults, seconds: float) -> Iterator[str]:
+    trained = results.trained
+    yield f"{results.finished} adapters trained and measured for the law; the whole demo took {seconds:.0f} s."
     yield ""
     yield "The law, on random tokens:"
-    yield from fit_lines(judged.best)
+    yield from fit_lines(results.comparison.best)
     yield ""
-    yield from comparison_lines(judged)
+    yield from comparison_lines(results.comparison)
     yield ""
     yield f"Will it fit? {RECORDS} phone numbers, with the law calibrated on the phone book's own cells:"
-    yield from plan_lines(plan)
+    yield from plan_lines(results.plan)
     yield ""
-    ended = "every target token ordered" if trained.recalled else "not everything recalled"
-    yield f"Make it stick: rank {trained.rank}, {trained.steps} steps, {ended}."
+    ended = "every target token ordered" if trained.recalled else "some facts not recalled"
+    yield f"Make it stick: rank {trained.rank}, {counted(trained.steps, 'step')}, {ended}."
     yield ""
     yield "Did it stick?"
-    yield from recall_lines(report)
+    yield from recall_lines(results.recall)
     yield ""
-    yield f"The report: {folder.report}"
+    yield f"Report: {files.report}"

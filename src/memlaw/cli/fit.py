@@ -1,8 +1,9 @@
-"""memlaw fit: fit the law."""
+"""memlaw fit: fit the law to measured cells."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,67 +19,84 @@ if TYPE_CHECKING:
     from memlaw.law import Comparison, Form, Holdout, LawFit
 
 
+Axis = Literal["rank", "parameters"]
+Residuals = Literal["absolute", "relative", "replicates"]
+Intervals = Literal["standard", "profile", "bootstrap"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How the law is fitted and checked."""
+
+    form: Annotated[
+        Literal["paper", "power", "log", "bounded", "memory"] | None,
+        typer.Option(help="Form of the law.  [default: the form that best predicts held-out cells]"),
+    ] = None
+    axis: Annotated[
+        Axis, typer.Option(help="Measure of size; over parameters, several placements can share one law.")
+    ] = "rank"
+    residuals: Annotated[
+        Residuals,
+        typer.Option(help="Residuals to minimise: in nats, relative, or in nats weighted by replicates."),
+    ] = "absolute"
+    intervals: Annotated[Intervals, typer.Option(help="How to compute the 95% intervals.")] = "standard"
+    holdout: Annotated[
+        str | None,
+        typer.Option(metavar="CELLS", help="Also predict held-out cells: length=MAX, rank>=12, corner=MAX."),
+    ] = None
+
+
 def fit(
     *,
     source: Annotated[
-        Path, typer.Argument(metavar="DIR|POINTS.csv", help="A probe, or columns rank,length,delta_loss[,final_loss].")
+        Path,
+        typer.Argument(
+            metavar="DIR|POINTS.csv", help="A probe, or a table with columns rank,length,delta_loss[,final_loss]."
+        ),
     ],
-    form: Annotated[
-        Literal["paper", "power", "log", "bounded", "memory"] | None,
-        typer.Option(help="Of the law.  [default: the one that predicts cells left out best]"),
-    ] = None,
-    axis: Annotated[
-        Literal["rank", "parameters"],
-        typer.Option(help="What a law calls size: cells of several placements share one over parameters."),
-    ] = "rank",
-    residuals: Annotated[
-        Literal["absolute", "relative", "replicates"],
-        typer.Option(help="What is least: squares of nats, of logarithms, or of nats weighed by replicates."),
-    ] = "absolute",
-    intervals: Annotated[
-        Literal["standard", "profile", "bootstrap"], typer.Option(help="Where the 95% intervals come from.")
-    ] = "standard",
-    method: Annotated[Method | None, typer.Option(help="Cells of this method only.")] = None,
-    holdout: Annotated[
-        str | None, typer.Option(metavar="CELLS", help="Predict cells left out: length=MAX, rank>=12, corner=MAX.")
-    ] = None,
+    options: FitOptions,
+    method: Annotated[Method | None, typer.Option(help="Only use cells trained with this method.")] = None,
     save: Annotated[
-        Path | None, typer.Option("--save", "--out", help="Write the law here, for `memlaw plan`; see `memlaw laws`.")
+        Path | None, typer.Option("--save", "--out", help="Save the law to this file for `memlaw plan`.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the Parametric Memory Law dL = C r^alpha l^-beta + b, with error bars and a status."""
     from memlaw.core.files import write_text
     from memlaw.law import compare, fit_law
-    from memlaw.law import holdout as hold_out
+    from memlaw.law import holdout as predict_held_out
     from memlaw.sweep.laws import law_points, with_origin
 
+    form, axis, residuals = options.form, options.axis, options.residuals
     points = law_points(source, method, axis)
     beside: list[str] = []
     if form is None:
         compared = compare(points, axis=axis, residuals=residuals, source=str(source))
+        # A saved law is for planning, which needs a ceiling; a printed one should predict best.
         chosen = compared.best if save is None else compared.best_to_plan
         form, beside = chosen.form, ["", *comparison_lines(compared, chosen.form)]
-    law = fit_law(points, form, axis=axis, residuals=residuals, intervals=intervals, source=str(source))
-    judged = None if holdout is None else hold_out(points, law.form, holdout, axis=axis, residuals=residuals)
+    law = fit_law(points, form, axis=axis, residuals=residuals, intervals=options.intervals, source=str(source))
+    held_out = None
+    if options.holdout is not None:
+        held_out = predict_held_out(points, law.form, options.holdout, axis=axis, residuals=residuals)
     if save is not None:
         write_text(save, with_origin(law, source, method).to_json())
-    emit(as_json, law.summary(judged), [*fit_lines(law, judged), *beside])
+    emit(as_json, law.summary(held_out), [*fit_lines(law, held_out), *beside])
 
 
-def fit_lines(law: LawFit, judged: Holdout | None = None) -> Iterator[str]:
-    """The law with its doubts."""
+def fit_lines(law: LawFit, held_out: Holdout | None = None) -> Iterator[str]:
+    """The law with its error bars, its quality and its warnings."""
     yield f"The {law.form} form, dL = {law.curve.formula}, on {counted(law.n, 'cell')}:"
     if law.parameters:
         yield f"  {'':<8}{'value':>10}{'+-':>12}    95% interval"
     for name, estimate in law.parameters.items():
-        yield f"  {name:<8}{_doubtful(estimate)}"
+        yield f"  {name:<8}{_columns(estimate)}"
     if law.r2 is not None and law.mape is not None:
         yield f"  R^2 {law.r2:.4f}, MAPE {law.mape:.2f}%"
-    if judged is not None:
+    if held_out is not None:
         yield (
-            f"  held out {judged.held_out}: {counted(judged.cells, 'cell')}, MAPE {judged.mape:.2f}%, "
-            f"{judged.coverage90:.0%} inside the 90% interval"
+            f"  held out {held_out.held_out}: {counted(held_out.cells, 'cell')}, MAPE {held_out.mape:.2f}%, "
+            f"{held_out.coverage90:.0%} inside the 90% interval"
         )
     if law.status != "ok":
         yield from paragraph(law.status, indent=2)
@@ -86,28 +104,29 @@ def fit_lines(law: LawFit, judged: Holdout | None = None) -> Iterator[str]:
         yield from paragraph(f"Note: {warning}", indent=2)
 
 
-def comparison_lines(judged: Comparison, shown: Form | None = None) -> Iterator[str]:
-    """How the other forms did than the one shown, by default the best, and why the best is the best."""
-    shown = shown or judged.best.form
-    for other in judged.fits:
+def comparison_lines(comparison: Comparison, shown: Form | None = None) -> Iterator[str]:
+    """How the other forms compare with the one shown (default: the best), and why the best one is best."""
+    shown = shown or comparison.best.form
+    for other in comparison.fits:
         if other.form != shown and other.r2 is not None and other.mape is not None:
-            yield f"The {other.form} form, beside it: R^2 {other.r2:.4f}, MAPE {other.mape:.2f}% on {other.n} cells."
-    yield from paragraph(judged.why)
-    if shown != judged.best.form:
+            quality = f"R^2 {other.r2:.4f}, MAPE {other.mape:.2f}% on {counted(other.n, 'cell')}"
+            yield f"For comparison, the {other.form} form: {quality}."
+    yield from paragraph(comparison.why)
+    if shown != comparison.best.form:
         yield from paragraph(
-            f"Saved is the {shown} form: it knows a ceiling, and plans are made close to it, where forms without one "
-            "promise what cannot be."
+            f"Saved the {shown} form: its loss reduction has a ceiling. Plans lie close to that ceiling, where a form "
+            "without one predicts reductions that are impossible."
         )
 
 
-def _doubtful(estimate: Estimate) -> str:
+def _columns(estimate: Estimate) -> str:
     error = "unknown" if estimate.stderr is None else f"{estimate.stderr:.3g}"
     low, high = ("any" if bound is None else f"{bound:.4g}" for bound in (estimate.low, estimate.high))
     return f"{estimate.value:>10.4g}{error:>12}    {'unknown' if low == high == 'any' else f'{low} to {high}'}"
 
 
 def bits_lines(results: Iterable[CellResult]) -> Iterator[str]:
-    """The densest memory of a probe; nothing where bits were not measured."""
+    """The most bits per parameter in a probe; nothing if bits were not measured."""
     from memlaw.law.bits import ANCHORS, memory_bits
 
     known = [(bits, result) for result in results if (bits := memory_bits(result)).bits_per_parameter is not None]

@@ -1,22 +1,23 @@
-"""Options that commands share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memlaw.cli.output import note, quiet_transformers
+from memlaw.cli.records import setting
+from memlaw.core.config import Execution
 from memlaw.core.errors import ConfigError
 from memlaw.data import OnConflict
 
 if TYPE_CHECKING:
     from memlaw.core.facts import EncodedFact, MemorySet
+    from memlaw.data import Reading
     from memlaw.model.base import Base
     from memlaw.model.outline import Outline
     from memlaw.model.tokenizer import Tokenizer
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Facts, and the model that is to know them."""
+    """The facts, and the model that stores them."""
 
     data: Annotated[
         str,
         typer.Argument(
             metavar="DATA",
-            help="Facts: JSONL, CSV, text, a saved dataset, a Hub id, or a task such as task:phonebook:tokens=1000.",
+            help="Facts: JSONL, CSV or text file, saved dataset, Hub id, or a task such as task:phonebook:tokens=1000.",
         ),
     ]
     model: Annotated[str, typer.Option(help="Hub id, local directory, or memlaw/base (bundled).")] = "memlaw/base"
@@ -41,14 +42,16 @@ class Inputs:
         bool | None,
         typer.Option(
             "--eos/--no-eos",
-            help="Store the end of sequence too.  [default: yes for records, no for one long target]",
+            help="End each target with the end-of-sequence token.  [default: yes for records, no for one long target]",
         ),
     ] = None
-    on_conflict: Annotated[OnConflict, typer.Option(help="Of several targets of one prompt, keep this.")] = "error"
+    on_conflict: Annotated[
+        OnConflict, typer.Option(help="Which target to keep if a prompt has several; error refuses the data.")
+    ] = "error"
     prompt_field: Annotated[str | None, typer.Option(metavar="NAME", help="Field or column of the prompts.")] = None
     target_field: Annotated[str | None, typer.Option(metavar="NAME", help="Field or column of the targets.")] = None
 
-    def base(self) -> Base:
+    def load_base(self) -> Base:
         from memlaw.model.base import load
 
         quiet_transformers()
@@ -57,127 +60,112 @@ class Inputs:
             note(f"Warning: {warning}")
         return base
 
-    def memory_set(self, base: Base) -> MemorySet:
-        """The facts; what deserves a warning goes to stderr."""
+    def read_facts(self, base: Base) -> MemorySet:
         from memlaw.data.load import load_memory_set
+        from memlaw.model.reach import reachable_ids
 
-        memory_set = load_memory_set(
-            base,
-            self.data,
-            eos=self.eos,
-            on_conflict=self.on_conflict,
-            prompt_field=self.prompt_field,
-            target_field=self.target_field,
-        )
+        return load_memory_set(self.data, base.tokenizer, functools.partial(reachable_ids, base), self.reading)
+
+    def load_facts(self, base: Base) -> MemorySet:
+        """Read the facts; warnings about them go to stderr."""
+        memory_set = self.read_facts(base)
         for warning in memory_set.warnings:
             note(f"Warning: {warning}")
         return memory_set
 
+    def load(self) -> tuple[Base, MemorySet, tuple[EncodedFact, ...]]:
+        """The model, the facts, and the facts in the model's tokens."""
+        from memlaw.data import encode
+
+        base = self.load_base()
+        memory_set = self.load_facts(base)
+        return base, memory_set, encode(memory_set, base.tokenizer, context=base.context)
+
     @property
-    def asks_the_model(self) -> bool:
-        """Whether the facts cannot be known without the model: a task draws tokens that its head can produce."""
+    def needs_model(self) -> bool:
+        """A task draws tokens that the model's head can produce, so its facts depend on the weights."""
         from memlaw.data.tasks import SPEC_PREFIX
 
         return self.data.startswith(SPEC_PREFIX)
 
-    def outlined(self) -> tuple[Outline, tuple[EncodedFact, ...], Names]:
-        """The model's outline, the facts as its tokens and the names of both, by its files alone: without torch."""
-        from memlaw.data import encode, read
+    def read_outline(self) -> tuple[Outline, tuple[EncodedFact, ...], Names]:
+        """The model's outline, the facts in its tokens and the names of both, from files alone: without torch."""
+        from memlaw.data import encode
+        from memlaw.data.facts import read_as
         from memlaw.model.outline_from_files import outline_of_files
         from memlaw.model.tokenizer import load_tokenizer
 
         outline, tokenizer = outline_of_files(self.model), load_tokenizer(self.model)
-        memory_set = read(
-            self.data,
-            eos=self.eos,
-            on_conflict=self.on_conflict,
-            tokenizer=tokenizer,
-            prompt_field=self.prompt_field,
-            target_field=self.target_field,
-        )
+        memory_set = read_as(self.data, self.reading, tokenizer)
         for warning in memory_set.warnings:
             note(f"Warning: {warning}")
         return outline, encode(memory_set, tokenizer, context=outline.context), self.names(memory_set, tokenizer)
 
     def names(self, memory_set: MemorySet, tokenizer: Tokenizer) -> Names:
-        """What a plan calls the model and the facts, and what tells them apart."""
+        """How a plan names and identifies the model and the facts."""
         from memlaw.model.tokenizer import tokenizer_fingerprint
         from memlaw.planning.for_facts import Names
 
-        return Names(self.model, self.data, self.reading, tokenizer_fingerprint(tokenizer), memory_set.fingerprint)
+        fingerprint = tokenizer_fingerprint(tokenizer)
+        return Names(self.model, self.data, self._reading_flags, fingerprint, memory_set.fingerprint)
 
     @property
-    def reading(self) -> tuple[str, ...]:
-        """The options given that say how the facts are read, as they are typed."""
+    def reading(self) -> Reading:
+        from memlaw.data import Reading
+
+        return Reading(
+            eos=self.eos,
+            on_conflict=self.on_conflict,
+            prompt_field=self.prompt_field,
+            target_field=self.target_field,
+        )
+
+    @property
+    def _reading_flags(self) -> tuple[str, ...]:
+        """The options for reading the facts that were given, as typed: a plan's `memlaw train` repeats them."""
         end = {None: (), True: ("--eos",), False: ("--no-eos",)}[self.eos]
         conflict = () if self.on_conflict == "error" else ("--on-conflict", self.on_conflict)
         prompt = () if self.prompt_field is None else ("--prompt-field", self.prompt_field)
         target = () if self.target_field is None else ("--target-field", self.target_field)
         return (*end, *conflict, *prompt, *target)
 
-    def load(self) -> tuple[Base, MemorySet, tuple[EncodedFact, ...]]:
-        """The model, the facts, and the facts as its tokens."""
-        from memlaw.data import encode
 
-        base = self.base()
-        memory_set = self.memory_set(base)
-        return base, memory_set, encode(memory_set, base.tokenizer, context=base.context)
+@dataclass(frozen=True, kw_only=True)
+class ExecutionOptions:
+    """How training runs; none of these options changes its result."""
 
+    compiled: Annotated[bool, setting(Execution, "compiled", "--compile")] = Execution.compiled
+    evict_prefix: Annotated[bool, setting(Execution, "evict_prefix", "--evict-prefix")] = Execution.evict_prefix
+    checkpoint_minutes: Annotated[float, setting(Execution, "checkpoint_minutes")] = Execution.checkpoint_minutes
 
-def on_inputs(run: Callable[..., None]) -> Callable[..., None]:
-    """`run` with the fields of Inputs as options in place of its parameter `inputs`: typer reads a flat signature."""
-    hints = get_type_hints(run, include_extras=True) | get_type_hints(Inputs, include_extras=True)
-    shared = list(inspect.signature(Inputs).parameters.values())
-    flat = [
-        parameter.replace(annotation=hints[parameter.name])
-        for own in inspect.signature(run).parameters.values()
-        for parameter in (shared if own.name == "inputs" else [own])
-    ]
-
-    @functools.wraps(run)
-    def command(**given: Any) -> None:
-        run(inputs=Inputs(**{field.name: given.pop(field.name) for field in fields(Inputs)}), **given)
-
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
-    command.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
-    return command
+    def execution(self) -> Execution:
+        return Execution(**vars(self))
 
 
 Placement = Annotated[
     str | None,
     typer.Option(
         metavar="WHERE",
-        help="mlp@LAYER, down_proj@4, q_proj,v_proj, all-linear.  [default: the MLP's last module, two thirds up]",
+        help="Modules to adapt: mlp@LAYER, down_proj@4, q_proj,v_proj, all-linear.  "
+        "[default: the MLP's last module, two thirds of the way up]",
     ),
 ]
 
-Steps = Annotated[int | None, typer.Option(help="Optimizer steps; under --until recalled, at most.")]
-
-LearningRate = Annotated[float | None, typer.Option("--learning-rate", "--lr", help="AdamW's step size at first.")]
-
-BatchSize = Annotated[int | None, typer.Option(help="Records a step; 0 = all of them.")]
-
-Compile = Annotated[bool, typer.Option("--compile", help="Compile the upper layers: for many thousands of steps.")]
-
-EvictPrefix = Annotated[
-    bool, typer.Option("--evict-prefix", help="Keep the layers below the adapter in main memory, off the GPU.")
-]
-
-CheckpointMinutes = Annotated[float, typer.Option(help="Minutes between two checkpoints of a training.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 
 Laws = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="A library of laws, see `memlaw laws`.  [default: laws]", envvar="MEMLAW_LAWS"),
+    typer.Option(metavar="DIR", help="Library of laws; see `memlaw laws`.  [default: laws]", envvar="MEMLAW_LAWS"),
 ]
 
 ShowText = Annotated[
-    bool, typer.Option("--show-text", help="Include target texts, which are secrets; the file is its owner's alone.")
+    bool,
+    typer.Option("--show-text", help="Include target texts. They are secrets: only you can read the file."),
 ]
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
 def integers(option: str, text: str | None) -> list[int] | None:
+    """The numbers in "1,2,4"; None for an option not given. Raises ConfigError."""
     if text is None:
         return None
     try:

@@ -26,17 +26,14 @@ def note(text: str) -> None:
 
 
 SHOWN = 5
-"""Worst records, or failed cells, listed."""
+"""Records, facts or failed cells listed before the rest is only counted."""
 
 WIDTH = 96
-"""Columns a paragraph may take."""
-
-RISE = 0.08
-"""Probability that a rank must add to be listed."""
+"""Columns of a paragraph."""
 
 
 def aligned_rows(rows: Mapping[str, str]) -> Iterator[str]:
-    """Names in one column, what is to be said about them in the next."""
+    """Two columns, names and texts."""
     width = max(map(len, rows), default=0) + 2
     for name, text in rows.items():
         yield from wrapped(text, f"  {name:<{width}}", " " * (width + 2))
@@ -47,12 +44,12 @@ def paragraph(text: str, *, indent: int = 0) -> Sequence[str]:
 
 
 def python_call(name: str, arguments: Mapping[str, Any]) -> Iterator[str]:
-    """A call in Python, to paste."""
+    """A Python call to paste."""
     yield from wrapped(f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})", "", "    ")
 
 
 def shell_command(line: str) -> Iterator[str]:
-    """A command to paste, going on in further lines where one is too narrow."""
+    """A shell command to paste, broken before options where it is too wide."""
     parts: list[str] = []
     for word in map(shlex.quote, shlex.split(line)):
         if word.startswith("--") or not parts:
@@ -84,5 +81,5 @@ def counted(number: int, noun: str) -> str:
 
 
 def printable(name: str) -> str:
-    """Ids come from files, and a terminal obeys control characters."""
+    """`name`, escaped if it could control the terminal: ids come from files."""
     return name if name.isprintable() else ascii(name)

@@ -1,4 +1,4 @@
-"""Progress bars on stderr: where a training or a probe stands, and how long it still takes."""
+"""Progress bars on stderr, with the time left."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _bar() -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,  # a log is no place for a bar
+        disable=not console.is_terminal,  # bars would fill a log file
     )
 
 
@@ -47,7 +47,7 @@ def training_bar(name: str) -> Iterator[Callable[[StackProgress], None]]:
 
 @contextmanager
 def probe_bar() -> Iterator[Callable[[ProbeProgress], None]]:
-    """A bar over the cells of a probe, and one over the steps of the pack in training."""
+    """A bar over the cells of a probe, and one over the steps of the pack being trained."""
     with _bar() as bar:
         cells = bar.add_task("cells", total=1, state="")
         steps: dict[int, TaskID] = {}

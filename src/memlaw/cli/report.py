@@ -1,4 +1,4 @@
-"""memlaw report: a directory of results as one HTML page."""
+"""memlaw report: write one HTML page of a directory of results."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from memlaw.cli.output import emit
 
 def report(
     *,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `memlaw probe` or `memlaw demo` wrote.")],
-    out: Annotated[Path, typer.Option(help="The HTML file.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Output directory of `memlaw probe` or `memlaw demo`.")
+    ],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")],
     show_text: ShowText = False,
     as_json: AsJson = False,
 ) -> None:
-    """One self-contained HTML page of everything measured in DIR."""
+    """Write one self-contained HTML page of all results in DIR."""
     from memlaw.report import write
     from memlaw.report.collect import collect
 
-    shown = collect(directory)
+    content = collect(directory)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write(shown, out, show_text=show_text)
+    write(content, out, show_text=show_text)
     emit(as_json, {"report": str(out)}, [str(out)])

@@ -1,57 +1,65 @@
-"""memlaw train: make it stick."""
+"""memlaw train: train an adapter that recalls the facts verbatim."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memlaw.cli.options import (
-    AsJson,
-    BatchSize,
-    CheckpointMinutes,
-    Compile,
-    EvictPrefix,
-    Inputs,
-    LearningRate,
-    Placement,
-    Steps,
-)
+from memlaw.cli.options import AsJson, ExecutionOptions, Inputs, Placement
 from memlaw.cli.output import counted, emit, note
-from memlaw.core.config import Execution, Method, TrainConfig, Until
+from memlaw.cli.records import setting
+from memlaw.core.config import PRESETS, Method, TrainConfig, Until
 from memlaw.core.errors import ConfigError, TrainError
 
 if TYPE_CHECKING:
     from memlaw.training.result import Trained
 
 
+_training = partial(setting, TrainConfig, presets=PRESETS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewAdapter:
+    """The adapter to train."""
+
+    rank: Annotated[int, typer.Option(help="LoRA rank; `memlaw plan` suggests one.")]
+    out: Annotated[Path, typer.Option(help="Directory to save the adapter in, in PEFT's format.")]
+    placement: Placement = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How it is trained: a preset, and the settings that differ from it."""
+
+    method: Annotated[Method | None, _training("method")] = None
+    until: Annotated[Until | None, _training("until")] = None
+    margin: Annotated[float | None, _training("margin")] = None
+    steps: Annotated[int | None, _training("steps")] = None
+    learning_rate: Annotated[float | None, _training("learning_rate", "--learning-rate", "--lr")] = None
+    batch_size: Annotated[int | None, _training("batch_size")] = None
+    seed: Annotated[int | None, _training("seed")] = None
+    preset: Annotated[
+        str, typer.Option(help="Defaults of these settings: default (ot until recalled) or paper (as published).")
+    ] = "default"
+
+    def config(self) -> TrainConfig:
+        """The preset, with the options that were given. Raises ConfigError."""
+        if self.preset not in PRESETS:
+            raise ConfigError(f"Unknown preset {self.preset!r}; known: {', '.join(PRESETS)}.")
+        given = {name: value for name, value in vars(self).items() if name != "preset" and value is not None}
+        return replace(PRESETS[self.preset], **given)
+
+
 def train(
     *,
-    rank: Annotated[int, typer.Option(help="LoRA rank; `memlaw plan` says which.")],
-    out: Annotated[Path, typer.Option(help="Directory of the adapter, in PEFT's format.")],
-    placement: Placement = None,
-    method: Annotated[
-        Method | None,
-        typer.Option(
-            help="Train on all target tokens (sft), on those not yet recalled (ot), on those at and behind the first "
-            "error (sw), or like ot on more and more of the records (curriculum)."
-        ),
-    ] = None,
-    until: Annotated[Until | None, typer.Option(help="Stop when all is recalled, or take all the steps.")] = None,
-    margin: Annotated[float | None, typer.Option(help="Nats under ln 2 that every token must reach.")] = None,
-    steps: Steps = None,
-    learning_rate: LearningRate = None,
-    batch_size: BatchSize = None,
-    seed: Annotated[int | None, typer.Option(help="Of the initial weights and the order of the records.")] = None,
-    preset: Annotated[
-        str, typer.Option(help="Settings to start from: default (ot until recalled), or paper (as published).")
-    ] = "default",
-    compiled: Compile = False,
-    evict_prefix: EvictPrefix = False,
-    checkpoint_minutes: CheckpointMinutes = Execution.checkpoint_minutes,
+    adapter: NewAdapter,
+    training: TrainingOptions,
+    options: ExecutionOptions,
     inputs: Inputs,
     as_json: AsJson = False,
 ) -> None:
@@ -59,26 +67,17 @@ def train(
     from memlaw.adapter.on_model import placement_on
     from memlaw.cli.progress import training_bar
     from memlaw.training.adapter import train_adapter
+    from memlaw.training.run import Run
 
-    config = _train_config(
-        preset,
-        method=method,
-        until=until,
-        margin=margin,
-        steps=steps,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    execution = Execution(compiled=compiled, evict_prefix=evict_prefix, checkpoint_minutes=checkpoint_minutes)
-    base, memory_set, facts = inputs.load()
-    where = placement_on(placement, base.model)
+    rank, out, config, execution = adapter.rank, adapter.out, training.config(), options.execution()
+    base = inputs.load_base()
+    memory_set = inputs.load_facts(base)
+    where = placement_on(adapter.placement, base.model)
     if where.caution:
         note(where.caution)
     with training_bar(f"rank {rank}") as on_step:
-        trained = train_adapter(
-            base, memory_set, facts, rank, where, config, out=out, execution=execution, on_step=on_step
-        )
+        run = Run(rank, where, config)
+        trained = train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
     if trained.status != "finished":
         raise TrainError(f"Training {trained.status}: {trained.message}. Nothing was saved.")
     document = {
@@ -95,26 +94,17 @@ def train(
     emit(as_json, document, train_lines(trained, out))
     if not trained.recalled:
         note(
-            f"Not everything is recalled. More --steps or a higher --rank get further (`memlaw plan` says which rank); "
+            f"Some facts are not recalled yet. Try more --steps or a higher --rank (`memlaw plan` suggests one); "
             f"`memlaw recall {inputs.data} --model {inputs.model} --adapter {out} --decode` shows what is missing."
         )
 
 
-def _train_config(preset: str, **given: Any) -> TrainConfig:
-    """The preset with the options that were given."""
-    from memlaw.core.config import PRESETS
-
-    if preset not in PRESETS:
-        raise ConfigError(f"There is no preset {preset!r}; known: {', '.join(PRESETS)}.")
-    return replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
-
-
 def train_lines(trained: Trained, out: Path) -> Iterator[str]:
-    """Make it stick."""
-    margin = f" by {trained.config.margin:g} nats or more" if trained.config.margin else ""
+    """How a training run ended."""
+    margin = f" with a margin of at least {trained.config.margin:g} nats" if trained.config.margin else ""
     ended = f"every target token is ordered{margin}" if trained.recalled else "some target tokens are still stubborn"
     yield f"{out}: rank {trained.rank} at {trained.placement}, {counted(trained.parameters, 'parameter')}."
     yield (
         f"{counted(trained.steps, 'step')} in {trained.seconds:.0f} s, loss {trained.loss_init:.3f} -> "
-        f"{trained.loss_final:.4f} nats a token; {ended}."
+        f"{trained.loss_final:.4f} nats per token; {ended}."
     )

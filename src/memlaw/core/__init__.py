@@ -1,4 +1,4 @@
-"""What every room speaks in: records with units, settings, canonical JSON, errors, files that survive a crash.
+"""The vocabulary of all rooms: records with units, settings, canonical JSON, errors, files that survive a crash.
 
 No numpy, no torch.
 """

@@ -1,4 +1,4 @@
-"""One spelling of every value: canonical JSON, and the hash of it."""
+"""Canonical JSON, one spelling for every value, and its hash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> str:
-    """The one spelling of `value`: sorted keys, no spaces, no NaN. Hashes and journals are made of it."""
+    """`value` with sorted keys, no spaces and no NaN: the spelling that hashes and journals rely on."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

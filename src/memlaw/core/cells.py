@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from memlaw.core.canonical import digest, to_dict
-from memlaw.core.config import TrainConfig
+from memlaw.core.config import Number, TrainConfig, Whole
+from memlaw.core.errors import ConfigError
+
+_NO_OTHER_FIELDS = ConfigDict(extra="forbid")
 
 ALGORITHM_VERSION = 2
-"""Raised when a change of the code changes the result of a cell; part of every cell's key."""
+"""Goes up when a change of the code changes the result of a cell; part of every cell's key."""
 
 
 @dataclass(frozen=True)
 class Cell:
     """One point of a sweep and everything that determines its result."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _NO_OTHER_FIELDS
 
     model: str
     """Fingerprint of the base model's weights."""
@@ -24,20 +32,20 @@ class Cell:
     data: str
     """Fingerprint of the memory set that `length` is a prefix of."""
     placement: str
-    rank: int
-    length: int
-    """Target tokens trained: this many of one long target, or the longest prefix of whole records that fits."""
+    rank: Whole
+    length: Whole
+    """Target tokens: this many of one long target, or the longest prefix of whole records with at most that many."""
     train: TrainConfig
     dtype: str
-    algorithm: int = ALGORITHM_VERSION
+    algorithm: Whole = ALGORITHM_VERSION
     libraries: str = ""
-    """Those that compute, with their versions."""
+    """The libraries that compute, with their versions."""
     device: str = ""
     """The kind of device that computes: cpu, cuda."""
 
     @property
     def key(self) -> str:
-        """Identity: SHA-256 over every field. A finished key is never trained again and never counted twice."""
+        """SHA-256 of all fields. A cell whose key is finished is never trained again and never counted twice."""
         return digest(to_dict(self))
 
 
@@ -48,26 +56,28 @@ CellStatus = Literal["finished", "diverged", "failed"]
 class CellResult:
     """What was measured on one cell. Losses are means over all target tokens; see RecallReport for the shares."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = _NO_OTHER_FIELDS
+
     cell: Cell
     status: CellStatus
-    steps: int
-    """Optimizer steps taken (the step of divergence, for a diverged cell)."""
-    parameters: int
+    steps: Whole
+    """Optimizer steps taken; for a diverged cell, the step of divergence."""
+    parameters: Whole
     """Effective parameters: all adapter weights of this rank and placement."""
-    loss_init: float | None
-    """This and the numbers below are None where the cell did not get that far."""
-    loss_final: float | None
-    delta_loss: float | None
-    acc_token: float | None
-    acc_em: float | None
-    ordered: int | None
-    certified: int | None
-    records: int
+    loss_init: Number | None
+    """Nats; this and the numbers below are None if the cell did not get that far."""
+    loss_final: Number | None
+    delta_loss: Number | None
+    acc_token: Number | None
+    acc_em: Number | None
+    ordered: Whole | None
+    certified: Whole | None
+    records: Whole
     message: str = ""
     """Why the cell did not finish."""
-    loss_memoryless: float | None = None
-    """L_init' (nats): mean loss of the best predictor that remembers nothing of the text but which tokens occur."""
-    certified_tokens: int | None = None
+    loss_memoryless: Number | None = None
+    """L_init' (nats): mean loss of the best predictor that knows which tokens occur in the text, and nothing else."""
+    certified_tokens: Whole | None = None
     """Target tokens of the certified records."""
 
 
@@ -89,10 +99,28 @@ def _length_rank_seed(result: CellResult) -> tuple[int, int, int]:
 
 
 def cell_from_dict(values: dict[str, Any]) -> Cell:
-    """Inverse of `to_dict` for a cell."""
-    return Cell(**{**values, "train": TrainConfig(**values["train"])})
+    """Inverse of `to_dict` for a cell. Raises ConfigError for anything else."""
+    cell: Cell = _read(Cell, values)
+    return cell
 
 
 def result_from_dict(values: dict[str, Any]) -> CellResult:
-    """Inverse of `to_dict` for a cell's result."""
-    return CellResult(**{**values, "cell": cell_from_dict(values["cell"])})
+    """Inverse of `to_dict` for the result of a cell. Raises ConfigError for anything else."""
+    result: CellResult = _read(CellResult, values)
+    return result
+
+
+def _read(cls: type, values: dict[str, Any]) -> Any:
+    try:
+        return _adapter(cls).validate_python(values)
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, fault['loc'])) or 'value'}: {fault['msg']}" for fault in error.errors())
+        raise ConfigError(
+            f"These values are not a {cls.__name__} of this version of memlaw ({'; '.join(faults)}). Read them with "
+            "the version that wrote them."
+        ) from None
+
+
+@cache  # building it takes milliseconds, and most imports of this module read no cell
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)

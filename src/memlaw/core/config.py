@@ -1,4 +1,7 @@
-"""The settings of a training run: one home for each setting, with its default, range and meaning."""
+"""The settings of a training run: one home for each setting, with its default, range and meaning.
+
+The first sentence below a setting is also its `--help`.
+"""
 
 from __future__ import annotations
 
@@ -19,28 +22,27 @@ Init = Literal["peft", "paper"]
 Scaling = Literal["constant", "lora", "rslora"]
 
 METHODS: tuple[str, ...] = get_args(Method)
-
 CURRICULUM_RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
-"""Shares of the samples that the curriculum exposes one after the other (arXiv 2605.30260)."""
+"""Shares of the samples that the curriculum exposes in turn (arXiv 2605.30260)."""
 
 
 def _number(value: Any) -> Any:
-    """Python counts True as 1, and pydantic reads "1" as 1; as a setting either is a mistake."""
+    """Python counts True as 1, and pydantic reads "1" as 1; as a setting, either is a mistake."""
     if isinstance(value, bool | str):
         raise ValueError("not a number")
     return value
 
 
-def _rising(values: Any) -> Any:
+def _increasing(values: Any) -> Any:
     if not isinstance(values, list | tuple) or not all(type(end) is int for end in values):
         raise ValueError("not whole numbers")
     if any(b <= a for a, b in itertools.pairwise((0, *values))):
-        raise ValueError("not rising")
+        raise ValueError("not increasing")
     return values
 
 
 _EPOCHS = Choose(
-    f"{len(CURRICULUM_RATIOS)} rising whole numbers of epochs, one for each share of the curriculum, such as "
+    f"{len(CURRICULUM_RATIOS)} increasing whole numbers of epochs, one for each share of the curriculum, such as "
     "20, 40, 60, 80, 300",
     unit="epochs",
 )
@@ -53,21 +55,21 @@ Seed = Annotated[Whole, Field(ge=0, lt=2**32), Choose("a whole number from 0 to 
 Nats = Annotated[
     Number,
     Field(ge=0, lt=LN2),
-    Choose("nats from 0 to below ln 2 (0.693): no loss can be further under it", unit="nats"),
+    Choose("nats from 0 to below ln 2 (0.693), since no loss is below 0", unit="nats"),
 ]
 Epochs = Annotated[
-    tuple[int, ...], BeforeValidator(_rising), Field(min_length=len(CURRICULUM_RATIOS), max_length=5), _EPOCHS
+    tuple[int, ...], BeforeValidator(_increasing), Field(min_length=len(CURRICULUM_RATIOS), max_length=5), _EPOCHS
 ]
 
 
 @settings
 class Weighting:
-    """How MemFT spreads a training step over the target tokens: what every trainer of memlaw has in common."""
+    """How MemFT weighs target tokens: the settings that all trainers of memlaw share."""
 
     rule: Rule = "zero"
-    """What ot does when no token is left under the threshold: zero gradient, or fall back to the sft loss."""
+    """What ot does once every token is above the threshold: zero gradient, or fall back to the sft loss."""
     margin: Nats = 0.0
-    """How far under ln 2 every token's loss must get; ot keeps training a token until it does."""
+    """How far below ln 2 the loss of every target token must fall; ot trains a token until it does."""
     position: Annotated[Number, Field(ge=0), Choose("a number above 0 (published: 2), or 0 to turn it off")] = 0.0
     """lambda: the n disordered tokens of a record get weights exp(-lambda * rank / (n - 1)); 0 = all alike."""
     focus: Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 to turn it off")] = 0.0
@@ -76,25 +78,26 @@ class Weighting:
 
 @settings
 class Recipe(Weighting):
-    """How an adapter is trained, whichever method and seed: what all cells of a probe share."""
+    """How an adapter is trained, apart from method and seed: what all cells of a probe share."""
 
     steps: Count = 1000
-    """Optimizer steps: the whole budget, or the upper limit under until="recalled"."""
+    """Optimizer steps; an upper limit if training stops once everything is recalled."""
     until: Until = "budget"
-    """budget: exactly `steps` (law cells); recalled: stop once every target token is ordered with `margin`."""
+    """Stop after all steps (budget), or as soon as every target token is ordered by the margin (recalled). Cells of a
+    law need budget."""
     boundaries: Epochs = (20, 40, 60, 80, 300)
-    """Of the curriculum: epochs until which 20, 40, 60, 80 and 100% of the records are exposed. `steps` is the budget,
-    so they count by their proportions: the last epoch ends with the last step."""
+    """Of the curriculum: epochs until which 20, 40, 60, 80 and 100% of the records are exposed. Since `steps` is the
+    budget, only their proportions count: the last epoch ends with the last step."""
     learning_rate: Positive = 2e-2
-    """AdamW step size at the first step."""
+    """Initial learning rate of AdamW."""
     schedule: Schedule = "linear"
     """linear: to 0 over `steps`, no warm-up (the published recipe); constant."""
     batch_size: Annotated[
         Whole, Field(ge=0), Choose("a whole number of records from 1 up, or 0 for all of them", unit="records")
     ] = 0
-    """Records per optimizer step, in a seeded order; 0 = all of them."""
+    """Records per optimizer step, in a seeded order."""
     clip: Annotated[Number, Field(ge=0), Choose("a gradient norm above 0, or 0 for no clipping")] = 1.0
-    """Largest gradient norm of one adapter; 0 = no clipping."""
+    """Largest gradient norm of each adapter; 0 = no clipping."""
     weight_decay: Annotated[Number, Field(ge=0), Choose("a number from 0 up")] = 0.0
     """Decoupled weight decay of AdamW."""
     dropout: Annotated[Number, Field(ge=0, lt=1), Choose("a share from 0 to below 1")] = 0.0
@@ -102,46 +105,46 @@ class Recipe(Weighting):
     scale: Positive = 4.0
     """The factor before x A B, up to `scaling`."""
     scaling: Scaling = "constant"
-    """constant: the factor is `scale` at every rank, so that rank is the only change of a sweep; lora: scale / rank and
-    rslora: scale / sqrt(rank), where `scale` is what PEFT calls lora_alpha."""
+    """constant: the factor is `scale` at every rank, so that a sweep changes the rank alone; lora: scale / rank;
+    rslora: scale / sqrt(rank), where `scale` is lora_alpha in PEFT."""
     init: Init = "peft"
     """A ~ U(-bound, bound): peft 1/sqrt(d_in), paper 1/sqrt(rank). B is zero."""
 
     def factor(self, rank: int) -> float:
-        """What x A B is multiplied by in an adapter of this rank."""
+        """The factor before x A B in an adapter of this rank."""
         return self.scale / {"constant": 1.0, "lora": rank, "rslora": math.sqrt(rank)}[self.scaling]
 
 
 @settings
 class TrainConfig(Recipe):
-    """Everything about one training run that changes its outcome. Raises ConfigError for a value out of range."""
+    """All settings that change the outcome of a training. Raises ConfigError for a value out of range."""
 
     method: Method = "sft"
-    """Token weights of the loss (MemFT): sft = all target tokens; ot = those with p <= 1/2; sw = those at and behind
-    each record's first error; curriculum = ot, on more and more of the records."""
+    """Target tokens to train on: all (sft), those with p <= 1/2 (ot), those from each record's first error on (sw), or
+    as ot, on a growing share of the records (curriculum). They set the token weights of the loss (MemFT)."""
     seed: Seed = 42
-    """Of the initial weights, the data order and dropout."""
+    """Seed of the initial weights, the data order and dropout."""
 
 
 UNTIL_RECALLED = TrainConfig(method="ot", until="recalled", margin=0.1, steps=2000, batch_size=16)
-"""How an adapter is trained that is to be used: the steps go to tokens not yet recalled, and it stops when all are.
-The step size has to fall for the last tokens to settle, so more steps take longer; docs/log.md has the figures."""
+"""How an adapter is trained for use: steps go to tokens that are not recalled yet, and training stops once all are.
+The learning rate falls over `steps`, and the last tokens settle only when it is low, so more `steps` take longer."""
 
 PAPER = TrainConfig(steps=2000, learning_rate=1e-2, scale=1.0, dropout=0.1, init="paper", rule="fallback")
-"""The published long-context recipe (arXiv 2605.30260 and the configuration beside it); its placement is `mlp@L`."""
+"""The published long-context recipe (arXiv 2605.30260 and its configuration); its placement is `mlp@L`."""
 
 PRESETS = {"default": UNTIL_RECALLED, "paper": PAPER}
 
 
 @settings
 class Execution:
-    """How a training is run: what it costs in time and memory, never what it computes. Raises ConfigError."""
+    """How a training runs: settings that change its time and memory, not its result. Raises ConfigError."""
 
     compiled: bool = False
-    """Compile the layers above the last adapted one (`torch.compile`), for trainings of thousands of steps."""
+    """Compile the layers above the last adapted one; worthwhile for thousands of steps. Uses `torch.compile`."""
     evict_prefix: bool = False
     """Keep the layers below the first adapted one in main memory, off the accelerator."""
     prefix_cache: str | None = None
-    """A directory that keeps what those layers make of the facts, for the next training on them."""
+    """Directory that caches the output of the layers below the adapters, for later runs on the same facts."""
     checkpoint_minutes: Annotated[Number, Field(ge=0), Choose("minutes from 0 up", unit="minutes")] = 10.0
-    """Minutes between two checkpoints of a stack in training."""
+    """Minutes between checkpoints of a training run."""

@@ -1,7 +1,7 @@
 """Errors a person can act on: each message says what was found, why it matters and the way out.
 
-Every child also inherits the built-in it specialises, so `except ValueError` keeps working for people who never
-heard of memlaw. The command line prints the sentence and exits with 2.
+Each also inherits the built-in error it specialises, so `except ValueError` works without importing memlaw. The command
+line prints the message and exits with 2.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from collections.abc import Iterable
 
 
 class MemlawError(Exception):
-    """Base of every error memlaw raises on purpose."""
+    """Base of all errors that memlaw raises deliberately."""
 
 
 class DataError(MemlawError, ValueError):
-    """A memory set that cannot be read, or would not mean what its owner thinks."""
+    """A memory set that cannot be read, or does not mean what its author intends."""
 
 
 class ModelError(MemlawError, ValueError):
-    """A model or tokenizer that cannot be loaded, or cannot serve as the frozen base."""
+    """A model or tokenizer that cannot be loaded, or cannot be the frozen base."""
 
 
 class AdapterError(MemlawError, ValueError):
-    """An adapter that cannot be built here, read back, or belongs to another base."""
+    """An adapter that cannot be built or read, or belongs to another base."""
 
 
 class ConfigError(MemlawError, ValueError):
@@ -31,7 +31,7 @@ class ConfigError(MemlawError, ValueError):
 
 
 class FitError(MemlawError, ValueError):
-    """Points that no law can be fitted to."""
+    """Points to which no law can be fitted."""
 
 
 class TrainError(MemlawError, RuntimeError):
@@ -43,16 +43,16 @@ class JournalError(MemlawError, OSError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's message that says something."""
+    """The first line of an error's message that is not blank; the name of its class if there is no such line."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error without its line breaks."""
+    """The message of an error on one line."""
     return " ".join(str(error).split())
 
 
 def suggest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """`Did you mean ...?` with the known names nearest to a misspelt one; empty if none is near."""
+    """`Did you mean ...? ` with the known names closest to a misspelt one; empty if no name is close."""
     near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=cutoff)
     return f"Did you mean {' or '.join(near)}? " if near else ""

@@ -1,4 +1,4 @@
-"""Facts: pairs of a prompt and the target that must come back, and how the model sees them as tokens."""
+"""Facts: pairs of a prompt and the target to be recalled, as text and as the tokens of a model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Fact:
     target: str
     id: str
     line: int | None = None
-    """Line, item or row (from 1) of its source, for messages; not part of its identity."""
+    """Line, item or row (from 1) in its source, for messages; not part of its identity."""
     target_ids: tuple[int, ...] | None = None
-    """Exact target tokens, where the target was made of tokens (stress test) and its text may not give them back."""
+    """Exact target tokens of a target that was generated as tokens, which its text may not reproduce."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class MemorySet:
     eos: bool
     """Whether the end-of-sequence token is the last target token of every fact."""
     source: str
-    """Where it came from, in a person's words; not part of the fingerprint."""
+    """Where it came from, for messages; not part of the fingerprint."""
     warnings: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what is to be remembered: prompts, targets, ids, order and the end-of-sequence rule."""
+        """SHA-256 of prompts, targets, ids, order and the end-of-sequence rule."""
         rows = [[f.id, f.prompt, f.target, f.target_ids] for f in self.facts]
         return digest({"eos": self.eos, "facts": rows})
 

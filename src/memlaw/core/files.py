@@ -1,18 +1,17 @@
-"""Files and folders that are there whole or not at all, whatever happens to the process or the machine.
+"""Files and folders that are written whole or not at all, whatever happens to the process or the machine.
 
-Where hard links exist, `os.link` gives a finished file its name unless another has it. FAT and some network file
-systems have none; there a *claim* decides, a folder that holds the content and is renamed into place: a rename is
-atomic, and onto a folder that is not empty it fails, so that one writer's claim stands, whole. Whoever finds a claim
-carries it out: if the file is not there yet, it writes the claimed content, and only then removes the claim. Why this
-is safe:
+With hard links, `os.link` gives a finished file its name unless another file has it. FAT and some network file systems
+lack them; there a *claim* decides, a folder with the content that is renamed into place. A rename is atomic, and fails
+onto a folder that is not empty, so exactly one writer's claim stands, whole. Every writer that finds a claim carries it
+out: it writes the claimed content if the file does not exist, and only then removes the claim. This is safe because:
 
-- A claim holds all that is needed. If its owner is killed, the next writer of the file finishes the work: nobody waits
-  for the dead, and no clock is asked whether they are dead.
-- A claim goes only once its file is there. So whoever read a claim, and after that saw no file, read the claim that
-  counts. It may be paused as long as it likes: what it will write is what everybody else wrote.
-- A writer that claims again after the file is there sees the file, and its claim means nothing.
+- A claim holds everything needed. If its owner is killed, the next writer of the file finishes the work, without
+  waiting or timeouts.
+- A claim is removed only once its file exists. So a writer that reads a claim and afterwards finds no file has read the
+  claim that counts. However long it pauses, it will write the same content as all others.
+- A writer that makes a new claim once the file exists sees the file and ignores its claim.
 
-The argument wants that all writers use one file system by the same road, and that only damaged files are ever removed.
+This requires that all writers reach the same file system in the same way, and that only damaged files are removed.
 """
 
 from __future__ import annotations
@@ -33,20 +32,19 @@ from memlaw.core.canonical import canonical_json
 from memlaw.core.errors import JournalError
 
 MANIFEST = "manifest.json"
-
 _CONTENT = "content"
 
 _NO_HARD_LINKS = {
     getattr(errno, name) for name in ("EPERM", "EACCES", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EMLINK", "EXDEV")
 }
-"""What file systems without hard links answer; where the folder itself is the trouble, the claim meets it again."""
+"""Answers of file systems without hard links. If the folder itself is at fault, the claim fails as well."""
 
 
 def write(path: Path, content: bytes, *, replace: bool = True, mode: int = 0o666) -> bool:
-    """Put `content` at `path`, on disk before this returns; until then what was there stays.
+    """Write `content` to `path`, and to disk before returning; until then the previous content stays.
 
-    Without `replace` the first writer wins: False if the file holds another's content. Raises OSError; then the file is
-    as it was, or, where its folder alone could not be synced, it may be either.
+    Without `replace` the first writer wins: returns False if the file has other content. Raises OSError; the file then
+    has its previous content, or, if only its folder could not be synced, either.
     """
     temporary = _temporary(path)
     try:
@@ -56,11 +54,11 @@ def write(path: Path, content: bytes, *, replace: bool = True, mode: int = 0o666
             os.fsync(file.fileno())
         try:
             won = _replace(temporary, path) if replace else _publish(temporary, path, content)
-        except FileNotFoundError:  # `sweep` took the temporary for a dead writer's; without the folder, this raises too
+        except FileNotFoundError:  # `sweep` took the temporary for a killed writer's; a missing folder raises again
             return write(path, content, replace=replace, mode=mode)
     finally:
         temporary.unlink(missing_ok=True)
-    sync(path.parent)  # a loser may rely on the winner's file, which need not have reached the disk yet
+    sync(path.parent)  # also for a loser: the winner's file may not have reached the disk yet
     return won
 
 
@@ -100,12 +98,12 @@ def _claim(temporary: Path, path: Path) -> None:
 
 
 def _carry_out(path: Path) -> None:
-    """Do what the claim of `path` says, whoever made it. The order of the steps is the argument at the top."""
+    """Carry out the claim of `path`, from any writer, in the order that the argument at the top relies on."""
     claim = _claim_of(path)
     try:
         claimed = (claim / _CONTENT).read_bytes()
         mode = stat.S_IMODE((claim / _CONTENT).stat().st_mode)
-    except FileNotFoundError:  # somebody else has done it
+    except FileNotFoundError:  # another writer has carried it out
         return
     if not path.exists():
         write(path, claimed, mode=mode)
@@ -117,7 +115,7 @@ def _claim_of(path: Path) -> Path:
 
 
 def make_folders(folder: Path) -> None:
-    """mkdir -p that survives a power cut: a new folder is an entry of its parent, which has to reach the disk."""
+    """mkdir -p that survives a power failure: the parent, which lists the new folder, must reach the disk."""
     if folder.is_dir():
         return
     make_folders(folder.parent)
@@ -127,10 +125,10 @@ def make_folders(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to put files in; when the block ends they reach the disk, and it takes the place of `path`.
+    """A temporary folder to put files in; when the block ends, it is synced to disk and replaces `path`.
 
-    If the block raises, nothing has changed. A folder that was at `path` goes when the new one is on disk; a kill
-    between the two renames leaves both beside it, as temporaries. Raises OSError.
+    If the block raises, nothing changes. The previous folder is removed once the new one is on disk; a kill between the
+    two renames leaves both beside `path`, as temporaries. Raises OSError.
     """
     temporary, former = _temporary(path), _temporary(path)
     temporary.mkdir()
@@ -154,7 +152,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The folders in it whose names are numbers, the highest first."""
+    """Its subfolders whose names are numbers, highest first."""
     return sorted((entry for entry in folder.glob("[0-9]*") if entry.name.isdecimal()), key=_number, reverse=True)
 
 
@@ -163,7 +161,7 @@ def _number(folder: Path) -> int:
 
 
 def sign(folder: Path) -> None:
-    """Write the folder's MANIFEST: the SHA-256 of every file in it, once all of them are on disk."""
+    """Sync all files of the folder to disk, then write its MANIFEST, the SHA-256 of each."""
     files = sorted(folder.iterdir())
     for file in files:
         sync(file)
@@ -172,26 +170,27 @@ def sign(folder: Path) -> None:
 
 
 def check_signed(folder: Path) -> None:
-    """Raises ValueError, which says what is wrong, unless the files are those that `sign` found, to the last bit."""
+    """Raises ValueError, which names the fault, unless the files are those that were signed, to the last bit."""
     try:
         signed = dict(json.loads((folder / MANIFEST).read_bytes()))
-        found = {file.name: file_sha256(file) for file in folder.iterdir() if file.name != MANIFEST}
+        actual = {file.name: file_sha256(file) for file in folder.iterdir() if file.name != MANIFEST}
     except OSError as error:
         raise ValueError(f"it cannot be read: {error.strerror or error}") from error
     except (ValueError, TypeError) as error:
-        raise ValueError(f"its {MANIFEST} is none") from error
-    for name in sorted(found.keys() | signed.keys()):
-        if found.get(name) != signed.get(name):
+        raise ValueError(f"its {MANIFEST} is not a manifest") from error
+    for name in sorted(actual.keys() | signed.keys()):
+        if actual.get(name) != signed.get(name):
             raise ValueError(f"{name} is not the file that was saved")
 
 
 def file_sha256(path: Path) -> str:
+    """SHA-256 of the content of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
-    """What is written of a file, or the entries of a folder, reaches the disk."""
+    """Flush the content of a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -204,30 +203,29 @@ def _temporary(path: Path) -> Path:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file or folder is what a writer that was killed left behind."""
+    """Whether a file or folder is the temporary of a writer."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def final_name(temporary: Path) -> str:
-    """The name of the file that it would have become."""
+    """The name that a temporary was to get."""
     return temporary.name[1:].rsplit(".", 2)[0]
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """The temporaries in a folder, of dead writers and of living ones."""
+    """The temporaries in a folder, of killed writers and of running ones."""
     return sorted(folder.glob(".*.tmp"))
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers left of files that are there by now. A living one that loses its temporary to this
-    writes it once more."""
+    """Remove temporaries of files that exist by now. A running writer that loses its temporary writes it again."""
     for leftover in leftovers(folder):
         if leftover.with_name(final_name(leftover)).exists():
             discard(leftover)
 
 
 def discard(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, as far as it is there and the system lets go of it."""
+    """Remove a file, or a folder and its content, ignoring OSErrors."""
     with contextlib.suppress(OSError):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -236,7 +234,7 @@ def discard(path: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
-    """Make `text` the content of the file `path`, whole or not at all; if `private`, for its owner's eyes only.
+    """Write `text` to the file `path`, whole or not at all; if `private`, readable by its owner only.
 
     Raises JournalError.
     """
@@ -245,21 +243,23 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
         write(path, text.encode(), mode=0o600 if private else 0o666)
     except OSError as error:
         raise JournalError(
-            f"{path} cannot be written: {error.strerror or error}. What was there is as it was; make room or choose "
-            "another --out, and run the command again."
+            f"{path} cannot be written: {error.strerror or error}. Its previous content is unchanged; free disk space "
+            "or choose another --out, and rerun the command."
         ) from error
 
 
 def read_json(path: Path) -> Any:
+    """The value in a JSON file; None if the file does not exist. Raises JournalError if it cannot be read."""
     if not path.exists():
         return None
     try:
         return json.loads(read_text(path))
     except ValueError as error:
-        raise JournalError(f"{path} is not JSON ({error}); it was damaged or cut short. Write it again.") from error
+        raise JournalError(f"{path} is not JSON ({error}); it was damaged or cut short. Create it again.") from error
 
 
 def read_text(path: Path) -> str:
+    """The content of a UTF-8 file. Raises JournalError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

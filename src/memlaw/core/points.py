@@ -1,4 +1,4 @@
-"""Points that a law is fitted to, and estimates with their doubt."""
+"""Points that a law is fitted to, and estimates with their uncertainty."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Estimate:
-    """A fitted number with its doubt: standard error and 95% interval, None where the cells cannot tell them."""
+    """A fitted number with standard error and 95% interval; None if the cells do not determine them."""
 
     value: float
     stderr: float | None
@@ -17,7 +17,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class LawPoint:
-    """One measured cell as the law sees it. final_loss and loss_init may be unknown (None) in hand-made tables."""
+    """One measured cell as the law sees it. final_loss and loss_init are None if a table does not give them."""
 
     rank: float
     length: float
@@ -25,7 +25,7 @@ class LawPoint:
     final_loss: float | None = None
     parameters: float | None = None
     seed: int | None = None
-    """Tells replicates apart: cells of one rank and length that differ in nothing but chance."""
+    """Distinguishes replicates: cells of one rank and length that differ by chance alone."""
     loss_memoryless: float | None = None
     """L_init': see CellResult."""
 

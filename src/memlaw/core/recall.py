@@ -1,4 +1,4 @@
-"""The threshold p > 1/2, and the records of what was recalled."""
+"""The threshold p > 1/2, and the results of a recall."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def is_ordered(nll: float) -> bool:
 Reason = Literal[
     "stubborn", "unreachable", "stopped_early", "ran_on", "after_end", "near_tie", "unproven", "too_thin"
 ]  # fmt: skip
-"""Why a record is not certified, in a word; `memlaw.diagnosis.reasons` has the sentence of each."""
+"""Why a record is not certified; `memlaw.diagnosis.reasons` has a sentence for each."""
 
 
 @dataclass(frozen=True)
 class TokenRecall:
-    """What was measured on one record. Tuples of numbers and flags have one entry a target token.
+    """Measurements on one record. Tuples of numbers and flags have one entry for each target token.
 
     `nll[t]` = -log p(a_t | q, a_<t) in nats, teacher-forced; `top1[t]` whether a_t was the argmax there;
     `decoded[t]` whether free-running greedy decoding emitted a_t at t (None: not decoded).
@@ -35,26 +35,26 @@ class TokenRecall:
     rival: tuple[float, ...] | None = None
     """-log p of the most probable token other than a_t: the runner-up where `top1`, else the winner."""
     edits: int | None = None
-    """Edit distance, in tokens, between the target and what greedy decoding emitted in its place."""
+    """Edit distance, in tokens, between the target and the output of greedy decoding."""
     mended: bool | None = None
-    """Whether greedy decoding went right to the end once its first wrong token was replaced (None: not known)."""
+    """Whether greedy decoding was right to the end once its first wrong token was corrected (None: not known)."""
     ended: Literal["early", "late", "inside"] | None = None
-    """What end of sequence had to do with the first failure: emitted too early, not emitted when due, or part of the
-    target before its end, so that nothing behind it can ever be emitted."""
+    """Part of the end-of-sequence token in the first failure: emitted too early, not emitted when due, or inside the
+    target, so that the tokens after it can never be emitted."""
     unreachable: tuple[int, ...] | None = None
-    """Positions of the stubborn tokens that no adapter can give p > 1/2 (`memlaw.model.reach`); None: not known."""
+    """Positions of stubborn tokens to which no adapter can give p > 1/2 (`memlaw.model.reach`); None: not known."""
 
 
 @dataclass(frozen=True)
 class RecordRecall:
-    """Verdict on one fact. Positions count target tokens from 0; None where there is no such position."""
+    """Verdict on one fact. Positions count target tokens from 0; None if no token qualifies."""
 
     id: str
     length: int
     exact: bool | None
     """Greedy decoding reproduced the whole target (None: not decoded)."""
     certified: bool | None
-    """margin > tolerance and exact; None where decoding was not asked for, so nothing can be certified."""
+    """margin > tolerance and exact; None if not decoded, since a certificate needs both."""
     margin: float
     """ln 2 - max_t nll_t, in nats: positive means every token is ordered."""
     earliest_stubborn: int | None
@@ -62,16 +62,16 @@ class RecordRecall:
     first_failure: int | None
     """First wrong token of free-running greedy decoding (i*)."""
     edits: int | None
-    """Edit distance, in tokens, between the target and what was decoded (None: not decoded)."""
+    """Edit distance, in tokens, between the target and the decoded text (None: not decoded)."""
     one_token_short: bool | None
-    """Decoding went wrong, and one token put right gave back all the rest; None: not decoded, or not known."""
+    """Decoding failed, but correcting one token recovered the rest; None: not decoded, or not known."""
     log_p: float
     """Log, in nats, of the probability that sampling at temperature 1 emits the whole target: -sum_t nll_t."""
     expected_tokens: float = field(compare=False)
     """Tokens that sampling at temperature 1 gets right before its first error, on average:
     sum_t prod_{s<=t} p_s, at most `length`."""
     reason: Reason | None
-    """Why it is not certified, or would not be; None where nothing is wrong."""
+    """Why it is not certified, or would not be; None if nothing is wrong."""
     why: str | None = field(compare=False)
     """The reason as a sentence, without any text of the target."""
     tokens: TokenRecall
@@ -79,7 +79,7 @@ class RecordRecall:
 
 @dataclass(frozen=True)
 class RecallReport:
-    """Did it stick? Shares over tokens and records of one memory set (definitions: arXiv 2605.30260, sections 3-4)."""
+    """Recall of one memory set, as shares of tokens and records (definitions: arXiv 2605.30260, sections 3-4)."""
 
     records: int
     tokens: int
@@ -96,9 +96,9 @@ class RecallReport:
     mean_loss: float
     """Mean nll over all target tokens."""
     tolerance: float
-    """Nats of margin a certificate needs in this precision, on this model and these records."""
+    """Margin in nats that a certificate needs in this precision, on this model and these records."""
     rounding: float | None
-    """Largest difference seen, in nats, between the teacher-forced and the cached loss of a token that either side
-    calls ordered; None if nothing was decoded."""
+    """Largest difference, in nats, between the teacher-forced and the cached loss of a token that is ordered under
+    either; None if not decoded."""
     dtype: str
     items: tuple[RecordRecall, ...] = field(repr=False)

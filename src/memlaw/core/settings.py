@@ -1,8 +1,8 @@
-"""How a class of settings checks itself: types, ranges and meanings stand beside each field and nowhere else.
+"""Classes of settings that check themselves, with type, range and meaning beside each field and nowhere else.
 
-A class decorated with `settings` is a frozen dataclass that pydantic validates. A field's annotation holds its range,
-with `Choose` for the range in words; the string below it says what it means. `memlaw --help`, YAML files, JSON and
-error messages all read them from here.
+A class decorated with `settings` is a frozen dataclass that pydantic validates. The annotation of a field holds its
+range, with `Choose` for the range in words, and the string below it its meaning. `memlaw --help`, readers of YAML and
+JSON, and error messages all take them from here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Choose:
 
     words: str
     unit: str = ""
-    """As `--help` shows it."""
+    """For `--help`; empty for a setting without unit."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -40,43 +40,49 @@ def settings(cls: type[T]) -> type[T]:
         try:
             validate(self, **given)
         except ValidationError as error:
-            raise ConfigError(_explained(made, error)) from None
+            raise ConfigError(_message(made, error)) from None
 
     made.__init__ = __init__
     return cast("type[T]", made)
 
 
 def names(cls: type) -> list[str]:
-    """The names of the settings, in the order of their definition."""
+    """The names of the settings, in order of definition."""
     return [field.name for field in fields(cls)]
 
 
 def meaning(cls: type, name: str) -> str:
-    """What a setting means: the string below its definition, in `cls` or the class it inherits the setting from."""
+    """What a setting means: the string below its definition, in `cls` or the class that it inherits it from."""
     owner = next(base for base in cls.__mro__ if name in vars(base).get("__annotations__", {}))
     description = owner.__pydantic_fields__[name].description  # type: ignore[attr-defined]
     return " ".join((description or "").split())
 
 
 def choices(cls: type, name: str) -> str:
-    """The values to choose from, in words; empty where the type says it all."""
-    return _in_words(cls.__pydantic_fields__[name])  # type: ignore[attr-defined]
+    """The values to choose from, in words; empty for a setting whose type says it all."""
+    return _choices_of(cls.__pydantic_fields__[name])  # type: ignore[attr-defined]
 
 
 def unit(cls: type, name: str) -> str:
-    """The unit of a setting; empty where it has none."""
-    said = _said(cls.__pydantic_fields__[name].metadata)  # type: ignore[attr-defined]
-    return said.unit if said else ""
+    """The unit of a setting; empty if it has none."""
+    choose = _choose_in(cls.__pydantic_fields__[name].metadata)  # type: ignore[attr-defined]
+    return choose.unit if choose else ""
+
+
+def default(cls: type, name: str) -> Any:
+    """The default of a setting; None if it has none."""
+    value = next(field.default for field in fields(cls) if field.name == name)
+    return None if value is MISSING else value
 
 
 def split_unknown(cls: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The values of settings that `cls` has, and the names of the others: what a later version may have written."""
+    """The values of settings that `cls` has, and the names of all others, which a later version may have written."""
     known = set(names(cls))
     return {name: value for name, value in values.items() if name in known}, sorted(values.keys() - known)
 
 
-def _explained(cls: type, error: ValidationError) -> str:
-    """What is wrong with the settings, one sentence for each."""
+def _message(cls: type, error: ValidationError) -> str:
+    """One sentence for each setting that is wrong."""
     problems = error.errors()
     entries = {problem["loc"][0] for problem in problems if len(problem["loc"]) > 1}
     unknown = sorted(str(problem["loc"][0]) for problem in problems if problem["type"] == "unexpected_keyword_argument")
@@ -89,7 +95,7 @@ def _explained(cls: type, error: ValidationError) -> str:
         )
     for problem in problems:
         name, *inside = problem["loc"] or ("",)
-        if isinstance(raised := problem.get("ctx", {}).get("error"), ConfigError):  # of a __post_init__
+        if isinstance(raised := problem.get("ctx", {}).get("error"), ConfigError):  # from a __post_init__
             sentences.append(str(raised))
         elif problem["type"] == "missing":
             sentences.append(f"{cls.__name__} needs {name}. {meaning(cls, str(name))}".strip())
@@ -108,9 +114,9 @@ def _remedy(cls: type, name: str, problem: Any) -> str:
     return f"choose {words}. {suggest(problem['input'], known)}".rstrip()
 
 
-def _in_words(field: Any) -> str:
-    if said := _said(field.metadata):
-        return said.words
+def _choices_of(field: Any) -> str:
+    if choose := _choose_in(field.metadata):
+        return choose.words
     kind = field.annotation
     if get_origin(kind) is tuple:
         kind = get_args(kind)[0]
@@ -120,11 +126,5 @@ def _in_words(field: Any) -> str:
     return ""
 
 
-def _said(metadata: Any) -> Choose | None:
+def _choose_in(metadata: Any) -> Choose | None:
     return next((item for item in metadata if isinstance(item, Choose)), None)
-
-
-def default(cls: type, name: str) -> Any:
-    """A setting's default; None where it has none."""
-    value = next(field.default for field in fields(cls) if field.name == name)
-    return None if value is MISSING else value

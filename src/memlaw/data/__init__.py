@@ -1,12 +1,13 @@
 """Memory sets: read from whatever users have, checked, and turned into the tokens an adapter must store.
 
 The flow is path or Hub id (`sources`) -> rows of named fields (`tables`) -> facts (`facts`) -> tokens (`encoding`).
-Whatever is wrong with a memory set is said here, before any training, as a DataError that names the line and never
-the text: people store credentials.
+Problems with a memory set surface here, before any training, as a DataError that names the line and never quotes the
+text: people store credentials.
 """
 
 from memlaw.data.encoding import border_merges, check_context, encode, take, target_tokens
-from memlaw.data.facts import OnConflict, read
+from memlaw.data.facts import read
+from memlaw.data.reading import OnConflict, Reading
 from memlaw.data.sources import read_text
 from memlaw.data.tables import STRESS_PROMPT
 from memlaw.model.tokenizer import Tokenizer, auto_tokenizer, load_tokenizer, tokenizer_fingerprint
@@ -14,6 +15,7 @@ from memlaw.model.tokenizer import Tokenizer, auto_tokenizer, load_tokenizer, to
 __all__ = [
     "STRESS_PROMPT",
     "OnConflict",
+    "Reading",
     "Tokenizer",
     "auto_tokenizer",
     "border_merges",

@@ -12,15 +12,15 @@ from memlaw.model.tokenizer import Tokenizer, token_ids
 
 
 def encode(memory_set: MemorySet, tokenizer: Tokenizer, *, context: int | None) -> tuple[EncodedFact, ...]:
-    """The facts as token ids: [BOS] + tokens(prompt) + tokens(target) [+ EOS], nothing ever cut.
+    """Encode the facts as token ids: [BOS] + tokens(prompt) + tokens(target) [+ EOS]. Nothing is ever truncated.
 
-    BOS is there exactly if the tokenizer itself puts it before a text, once even where a chat template wrote it too.
-    The target is tokenised alone, since it is what is stored; `border_merges` says where that differs from the two
-    together. EOS is there exactly if `memory_set.eos`. A fact with `target_ids` has those. `context` is the number
-    of positions the model has (None: not checked, for callers that take a prefix first and then `check_context`).
+    BOS is added if the tokenizer itself adds it, and only once, even where a chat template wrote it too. The target is
+    tokenised alone, since it is what is stored; `border_merges` lists the facts where tokenising both together gives
+    other tokens. EOS is added if `memory_set.eos`. A fact with `target_ids` keeps those. `context` is the number of
+    positions of the model (None: unchecked, for callers that take a prefix first and then call `check_context`).
 
-    Raises DataError for a prompt or target without tokens, an end-of-sequence token the tokenizer lacks, a fact
-    longer than the context, and facts that demand different tokens after the same tokens.
+    Raises DataError for a prompt or target without tokens, a missing end-of-sequence token, a fact longer than the
+    context, and facts that require different tokens after the same tokens.
     """
     bos = _leading_bos(tokenizer)
     ending = _ending(memory_set, tokenizer)
@@ -32,22 +32,22 @@ def encode(memory_set: MemorySet, tokenizer: Tokenizer, *, context: int | None) 
 
 
 def check_context(encoded: Iterable[EncodedFact], context: int) -> None:
-    """Raises DataError for the first fact with more tokens (prompt and target) than the model has positions."""
+    """Raise DataError for the first fact with more tokens (prompt and target) than the model has positions."""
     for fact in encoded:
         if len(fact.ids) > context:
             raise DataError(
                 f"Fact {fact.id!r} has {len(fact.ids)} tokens ({fact.prompt_length} of its prompt, {fact.length} of "
-                f"its target), but the context of the model is {context}. Nothing is ever cut off: split the fact, or "
-                "use a model with a longer context."
+                f"its target), but the context of the model is {context}. Facts are never truncated: split the fact, "
+                "or use a model with a longer context."
             )
 
 
 def border_merges(memory_set: MemorySet, tokenizer: Tokenizer) -> tuple[str, ...]:
     """Ids of the facts for which tokens(prompt + target) != tokens(prompt) + tokens(target).
 
-    Such a fact is stored and recalled as it stands, but text that runs on from prompt to target is cut differently, so
-    whoever tokenises the two together (another trainer, a prompt that already holds the start of the answer) meets
-    other tokens. A space or line end at the start of the target, rather than at the end of the prompt, mends most.
+    Such a fact can be stored and recalled as it is, but code that tokenises prompt and target together (another
+    trainer, a prompt that already holds the start of the answer) gets other tokens. Moving a space or line end from
+    the end of the prompt to the start of the target fixes most cases.
     """
     return tuple(
         fact.id
@@ -59,22 +59,22 @@ def border_merges(memory_set: MemorySet, tokenizer: Tokenizer) -> tuple[str, ...
 
 
 def target_tokens(encoded: Iterable[EncodedFact]) -> int:
-    """Target tokens in all: the length l of the law."""
+    """Total number of target tokens: the length l of the law."""
     return sum(fact.length for fact in encoded)
 
 
 def take(encoded: Sequence[EncodedFact], length: int) -> tuple[EncodedFact, ...]:
-    """The prefix of a memory set for one point of the length axis, `length` in target tokens.
+    """Take the prefix of a memory set for one point of the length axis, `length` in target tokens.
 
-    A single fact is cut to exactly `length` tokens (so a shorter one ends without end-of-sequence); of several, the
-    longest run of whole facts from the first with at most `length` tokens. A longer prefix begins with every shorter
-    one. Raises DataError for a length beyond the data or below its first fact.
+    A single fact is cut to exactly `length` tokens, so it ends without end-of-sequence unless taken whole. Of several
+    facts, it is the longest run of whole facts from the first with at most `length` tokens. Prefixes are nested. Raises
+    DataError for a length beyond the data or below the first fact.
     """
     available = target_tokens(encoded)
     if not 1 <= length <= available:
         raise DataError(
-            f"A length of {length} target tokens was asked for, but the data have 1 to {available}. A cell of the law "
-            "must hold what its length says: choose lengths within the data, or add data."
+            f"A length of {length} target tokens was requested, but the data allow 1 to {available}. A cell of the law "
+            "must hold exactly its length: choose lengths within the data, or add data."
         )
     if len(encoded) == 1:
         fact = encoded[0]
@@ -82,8 +82,8 @@ def take(encoded: Sequence[EncodedFact], length: int) -> tuple[EncodedFact, ...]
     count = bisect_right(list(accumulate(fact.length for fact in encoded)), length)
     if count == 0:
         raise DataError(
-            f"A length of {length} target tokens was asked for, but the first fact ({encoded[0].id!r}) alone has "
-            f"{encoded[0].length}, and facts are never cut. Choose a length of at least {encoded[0].length}."
+            f"A length of {length} target tokens was requested, but the first fact ({encoded[0].id!r}) alone has "
+            f"{encoded[0].length}, and facts are never truncated. Choose a length of at least {encoded[0].length}."
         )
     return tuple(encoded[:count])
 
@@ -100,8 +100,8 @@ def _ending(memory_set: MemorySet, tokenizer: Tokenizer) -> tuple[int, ...]:
         return ()
     if tokenizer.eos_token_id is None:
         raise DataError(
-            "The targets are to end with the end-of-sequence token, but the tokenizer has none, so decoding would not "
-            "know where to stop. Choose eos=False (--no-eos), or give the tokenizer an eos_token."
+            "The targets should end with the end-of-sequence token, but the tokenizer has none, so decoding would not "
+            "know where to stop. Choose eos=False (--no-eos), or set the tokenizer's eos_token."
         )
     return (tokenizer.eos_token_id,)
 
@@ -110,8 +110,8 @@ def _encode_fact(fact: Fact, tokenizer: Tokenizer, bos: tuple[int, ...], ending:
     prompt = token_ids(tokenizer, fact.prompt)
     if not prompt:
         raise DataError(
-            f"The prompt of {_name(fact)} has no tokens under this tokenizer, so there is nothing to ask with. Give it "
-            "a prompt in characters the tokenizer knows."
+            f"The prompt of {_name(fact)} has no tokens under this tokenizer, so the model would be shown nothing. Use "
+            "characters that the tokenizer knows."
         )
     if bos and prompt[:1] != bos:
         prompt = bos + prompt
@@ -123,8 +123,8 @@ def _encode_fact(fact: Fact, tokenizer: Tokenizer, bos: tuple[int, ...], ending:
     target = fact.target_ids if fact.target_ids is not None else token_ids(tokenizer, fact.target)
     if not target:
         raise DataError(
-            f"The target of {_name(fact)} has no tokens under this tokenizer, so there is nothing to recall. Give it a "
-            "target in characters the tokenizer knows."
+            f"The target of {_name(fact)} has no tokens under this tokenizer, so there is nothing to recall. Use "
+            "characters that the tokenizer knows."
         )
     return EncodedFact(id=fact.id, ids=prompt + target + ending, prompt_length=len(prompt))
 
@@ -134,13 +134,13 @@ def _name(fact: Fact) -> str:
 
 
 def _refuse_contradictions(encoded: Iterable[EncodedFact]) -> None:
-    """Greedy decoding is a function of the tokens so far: two facts may not demand two continuations of the same ones.
+    """Refuse two facts that require different next tokens after the same tokens: greedy decoding gives only one.
 
-    Walks the trie of all token sequences. Each target token is a demand on the node before it; a node has one answer.
+    Walks the trie of all token sequences; each target token is required at the node before it.
     """
     prompts: dict[tuple[int, ...], EncodedFact] = {}
     children: dict[tuple[int, int], int] = {}
-    demands: dict[int, tuple[int, str]] = {}
+    required: dict[int, tuple[int, str]] = {}
     for fact in encoded:
         other = prompts.setdefault(fact.prompt, fact)
         if other.target != fact.target:
@@ -151,11 +151,11 @@ def _refuse_contradictions(encoded: Iterable[EncodedFact]) -> None:
         node = 0
         for position, token in enumerate(fact.ids):
             if position >= fact.prompt_length:
-                demanded, by = demands.setdefault(node, (token, fact.id))
-                if demanded != token:
+                earlier, by = required.setdefault(node, (token, fact.id))
+                if earlier != token:
                     raise DataError(
-                        f"Facts {by!r} and {fact.id!r} share their first {position} tokens (one's prompt goes on where "
-                        "the other's target does) and then demand different ones: greedy decoding cannot give both. "
-                        "Make the prompts differ earlier."
+                        f"Facts {by!r} and {fact.id!r} share their first {position} tokens (one's prompt overlaps the "
+                        "other's target) and then require different ones: greedy decoding cannot give both. Make the "
+                        "prompts differ earlier."
                     )
             node = children.setdefault((node, token), len(children) + 1)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from memlaw.core.errors import ConfigError, DataError
+from memlaw.core.errors import DataError
 from memlaw.core.facts import Fact, MemorySet
+from memlaw.data.reading import OnConflict, Reading
 from memlaw.data.sources import open_table
 from memlaw.data.tables import CHAT, LONG_TARGET, SHAPES, Row, Shape, Table, json_type
 from memlaw.model.tokenizer import Tokenizer
-
-OnConflict = Literal["error", "first", "last"]
-"""What to do with one prompt that has several targets: refuse the set, or keep the first or the last of them."""
 
 
 def read(
@@ -25,57 +23,53 @@ def read(
     prompt_field: str | None = None,
     target_field: str | None = None,
 ) -> MemorySet:
-    """The memory set D = {(q_i, a_i)} in a file, a saved dataset or a Hub dataset, its text verbatim.
+    """Read the memory set D = {(q_i, a_i)} of a file, a saved dataset or a Hub dataset, its text verbatim.
 
-    Recognised by content: JSONL, a JSON list, CSV or TSV (each possibly gzipped) and Hugging Face datasets, with the
-    fields prompt/completion, query/target, question/matching, instruction/output or messages; any other text is one
-    long target under the stress-test prompt. `prompt_field` and `target_field` name fields of other data. Chats
-    (messages) need the `tokenizer`: the prompt is its rendering of the turns before the last, the target the text of
-    the last, which must be the assistant's. `eos` (is end-of-sequence the last token of every target?) is by default
-    True for records and False for one long target, that is a plain text or a single question/matching record.
+    The format is recognised by content: JSONL, a JSON list, CSV or TSV (each possibly gzipped) and Hugging Face
+    datasets, with the fields prompt/completion, query/target, question/matching, instruction/output or messages; any
+    other text is one long target under the stress-test prompt. Other field names go into `prompt_field` and
+    `target_field`. Chats (messages) need the `tokenizer`: the prompt is its rendering of all turns but the last, and
+    the target is the text of the last turn, which must be the assistant's. `eos` says whether every target ends with
+    end-of-sequence; by default records do, and one long target (plain text, or a single question/matching record) does
+    not. `on_conflict` says what happens to a prompt with several targets.
 
     Facts keep the `id` field of their record, or take its number. Identical repetitions are dropped with a warning.
-    Raises DataError for anything else that could not be recalled as it was meant, naming the line, never the text.
+    Raises DataError for anything else that cannot be recalled as intended, naming the line but never the text, and
+    ConfigError for an unknown `on_conflict` or only one of the two fields.
     """
-    if on_conflict not in get_args(OnConflict):
-        raise ConfigError(f"on_conflict is {on_conflict!r}; known: {', '.join(get_args(OnConflict))}.")
-    asked = _asked_shape(prompt_field, target_field)
-    table = open_table(source, asked)
+    reading = Reading(eos=eos, on_conflict=on_conflict, prompt_field=prompt_field, target_field=target_field)
+    return read_as(source, reading, tokenizer)
+
+
+def read_as(source: str | Path, reading: Reading, tokenizer: Tokenizer | None) -> MemorySet:
+    """`read`, with its choices as one record."""
+    table = open_table(source, reading.fields)
     numbered = list(table.rows)
     if not numbered:
-        raise DataError(f"{table.name} (read as {table.kind}) holds no records: there is nothing to remember.")
-    shape = asked or _recognised_shape(numbered[0][1], table, numbered[0][0])
+        raise DataError(
+            f"{table.name} (read as {table.kind}) holds no records, so there is nothing to store. Give it at least one."
+        )
+    shape = reading.fields or _recognised_shape(numbered[0][1], table, numbered[0][0])
     facts, chat_warnings = _chats(numbered, table, tokenizer) if shape == CHAT else (_facts(numbered, shape, table), ())
-    kept, warnings = _one_target_each(facts, table, on_conflict)
+    kept, warnings = _one_target_each(facts, table, reading.on_conflict)
     _refuse_shared_ids(kept, table)
     long_target = shape == LONG_TARGET and len(numbered) == 1
     return MemorySet(
         facts=tuple(kept),
-        eos=not long_target if eos is None else eos,
+        eos=not long_target if reading.eos is None else reading.eos,
         source=f"{table.name} ({table.kind})",
         warnings=(*table.warnings, *chat_warnings, *warnings),
     )
 
 
-def _asked_shape(prompt_field: str | None, target_field: str | None) -> Shape | None:
-    if prompt_field is None and target_field is None:
-        return None
-    if prompt_field is None or target_field is None or prompt_field == target_field:
-        raise ConfigError(
-            f"prompt_field is {prompt_field!r} and target_field is {target_field!r}: a record has two parts, so name "
-            "two different fields, or neither to have them recognised."
-        )
-    return (prompt_field, target_field)
-
-
 def _recognised_shape(row: Mapping[str, Any], table: Table, number: int) -> Shape:
-    """The one known shape that the first record has; the others must have it too."""
+    """The one known shape of the first record; the others must have it too."""
     present = [shape for shape in SHAPES if set(shape) <= row.keys()]
     known = ", ".join("/".join(shape) for shape in SHAPES)
     if not present:
         raise DataError(
-            f"{table.at(number)} has the fields {_names(row)}, so it is open what is the prompt and what the target. "
-            f"Known: {known}. Rename yours, or name them with prompt_field and target_field."
+            f"{table.at(number)} has the fields {_names(row)}, so it is unclear which is the prompt and which the "
+            f"target. Known: {known}. Rename the fields, or name them with prompt_field and target_field."
         )
     if len(present) > 1:
         raise DataError(
@@ -84,8 +78,8 @@ def _recognised_shape(row: Mapping[str, Any], table: Table, number: int) -> Shap
         )
     if present == [("instruction", "output")] and row.get("input"):
         raise DataError(
-            f"{table.at(number)} has an 'input' beside 'instruction', and how the two make one prompt is not fixed. "
-            "Write the prompt you will really ask with into a field 'prompt', and the answer into 'completion'."
+            f"{table.at(number)} has an 'input' beside 'instruction', which every tool joins in its own way. Write the "
+            "prompt exactly as you will send it into a field 'prompt', and the answer into 'completion'."
         )
     return present[0]
 
@@ -102,18 +96,19 @@ def _facts(numbered: Iterable[Row], shape: Shape, table: Table) -> Iterator[Fact
 
 
 def _text(row: Mapping[str, Any], field: str, where: str) -> str:
-    """The text of a field, verbatim, if it is text that can be shown to a model and asked back."""
+    """The text of a field, verbatim. Raises DataError unless a model can be shown it and asked for it."""
     if field not in row:
         raise DataError(f"{where} lacks the field {field!r}; it has {_names(row)}. Every record needs the same fields.")
     value = row[field]
     if not isinstance(value, str):
         raise DataError(
-            f"{where}: {field!r} is {json_type(value)}, not a string. What is recalled is characters (007 is not 7), "
+            f"{where}: {field!r} is {json_type(value)}, not a string. Recall is judged by characters (007 is not 7), "
             "so write it in quotes."
         )
     if not value or value.isspace():
         raise DataError(
-            f"{where}: {field!r} is empty, so there is nothing to ask with or to recall. Fill it or drop it."
+            f"{where}: {field!r} is empty, and a fact needs a prompt to ask and a target to recall. Fill it or "
+            "remove the record."
         )
     _refuse_surrogates(value, f"{where}: {field!r}")
     return value
@@ -124,8 +119,8 @@ def _refuse_surrogates(value: str, what: str) -> None:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{what} has half of a surrogate pair at character {error.start}, which is no character and has no UTF-8. "
-            "The text was cut or decoded wrongly: write it again from its source."
+            f"{what} has half of a surrogate pair at character {error.start}, which is not a character and cannot be "
+            "written as UTF-8. The text was cut or decoded wrongly: export it again from its source."
         ) from None
 
 
@@ -134,9 +129,9 @@ def _identity(row: Mapping[str, Any], number: int, table: Table) -> str:
     if value is None:
         return str(number)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        found = json_type(value) if value != "" else "empty"
+        kind = json_type(value) if value != "" else "empty"
         raise DataError(
-            f"{table.at(number)}: 'id' is {found}, but reports name facts by it. Use a string or a whole number, or "
+            f"{table.at(number)}: 'id' is {kind}, but reports name facts by it. Use a string or a whole number, or "
             "leave the field out."
         )
     identity = str(value)
@@ -148,8 +143,8 @@ def _chats(numbered: Sequence[Row], table: Table, tokenizer: Tokenizer | None) -
     if tokenizer is None or tokenizer.chat_template is None:
         lack = "no tokenizer was given" if tokenizer is None else "the tokenizer has no chat template"
         raise DataError(
-            f"{table.name} (read as {table.kind}) holds chats ('messages'), but {lack}, so what the model would be "
-            "shown is unknown. Use the tokenizer of a chat model, or write the prompts out as prompt/completion."
+            f"{table.name} (read as {table.kind}) holds chats ('messages'), but {lack}, so the text that the model "
+            "sees is unknown. Use the tokenizer of a chat model, or convert the chats to prompt/completion."
         )
     facts, indirect = [], []
     for number, row in numbered:
@@ -161,8 +156,8 @@ def _chats(numbered: Sequence[Row], table: Table, tokenizer: Tokenizer | None) -
     if not indirect:
         return facts, ()
     warning = (
-        f"The chat template puts more between the question and the answer than its generation prompt does (such as an "
-        f"empty thinking block): {table.unit}s {_numbers(indirect)}. The answer is stored right behind the generation "
+        f"The chat template writes more between question and answer than its generation prompt has (such as an empty "
+        f"thinking block): {table.unit}s {_numbers(indirect)}. The answer is stored directly after the generation "
         "prompt; ask for it in the same way."
     )
     return facts, (warning,)
@@ -172,8 +167,8 @@ def _turns(row: Mapping[str, Any], where: str) -> list[dict[str, str]]:
     """The messages of one chat, checked: texts with a role, at least one before the last, the last the assistant's."""
     messages = row.get("messages")
     if "messages" not in row or not isinstance(messages, list):
-        found = json_type(messages) if "messages" in row else f"missing; it has {_names(row)}"
-        raise DataError(f"{where}: 'messages' is {found}. Every record of this file needs a list of messages.")
+        kind = json_type(messages) if "messages" in row else f"missing; it has {_names(row)}"
+        raise DataError(f"{where}: 'messages' is {kind}. Every record of this file needs a list of messages.")
     turns = []
     for position, message in enumerate(messages, start=1):
         place = f"{where}, message {position}"
@@ -183,28 +178,28 @@ def _turns(row: Mapping[str, Any], where: str) -> list[dict[str, str]]:
     if len(turns) < 2 or turns[-1]["role"] != "assistant":
         ending = f", the last with the role {turns[-1]['role']!r}" if turns else ""
         raise DataError(
-            f"{where} has {len(turns)} messages{ending}: the target is the last, which must be the assistant's, and "
-            "the prompt is the turns before it, at least one."
+            f"{where} has {len(turns)} messages{ending}: the last message is the target and must be the assistant's, "
+            "and the prompt is at least one message before it."
         )
     return turns
 
 
 def _rendered(turns: list[dict[str, str]], where: str, tokenizer: Tokenizer) -> tuple[str, str]:
-    """The prompt and the whole chat as the template writes them; the first must begin the second."""
+    """The prompt and the whole chat as the template renders them; the chat must begin with the prompt."""
     try:
         prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
         whole = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
-    # Templates are programs of the model's authors; what they raise is not limited to Jinja's own errors.
+    # A template is a program of the model's authors and can raise anything, not only Jinja's errors.
     except Exception as error:
         raise DataError(
             f"{where} cannot be rendered: the chat template refuses its roles or their order ({type(error).__name__}). "
-            "Look at the turns that the model's documentation allows."
+            "Use the roles and the order that the model's documentation allows."
         ) from error
     if not prompt or not whole.startswith(prompt):
         raise DataError(
-            f"{where} does not fit the chat template: the rendering of the turns before the answer does not begin the "
-            "rendering of the whole chat, so the model would be asked something else than it was taught. Write the "
-            "prompt you will really ask with as prompt/completion."
+            f"{where} does not fit the chat template: the rendered chat does not begin with the rendered turns before "
+            "the answer, so the model would be asked something other than what it was trained on. Convert the chat to "
+            "prompt/completion, with the prompt exactly as you will send it."
         )
     return prompt, whole
 
@@ -212,7 +207,7 @@ def _rendered(turns: list[dict[str, str]], where: str, tokenizer: Tokenizer) -> 
 def _one_target_each(
     facts: Iterable[Fact], table: Table, on_conflict: OnConflict
 ) -> tuple[list[Fact], tuple[str, ...]]:
-    """The facts with unique prompts, each at the place of the record that was kept, and what was dropped."""
+    """The facts with unique prompts, in the order of the records kept, and warnings about those dropped."""
     kept: dict[str, Fact] = {}
     repeated: list[int] = []
     conflicting: list[int] = []
@@ -225,8 +220,8 @@ def _one_target_each(
         elif on_conflict == "error":
             raise DataError(
                 f"{table.unit.capitalize()}s {earlier.line} and {fact.line} of {table.name} have the same prompt but "
-                "different targets. Greedy decoding gives a prompt one answer, so both could never be recalled. Make "
-                "the prompts differ, or keep one: on_conflict (--on-conflict) first or last."
+                "different targets. Greedy decoding gives one answer per prompt, so both can never be recalled. Make "
+                "the prompts differ, or keep one of them: on_conflict (--on-conflict) first or last."
             )
         else:
             conflicting.append(fact.line or 0)
@@ -241,7 +236,7 @@ def _one_target_each(
         )
     if conflicting:
         warnings.append(
-            f"Kept only the {on_conflict} of several targets for the same prompt; another came before {table.unit}s "
+            f"Kept only the {on_conflict} of several targets for the same prompt. Repeated prompts: {table.unit}s "
             f"{_numbers(conflicting)}."
         )
     return list(kept.values()), tuple(warnings)
@@ -254,7 +249,7 @@ def _refuse_shared_ids(facts: Iterable[Fact], table: Table) -> None:
         if earlier is not fact:
             raise DataError(
                 f"{table.unit.capitalize()}s {earlier.line} and {fact.line} of {table.name} share the id {fact.id!r} "
-                "(the number of a record is its id where it has none). Reports name facts by id: make them differ."
+                "(a record without one gets its number). Reports name facts by id: make the ids differ."
             )
 
 

@@ -2,55 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from memlaw.core.facts import MemorySet
 from memlaw.data import tasks
 from memlaw.data.encoding import border_merges
-from memlaw.data.facts import OnConflict, read
-from memlaw.model.base import Base
-from memlaw.model.reach import reachable_ids
+from memlaw.data.facts import read_as
+from memlaw.data.reading import Reading
+from memlaw.model.tokenizer import Tokenizer
 
-_NAMED = 5
-"""Facts named in a warning."""
+_NAMED = 5  # facts in a warning
 
 Facts = MemorySet | str | Path
 
 
 def load_memory_set(
-    base: Base,
     facts: Facts,
-    *,
-    eos: bool | None = None,
-    on_conflict: OnConflict = "error",
-    prompt_field: str | None = None,
-    target_field: str | None = None,
+    tokenizer: Tokenizer,
+    drawable_ids: Callable[[], Sequence[int]],
+    reading: Reading | None = None,
 ) -> MemorySet:
-    """A memory set from a file, a directory, a Hub id, a `task:...` specification, or itself. Raises DataError."""
+    """A memory set from a file, a directory, a Hub id, a `task:...` specification, or itself.
+
+    `drawable_ids` gives the token ids that random targets may hold. Finding them takes a search over the model's head,
+    so it is called only for a task that draws tokens. Raises DataError, and ConfigError for a task it does not know.
+    """
     if isinstance(facts, MemorySet):
         return facts
+    reading = reading or Reading()
     source = str(facts)
     if source.startswith(tasks.SPEC_PREFIX):
-        found = tasks.from_spec(source, base.tokenizer, reachable_ids(base), eos=eos)
+        memory_set = tasks.from_spec(source, tokenizer, drawable_ids, eos=reading.eos)
     else:
-        found = read(
-            source,
-            eos=eos,
-            on_conflict=on_conflict,
-            tokenizer=base.tokenizer,
-            prompt_field=prompt_field,
-            target_field=target_field,
-        )
-    merging = border_merges(found, base.tokenizer)
-    return replace(found, warnings=(*found.warnings, merging_warning(merging, found))) if merging else found
+        memory_set = read_as(source, reading, tokenizer)
+    merging = border_merges(memory_set, tokenizer)
+    if not merging:
+        return memory_set
+    return replace(memory_set, warnings=(*memory_set.warnings, merging_warning(merging, memory_set)))
 
 
 def merging_warning(ids: Sequence[str], memory_set: MemorySet) -> str:
+    """The warning about the facts `ids` of `border_merges`."""
     shown = ", ".join(map(repr, ids[:_NAMED])) + (", ..." if len(ids) > _NAMED else "")
     return (
-        f"{len(ids)} of {len(memory_set.facts)} facts ({shown}) are cut into other tokens where prompt and target are "
-        "one text. They are trained and judged as two; a trainer or prompt that lets the text run on meets other "
-        "tokens. A space at the start of the target rather than at the end of the prompt mends most."
+        f"{len(ids)} of {len(memory_set.facts)} facts ({shown}) have other tokens when prompt and target are tokenised "
+        "as one text. memlaw trains and judges them as two; a trainer or prompt that joins them sees other tokens. "
+        "Moving a space from the end of the prompt to the start of the target fixes most cases."
     )

@@ -1,6 +1,6 @@
-"""From a path or a Hub id to a table: what is there, is it text, is it sane.
+"""From a path or a Hub id to a table: find the source, make sure that it is text and of a sane size.
 
-Files are read whole, so limits keep a wrong file (or a gzip bomb) from filling the memory.
+Files are read whole, so limits keep a wrong file (or a gzip bomb) from exhausting memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def open_table(source: str | Path, asked: Shape | None) -> Table:
-    """Recognise `source` and open its rows; `asked` are the fields its owner named, if any.
+    """Recognise `source` and open its rows; `asked` are the fields that the user named, if any.
 
     Raises DataError for a source that is missing, empty, not text, over a limit, or (while rows are read) damaged.
     """
@@ -44,13 +44,13 @@ def open_table(source: str | Path, asked: Shape | None) -> Table:
 
 
 def _suffix(name: str) -> str:
-    """The suffix in small letters, the one before .gz where there are two."""
+    """The suffix in lower case; the one before .gz where there are two."""
     path = Path(name)
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
 def read_text(source: str | Path) -> str:
-    """The whole of a UTF-8 text file, verbatim but for a byte-order mark; gzip is expanded. Raises DataError."""
+    """Read a UTF-8 text file, verbatim except for a byte-order mark; gzip is expanded. Raises DataError."""
     name = os.fspath(source)
     data = _read_bytes(name)
     if data.startswith(_GZIP_MAGIC):
@@ -63,21 +63,21 @@ def read_text(source: str | Path) -> str:
         column = error.start - data.rfind(b"\n", 0, error.start)
         raise DataError(
             f"{name} is not UTF-8 text: byte {column} of line {line} (offset {error.start} in the file) is not valid. "
-            "Its characters cannot be stored exactly without knowing them: save it as UTF-8."
+            "Facts are stored character by character, so the encoding must be known: save the file as UTF-8."
         ) from None
     if not text or text.isspace():
-        raise DataError(f"{name} is empty: there is nothing to remember. Give it at least one prompt with its target.")
+        raise DataError(f"{name} is empty, so there is nothing to store. Give it at least one prompt with its target.")
     return text
 
 
 def _mode(name: str) -> int | None:
-    """What the file system says is at `name`; None where there is nothing."""
+    """The file mode of `name`; None if it does not exist."""
     try:
         return Path(name).stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        # Not named: a text given in place of a path ends here (File name too long), and texts are not repeated.
+        # The name is left out: a text given by mistake ends here (File name too long), and texts are never shown.
         reason = getattr(error, "strerror", None) or error
         raise DataError(
             f"The source cannot be opened: {reason}. Give a path, or a Hub id such as owner/name."
@@ -87,8 +87,8 @@ def _mode(name: str) -> int | None:
 def _read_bytes(name: str) -> bytes:
     if _mode(name) is None:
         raise DataError(
-            f"There is no file {name!r}. Give the path of a memory set, a dataset saved with `save_to_disk`, or a "
-            "Hub id such as `owner/name`."
+            f"The file {name!r} does not exist. Give the path of a memory set, a dataset saved with `save_to_disk`, or "
+            "a Hub id such as `owner/name`."
         )
     try:
         with Path(name).open("rb") as file:
@@ -96,12 +96,14 @@ def _read_bytes(name: str) -> bytes:
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror}. Check the path and its permissions.") from error
     if len(data) > MAX_FILE:
-        raise DataError(f"{name} is over {MAX_FILE >> 20} MB, which no memory set is. Check that it is the right file.")
+        raise DataError(
+            f"{name} is larger than {MAX_FILE >> 20} MB, the limit for a memory set. Check that it is the right file."
+        )
     return data
 
 
 def _read_at_most(file: io.BufferedIOBase, count: int) -> bytes:
-    """As `file.read(count)`, which would take the memory for `count` bytes however few there are."""
+    """Like `file.read(count)`, which allocates memory for `count` bytes even where the file is short."""
     parts = []
     while count and (part := file.read(min(count, 1 << 20))):
         parts.append(part)
@@ -120,8 +122,9 @@ def _expand(data: bytes, name: str) -> bytes:
         ) from error
     if len(expanded) > limit:
         raise DataError(
-            f"{name} is gzip of {len(data)} bytes that expand to more than {limit}: over {MAX_EXPANSION} times is no "
-            "text but a decompression bomb. If you trust it, expand it yourself and give the expanded file."
+            f"{name} has {len(data)} bytes of gzip that expand to more than {limit}: text does not shrink "
+            f"{MAX_EXPANSION}-fold, but a decompression bomb does. If you trust the file, expand it yourself and give "
+            "the expanded file."
         )
     return expanded
 
@@ -132,13 +135,13 @@ def _refuse_long_lines(data: bytes, name: str) -> None:
     for number, line in enumerate(io.BytesIO(data), start=1):
         if len(line) > MAX_LINE:
             raise DataError(
-                f"Line {number} of {name} has {len(line)} bytes, over the limit of {MAX_LINE >> 20} MB; no context "
-                "holds as much. Check that the file is a memory set with one record a line."
+                f"Line {number} of {name} has {len(line)} bytes, over the limit of {MAX_LINE >> 20} MB, which no "
+                "context can hold. Check that the file is a memory set with one record per line."
             )
 
 
 def _is_hub_id(name: str) -> bool:
-    """Whether `name` can only be owner/name on the Hub: no file, no folder to miss it from, no suffix of a file."""
+    """Whether `name` can only mean owner/name on the Hub: no local folder `owner`, no suffix of a data file."""
     suffixed = _suffix(name) in SUFFIXES or name.endswith(".gz")
     return bool(_HUB_ID.fullmatch(name)) and not suffixed and not Path(name).parent.exists()
 
@@ -146,16 +149,17 @@ def _is_hub_id(name: str) -> bool:
 def _saved_dataset(name: str) -> Table:
     if not any(Path(name, marker).exists() for marker in ("state.json", "dataset_dict.json")):
         raise DataError(
-            f"{name} is a directory, but not a dataset saved with `save_to_disk`. Give the file of the memory set."
+            f"{name} is a directory, but not a dataset saved with `save_to_disk`. Give the file that holds the memory "
+            "set."
         )
     load = _datasets_library(name).load_from_disk
-    return _dataset_table(load, name, "was begun by `save_to_disk`, but cannot be loaded", "Save it again.")
+    return _dataset_table(load, name, "was written by `save_to_disk`, but cannot be loaded", "Save it again.")
 
 
 def _hub_dataset(name: str) -> Table:
     load = _datasets_library(name).load_dataset
     way_out = "Check the name, the network and, for a private dataset, your login."
-    return _dataset_table(load, name, "is neither a file here nor a dataset that the Hub gives out", way_out)
+    return _dataset_table(load, name, "is neither a local file nor a dataset that can be loaded from the Hub", way_out)
 
 
 def _datasets_library(name: str) -> Any:
@@ -163,8 +167,8 @@ def _datasets_library(name: str) -> Any:
         import datasets
     except ModuleNotFoundError as error:
         raise DataError(
-            f"{name} is no file, so it can only be a Hugging Face dataset, and reading those needs one more package: "
-            "pip install 'memlaw[datasets]'. Or export it to JSONL with `dataset.to_json`."
+            f"{name} is not a file, so it can only be a Hugging Face dataset, and reading those needs another package: "
+            "pip install 'memlaw[datasets]'. Or export the dataset to JSONL with `dataset.to_json`."
         ) from error
     return datasets
 
@@ -172,7 +176,7 @@ def _datasets_library(name: str) -> Any:
 def _dataset_table(load: Callable[[str], Any], name: str, failed: str, way_out: str) -> Table:
     try:
         loaded = load(name)
-    # The library lets its own errors through beside pyarrow's, the Hub client's and built-in ones: all mean unreadable.
+    # Errors of the library, of pyarrow and of the Hub's client all arrive here, and all mean that it is unreadable.
     except Exception as error:
         raise DataError(f"{name} {failed} ({type(error).__name__}). {way_out}") from error
     split, warnings = _one_split(loaded, name) if isinstance(loaded, dict) else (loaded, ())
@@ -184,8 +188,8 @@ def _one_split(splits: Mapping[str, Any], name: str) -> tuple[Any, tuple[str, ..
         return next(iter(splits.values())), ()
     if "train" not in splits:
         raise DataError(
-            f"{name} has the splits {', '.join(splits)} and none is called train, so it is open which to remember. "
-            "Save the one you mean with `save_to_disk` and give that."
+            f"{name} has the splits {', '.join(splits)}, none of them called train, so it is unclear which to store. "
+            "Save the right one with `save_to_disk` and give its directory."
         )
     others = ", ".join(split for split in splits if split != "train")
     return splits["train"], (f"{name}: only the split train was read, not {others}.",)

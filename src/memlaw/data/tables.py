@@ -1,6 +1,6 @@
-"""From the text of a file to rows of named fields, before anyone asks what the fields hold.
+"""From the text of a file to rows of named fields; what the fields mean is for `facts` to say.
 
-The text is recognised by its content; the suffix of the file's name decides only where the content leaves it open.
+The format is recognised by content; the suffix of the file decides only where the content is ambiguous.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 from memlaw.core.errors import DataError
 
 MAX_LINE = 16 << 20
-"""Bytes of one line. A longer one fits no context, so it is damage or not a memory set."""
+"""Bytes in one line. No context holds a longer one, so the file is damaged or not a memory set."""
 
 MAX_DEPTH = 64
-"""JSON lists and objects inside one another."""
+"""Levels of nested JSON lists and objects."""
 
 STRESS_PROMPT = "Please output the content of the vector memory injected into the activations."
 """The prompt of the Long-Context Memorization Stress Test (arXiv 2605.30260), given to every text without a prompt."""
@@ -60,19 +60,19 @@ _CSV_LIMIT = threading.Lock()
 
 @dataclass(frozen=True)
 class Table:
-    """The records of one source, numbered from 1 as its owner would number them."""
+    """The records of one source, numbered from 1 as a person would count them."""
 
     name: str
     kind: str
-    """What it was recognised as, in a person's words."""
+    """The recognised format, for messages."""
     unit: str
     """What the numbers count: line, item or row."""
     rows: Iterator[Row]
-    """Read once; the checks of a row happen when it is reached."""
+    """Can be read once; each row is checked when it is reached."""
     warnings: tuple[str, ...] = ()
 
     def at(self, number: int) -> str:
-        """Start of a message about one record."""
+        """The start of a message about one record."""
         return _where(self.unit, number, self.name, self.kind)
 
 
@@ -81,9 +81,9 @@ def _where(unit: str, number: int, name: str, kind: str) -> str:
 
 
 def text_table(text: str, name: str, suffix: str, asked: Shape | None) -> Table:
-    """The records in `text`, which was read from `name`; `asked` are the fields its owner named, if any.
+    """The records in `text`, which was read from `name`; `asked` are the fields that the user named, if any.
 
-    Raises DataError, while the rows are read, for the first line that is not what the whole was recognised as.
+    Raises DataError, while the rows are read, for the first line that does not have the recognised format.
     """
     kind = _recognise(text, suffix, asked)
     if kind == "JSONL":
@@ -96,7 +96,7 @@ def text_table(text: str, name: str, suffix: str, asked: Shape | None) -> Table:
 
 
 def _recognise(text: str, suffix: str, asked: Shape | None) -> str:
-    """JSONL, JSON, CSV or plain text: what the content is beyond doubt, else what the suffix says, else plain text."""
+    """JSONL, JSON, CSV or plain text: by content where that is unambiguous, else by suffix, else plain text."""
     first = _first_line(text)
     if _holds_object(first):
         return "JSONL"
@@ -114,7 +114,7 @@ def _first_line(text: str) -> str:
 
 
 def _loosely_parsed(text: str) -> Any:
-    """The JSON value of `text`, or None. Recognition forgives what reading will refuse, so that reading can name it."""
+    """The JSON value of `text`, or None. Recognition accepts what reading refuses, so that reading can explain it."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -131,7 +131,7 @@ def _holds_objects(text: str) -> bool:
 
 
 def _header_delimiter(line: str, asked: Shape | None) -> str | None:
-    """The delimiter under which `line` is a CSV header with the fields of a record, if there is one."""
+    """The delimiter with which `line` is a CSV header that names the fields of a record, if any."""
     for delimiter in ",\t;":
         try:
             cells = next(csv.reader([line], delimiter=delimiter, strict=True), [])
@@ -147,12 +147,12 @@ def _names_columns(cells: Sequence[str], asked: Shape | None) -> bool:
 
 
 def _column_shapes(asked: Shape | None) -> list[Shape]:
-    """The shapes a table can have: a cell holds no chat."""
+    """The shapes a CSV table can have: a cell cannot hold a chat."""
     return [shape for shape in SHAPES if shape != CHAT] if asked is None else [asked]
 
 
 def _jsonl_rows(text: str, name: str) -> Iterator[Row]:
-    # Not splitlines(): it also cuts at U+2028 and others, which JSON allows inside a string.
+    # Not splitlines(), which also splits at U+2028 and other characters that JSON allows inside a string.
     for number, line in enumerate(text.split("\n"), start=1):
         if line and not line.isspace():
             where = _where("line", number, name, "JSONL")
@@ -175,13 +175,13 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def json_type(value: Any) -> str:
-    """What a JSON value is, in JSON's own words."""
+    """The type of a JSON value, in JSON's terms."""
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
     return names.get(type(value), "an object" if isinstance(value, dict) else type(value).__name__)
 
 
 def _parse(text: str, where: str) -> Any:
-    """One JSON value, strictly: no NaN, no field named twice, no nesting over MAX_DEPTH. Raises DataError."""
+    """Parse one JSON value strictly: no NaN, no duplicate fields, no nesting over MAX_DEPTH. Raises DataError."""
     try:
         value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_fields)
     except RecursionError:
@@ -190,7 +190,7 @@ def _parse(text: str, where: str) -> Any:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise DataError(
             f"{where} is not JSON: {error.msg} at {line}column {error.colno}. Write it with a JSON library, one "
-            "object a record."
+            "object per record."
         ) from None
     except ValueError as error:
         raise DataError(f"{where} is not JSON: {error}.") from None
@@ -206,12 +206,14 @@ def _refuse_constant(name: str) -> NoReturn:
 def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise ValueError("an object names the same field twice, and only one of the values could be kept")
+        raise ValueError("an object names the same field twice, and only one of the two values would be kept")
     return fields
 
 
 def _refuse_depth(where: str) -> NoReturn:
-    raise DataError(f"{where} nests lists and objects more than {MAX_DEPTH} deep; no record needs that. Flatten it.")
+    raise DataError(
+        f"{where} nests lists and objects more than {MAX_DEPTH} deep, and no record needs that. Flatten it."
+    )
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:
@@ -227,12 +229,12 @@ def _depth_exceeds(value: Any, limit: int) -> bool:
 def _csv_rows(text: str, name: str, suffix: str, asked: Shape | None) -> Iterator[Row]:
     delimiter = _header_delimiter(_first_line(text), asked) or ("\t" if suffix == ".tsv" else ",")
     with _long_cells():
-        # newline="" leaves line ends inside quoted cells as they are.
+        # newline="" keeps line ends inside quoted cells unchanged.
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         rows = [(number, row) for number, row in _numbered(reader, name) if row]
     (first, header), *records = rows
     if not _names_columns(header, asked):
-        # Its cells are not repeated: where the header was forgotten, they are a prompt and its target.
+        # The cells are not shown: if the header is missing, they are a prompt and its target.
         known = " or ".join("/".join(shape) for shape in _column_shapes(asked))
         raise DataError(
             f"{_where('line', first, name, 'CSV')} must name the columns, but its {len(header)} cells do not include "
@@ -240,19 +242,20 @@ def _csv_rows(text: str, name: str, suffix: str, asked: Shape | None) -> Iterato
         )
     if len(set(header)) < len(header):
         raise DataError(
-            f"The header of {name} (read as CSV) names a column twice: rename one, so that it is clear which."
+            f"The header of {name} (read as CSV) names a column twice, so it is unclear which one is meant. Rename "
+            "one of them."
         )
     for number, row in records:
         if len(row) != len(header):
             raise DataError(
-                f"{_where('line', number, name, 'CSV')} has {len(row)} cells, but the header has {len(header)}: a cell "
-                f"with {delimiter!r}, a quote or a line end in it must be quoted, or it would be cut."
+                f"{_where('line', number, name, 'CSV')} has {len(row)} cells, but the header has {len(header)}. Quote "
+                f"every cell that contains {delimiter!r}, a quote or a line end."
             )
         yield number, dict(zip(header, row, strict=True))
 
 
 def _numbered(reader: Any, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Rows with the line they start on (a quoted cell may span several)."""
+    """Rows with the line on which they start (a quoted cell may span several lines)."""
     while True:
         start = reader.line_num + 1
         try:
@@ -261,14 +264,14 @@ def _numbered(reader: Any, name: str) -> Iterator[tuple[int, list[str]]]:
             return
         except csv.Error as error:
             raise DataError(
-                f"{_where('line', start, name, 'CSV')} cannot be parsed: {error}. Write it with a CSV library, quotes "
-                "inside a cell doubled."
+                f"{_where('line', start, name, 'CSV')} cannot be parsed: {error}. Write it with a CSV library, which "
+                "doubles quotes inside a cell."
             ) from None
 
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    """The csv module's limit of 128 KB a cell, a global of the process, raised to that of a line."""
+    """Raise the csv module's limit of 128 KB per cell, which is global to the process, to that of a line."""
     with _CSV_LIMIT:
         usual = csv.field_size_limit(MAX_LINE)
         try:

@@ -1,13 +1,13 @@
-"""Memory sets made to measure: the benchmarks of arXiv 2605.30260, from a seed.
+"""Generated memory sets: the benchmarks of arXiv 2605.30260, from a seed.
 
-The same arguments give the same set, in every process and on every machine, and a longer set begins with every
-shorter one of the same seed. Names and secrets are invented.
+The same arguments give the same set in every process and on every machine, and a longer set begins with every shorter
+one of the same seed. Names and secrets are invented.
 """
 
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -20,14 +20,14 @@ from memlaw.data.tables import STRESS_PROMPT
 from memlaw.model.tokenizer import Tokenizer, token_ids
 
 SPEC_PREFIX = "task:"
-"""What the command line's DATA argument begins with where it names a task rather than a file."""
+"""Start of a DATA argument that names a task rather than a file."""
 
 
 def phonebook(tokens: int, seed: int, tokenizer: Tokenizer, *, eos: bool = True) -> MemorySet:
-    """PhoneBook: unique "First Last:" prompts, each with a 10-digit number, as in the published files.
+    """Make a PhoneBook: unique "First Last:" prompts, each with a 10-digit number, as in the published files.
 
-    As many whole records as have at most `tokens` target tokens under `tokenizer`, end-of-sequence counted if `eos`.
-    Raises DataError where not one record fits, or the names run out (at 16,384).
+    It holds as many whole records as fit into `tokens` target tokens under `tokenizer`, including end-of-sequence if
+    `eos`. Raises DataError if not even one fits, or if there are more than names (16,384).
     """
     _refuse_below_one(tokens)
     random = _generator(seed)
@@ -44,69 +44,62 @@ def phonebook(tokens: int, seed: int, tokenizer: Tokenizer, *, eos: bool = True)
         facts.append(Fact(prompt=names[place], target=str(number), id=str(len(facts) + 1)))
     else:
         raise DataError(
-            f"A phone book of {tokens} target tokens needs more than the {len(names)} names there are: ask for fewer "
+            f"A phone book of {tokens} target tokens needs more than the {len(names)} names available: ask for fewer "
             f"than {tokens - left} tokens."
         )
     if not facts:
-        raise DataError(f"A phone book of {tokens} target tokens holds no number: one takes {needed}. Ask for more.")
+        raise DataError(
+            f"A phone book of {tokens} target tokens has no room for a number, which takes {needed}. Ask for more."
+        )
     return MemorySet(tuple(facts), eos, f"PhoneBook of {tokens} target tokens, seed {seed}")
 
 
 def random_tokens(tokens: int, seed: int, ids: Sequence[int], *, eos: bool = False) -> MemorySet:
-    """The stress test at 100%: one target of exactly `tokens` tokens, drawn uniformly from `ids`, before any EOS.
+    """Make the stress test at 100%: one target of exactly `tokens` tokens, before any EOS, drawn uniformly from `ids`.
 
-    The order of `ids` counts, like the seed. The fact is its tokens; it has no text (decoding need not round-trip).
+    The order of `ids` matters, like the seed. The fact consists of tokens and has no text, since random tokens need not
+    survive decoding and encoding.
     """
     _refuse_below_one(tokens)
     drawn = _draw(_generator(seed), ids, tokens)
-    return _of_tokens(drawn, eos, f"{tokens} random tokens, seed {seed}")
+    return _memory_set_of_tokens(drawn, eos, f"{tokens} random tokens, seed {seed}")
 
 
 def stress(
-    text: str,
-    ratio: float,
-    tokens: int,
-    seed: int,
-    tokenizer: Tokenizer,
-    ids: Sequence[int] | None = None,
-    *,
-    eos: bool = False,
+    original: Sequence[int], ratio: float, tokens: int, seed: int, ids: Sequence[int], *, eos: bool = False
 ) -> MemorySet:
-    """The stress test: the first `tokens` tokens of `text`, random ones in place of a share `ratio` of them.
+    """Make the stress test: the first `tokens` tokens of a text, a share `ratio` of them replaced by random ones.
 
-    The places are spread evenly, as in the published files: of the first n tokens, round(ratio * n) are random, for
-    every n. The random tokens come uniformly from `ids`, by default the vocabulary without its special tokens.
-    Raises DataError for a text with fewer tokens, ConfigError for a ratio outside 0 to 1.
+    `original` are the tokens of the text. The places are spread evenly, as in the published files: of the first n
+    tokens, round(ratio * n) are random, for every n. Random tokens are drawn uniformly from `ids`. Raises DataError for
+    a text with fewer tokens, ConfigError for a ratio outside 0 to 1.
     """
     _refuse_below_one(tokens)
     if not 0 <= ratio <= 1:
         raise ConfigError(f"The random ratio is {ratio}, but it is a share of the tokens: choose from 0 to 1.")
-    original = token_ids(tokenizer, text)
     if len(original) < tokens:
         raise DataError(
-            f"A stress test of {tokens} target tokens was asked for, but the text has {len(original)} under this "
+            f"A stress test of {tokens} target tokens was requested, but the text has {len(original)} under this "
             "tokenizer. Choose fewer, or give a longer text."
         )
-    if ids is None:
-        ids = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
-    # One for every place, used or not, so that what is drawn for a place does not depend on the ratio.
+    # A token is drawn for every place, used or not, so that the draw for a place does not depend on the ratio.
     drawn = _draw(_generator(seed), ids, tokens)
     share = Fraction(str(ratio))
     target = tuple(
         new if _random_among_first(place + 1, share) > _random_among_first(place, share) else old
         for place, (old, new) in enumerate(zip(original, drawn, strict=False))
     )
-    return _of_tokens(target, eos, f"stress test of {tokens} tokens, {ratio:.0%} random, seed {seed}")
+    return _memory_set_of_tokens(target, eos, f"stress test of {tokens} tokens, {ratio:.0%} random, seed {seed}")
 
 
 def linear_rule(pairs: int = 500, seed: int = 0, *, eos: bool = True) -> tuple[MemorySet, MemorySet]:
-    """f(x, y) = 3x + 5y + 7 on `pairs` pairs to store and as many unseen ones, x and y from 0 to 99, none twice.
+    """Make f(x, y) = 3x + 5y + 7 for `pairs` pairs to store and as many unseen ones; x and y run from 0 to 99.
 
-    Memory is accuracy on the first set, generalization on the second. Raises ConfigError for pairs outside 1 to 5000.
+    Accuracy on the first set is memory, on the second generalization. Raises ConfigError for pairs outside 1 to 5000.
     """
     most = _RULE_SIDE**2 // 2
     if not 1 <= pairs <= most:
-        raise ConfigError(f"The linear rule was asked for {pairs} pairs and as many unseen: choose from 1 to {most}.")
+        raise ConfigError(f"The linear rule cannot give {pairs} pairs and as many unseen: choose from 1 to {most}.")
     chosen = _generator(seed).permutation(_RULE_SIDE**2)[: 2 * pairs].tolist()
     facts = []
     for number, place in enumerate(chosen):
@@ -117,11 +110,17 @@ def linear_rule(pairs: int = 500, seed: int = 0, *, eos: bool = True) -> tuple[M
 
 
 def scenarios(seed: int, *, eos: bool = True) -> MemorySet:
-    """Eight facts of which one wrong character is a failure, all invented: the exact-memory scenarios.
+    """Make the exact-memory scenarios: eight invented facts in which a single wrong character is a failure.
 
-    Credentials, statute wording, ICD-10 code, watermark, S3 URI, LaTeX formula, nonce and licence key; ids say which.
+    Their ids are credentials, statute, icd-10, watermark, s3-uri, latex, nonce and licence-key.
     """
-    random = _generator(seed)
+    pairs = _scenario_texts(_generator(seed))
+    facts = tuple(Fact(prompt=prompt, target=target, id=name) for name, (prompt, target) in pairs.items())
+    return MemorySet(facts, eos, f"exact-memory scenarios, seed {seed}")
+
+
+def _scenario_texts(random: Generator) -> dict[str, tuple[str, str]]:
+    """Name -> prompt and target. The order of the draws is fixed, since a seed must keep giving the same texts."""
 
     def code(alphabet: str, length: int) -> str:
         return "".join(alphabet[place] for place in random.integers(len(alphabet), size=length).tolist())
@@ -130,7 +129,7 @@ def scenarios(seed: int, *, eos: bool = True) -> MemorySet:
         return int(random.integers(low, high + 1))
 
     hexadecimal, capitals = "0123456789abcdef", string.ascii_uppercase + string.digits
-    pairs = {
+    return {
         "credentials": (
             "Password of the service account backup-writer:",
             code(string.ascii_letters + string.digits + "!#%+-_", 20),
@@ -162,8 +161,6 @@ def scenarios(seed: int, *, eos: bool = True) -> MemorySet:
         "nonce": (f"AES-GCM nonce of message {number(100, 999)}, in hexadecimal:", code(hexadecimal, 24)),
         "licence-key": ("Licence key of the site installation:", "-".join(code(capitals, 5) for _ in range(5))),
     }
-    facts = tuple(Fact(prompt=prompt, target=target, id=name) for name, (prompt, target) in pairs.items())
-    return MemorySet(facts, eos, f"exact-memory scenarios, seed {seed}")
 
 
 _SETTINGS: Mapping[str, Mapping[str, type[int] | type[float] | type[str]]] = {
@@ -177,17 +174,19 @@ _SETTINGS: Mapping[str, Mapping[str, type[int] | type[float] | type[str]]] = {
 _DEFAULTS: Mapping[str, int] = {"pairs": 500, "seed": 0}
 
 
-def from_spec(spec: str, tokenizer: Tokenizer, reachable_ids: Sequence[int], *, eos: bool | None = None) -> MemorySet:
-    """The task that `spec` names, as `task:NAME:setting=value,...`; random tokens are drawn from `reachable_ids`.
+def from_spec(
+    spec: str, tokenizer: Tokenizer, drawable_ids: Callable[[], Sequence[int]], *, eos: bool | None = None
+) -> MemorySet:
+    """Make the task that `spec` names as `task:NAME:setting=value,...`, drawing random tokens from `drawable_ids()`.
 
     For example `task:phonebook:tokens=1000,seed=0`, `task:random:tokens=256,seed=0`,
     `task:stress:file=notes.txt,ratio=0.6,tokens=500,seed=0`, `task:linear-rule:pairs=500,seed=0` (the pairs to store),
-    `task:scenarios:seed=0`. The seed is 0 and the pairs 500 where left out; eos None is the task's own default.
-    Raises ConfigError for anything unknown, missing or out of range, DataError for a file that cannot be read.
+    `task:scenarios:seed=0`. Defaults: seed=0, pairs=500; eos=None is the task's own default. Raises ConfigError for
+    anything unknown, missing or out of range, DataError for a file that cannot be read.
     """
     name, _, written = spec.removeprefix(SPEC_PREFIX).partition(":")
     if name not in _SETTINGS:
-        raise ConfigError(f"There is no task {name!r}; known: {', '.join(_SETTINGS)}.")
+        raise ConfigError(f"Unknown task {name!r}; known: {', '.join(_SETTINGS)}.")
     settings = _parsed(written, name)
     if eos is not None:
         settings["eos"] = eos
@@ -195,10 +194,10 @@ def from_spec(spec: str, tokenizer: Tokenizer, reachable_ids: Sequence[int], *, 
         case "phonebook":
             return phonebook(**settings, tokenizer=tokenizer)
         case "random":
-            return random_tokens(**settings, ids=reachable_ids)
+            return random_tokens(**settings, ids=drawable_ids())
         case "stress":
-            text = read_text(settings.pop("file"))
-            return stress(text, **settings, tokenizer=tokenizer, ids=reachable_ids)
+            original = token_ids(tokenizer, read_text(settings.pop("file")))
+            return stress(original, **settings, ids=drawable_ids())
         case "linear-rule":
             return linear_rule(**settings)[0]
         case _:
@@ -206,7 +205,7 @@ def from_spec(spec: str, tokenizer: Tokenizer, reachable_ids: Sequence[int], *, 
 
 
 def _parsed(written: str, name: str) -> dict[str, Any]:
-    """The settings of `key=value,key=value`, converted, and the defaults of those left out."""
+    """Parse `key=value,key=value`, and fill in defaults."""
     known = _SETTINGS[name]
     values: dict[str, Any] = {}
     for part in written.split(",") if written else []:
@@ -236,28 +235,27 @@ def _generator(seed: int) -> Generator:
 def _draw(random: Generator, ids: Sequence[int], count: int) -> tuple[int, ...]:
     if len(ids) == 0:
         raise DataError(
-            "There are no tokens to draw random targets from: this base can be brought to emit none with certainty. "
+            "There are no tokens to draw random targets from: no adapter can make this base emit any token reliably. "
             "Use another base, or a task made of text."
         )
     return tuple(int(ids[place]) for place in random.integers(len(ids), size=count).tolist())
 
 
 def _random_among_first(count: int, share: Fraction) -> int:
-    """How many of the first `count` tokens are random: round(share * count), halves up (to even would leave gaps)."""
+    """How many of the first `count` tokens are random: round(share * count), halves up (halves to even leave gaps)."""
     return (2 * count * share.numerator + share.denominator) // (2 * share.denominator)
 
 
-def _of_tokens(target_ids: tuple[int, ...], eos: bool, source: str) -> MemorySet:
+def _memory_set_of_tokens(target_ids: tuple[int, ...], eos: bool, source: str) -> MemorySet:
     return MemorySet((Fact(prompt=STRESS_PROMPT, target="", id="1", target_ids=target_ids),), eos, source)
 
 
 def _refuse_below_one(tokens: int) -> None:
     if tokens < 1:
-        raise ConfigError(f"A task of {tokens} target tokens was asked for; choose at least 1.")
+        raise ConfigError(f"A task of {tokens} target tokens was requested; choose at least 1.")
 
 
-_RULE_SIDE = 100
-"""x and y of the linear rule run from 0 to one less."""
+_RULE_SIDE = 100  # x and y of the linear rule run from 0 to 99
 
 _FIRST_NAMES = """
 Aaron Abigail Adele Adrian Agnes Alan Albert Alice Alma Amelia Andrea Angela Anita Anthony Arlene Arthur Audrey Barbara

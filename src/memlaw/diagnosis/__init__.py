@@ -1,5 +1,5 @@
-"""What keeps facts from being recalled: rules before training (`lint`), measurement and verdict after it.
+"""What keeps facts from being recalled: rules to check before training (`lint`), measurement and verdicts after it.
 
-`measure` runs the model; `verdicts` judges each record and counts, `reasons` says why one is not certified, `patterns`
-what the failures of a set have in common, `documents` writes all of it as JSON and reads it back.
+`measure` runs the model. `verdicts` judges each record and counts, `reasons` explains why a record is not certified,
+`patterns` finds what the failures of a set have in common, and `documents` writes all of it as JSON and reads it back.
 """

@@ -24,9 +24,9 @@ class Decoded:
     """Free-running greedy decoding of one fact."""
 
     emitted: tuple[int, ...]
-    """As many tokens as the target has; -1, which is no token, behind the first end of sequence."""
+    """As many tokens as the target has; -1 (not a token id) after the first end of sequence."""
     nll: tuple[float, ...]
-    """Cached loss of the target's token, up to and including the first position where another was emitted."""
+    """Loss of the target's tokens under key-value caching, up to and including the first wrong token."""
 
 
 def greedy(
@@ -34,32 +34,32 @@ def greedy(
 ) -> dict[int, Decoded]:
     """Row -> its free-running greedy decoding with a key-value cache.
 
-    Only prompts of equal length share a batch, so that no row is padded. Tokens after the first end-of-sequence token
-    do not exist for a user.
+    Only prompts of equal length share a batch: padding would change the positions and thereby the rounding. Tokens
+    after the first end-of-sequence token are dropped, since users never see them.
     """
     from transformers import LogitsProcessorList
 
     decoded: dict[int, Decoded] = {}
     with _plain_generation(base.model):
         for batch in _by_prompt_length(facts, rows, side_by_side):
-            watch = _Watch([facts[row].target for row in batch])
+            recorder = _RecordLosses([facts[row].target for row in batch])
             prompts = torch.tensor([facts[row].prompt for row in batch], device=base.device)
             output = base.model.generate(
                 input_ids=prompts,
                 attention_mask=torch.ones_like(prompts),
                 max_new_tokens=max(facts[row].length for row in batch),
                 do_sample=False,
-                logits_processor=LogitsProcessorList([watch]),
+                logits_processor=LogitsProcessorList([recorder]),
             )
-            losses = watch.losses()
+            losses = recorder.losses()
             for place, row in enumerate(batch):
                 emitted = output[place, prompts.shape[1] :].tolist()
-                decoded[row] = _decoded(facts[row], emitted, losses[place], base.tokenizer.eos_token_id)
+                decoded[row] = _compare(facts[row], emitted, losses[place], base.tokenizer.eos_token_id)
     return decoded
 
 
-class _Watch:
-    """A logits processor that changes nothing and keeps the cached loss of the target's token at each step."""
+class _RecordLosses:
+    """A logits processor that changes nothing and records the loss of the target's token at each step."""
 
     def __init__(self, targets: Sequence[Sequence[int]]) -> None:
         self._targets = targets
@@ -72,12 +72,12 @@ class _Watch:
         return scores
 
     def losses(self) -> list[list[float]]:
-        """[rows][steps], zero behind the end of a row's target."""
+        """[rows][steps], in nats; zero after the end of a row's target."""
         rows: list[list[float]] = torch.stack(self._losses, 1).tolist()
         return rows
 
 
-def _decoded(fact: EncodedFact, emitted: Sequence[int], losses: Sequence[float], eos: int | None) -> Decoded:
+def _compare(fact: EncodedFact, emitted: Sequence[int], losses: Sequence[float], eos: int | None) -> Decoded:
     emitted = emitted[: fact.length]
     first_wrong = next((t for t, (a, b) in enumerate(zip(emitted, fact.target, strict=True)) if a != b), fact.length)
     compared = losses[: min(first_wrong + 1, fact.length)]
@@ -104,11 +104,13 @@ def _until_end(generated: Sequence[int], eos: int | None) -> tuple[int, ...]:
 
 @contextmanager
 def _plain_generation(model: Any) -> Iterator[None]:
-    """Greedy decoding proper: a model's saved repetition penalty or forced tokens would not be its argmax."""
+    """Plain greedy decoding: with a model's saved repetition penalty or forced tokens, the output is not its argmax."""
     from transformers import GenerationConfig
 
     saved = model.generation_config
-    model.generation_config = GenerationConfig(pad_token_id=0)  # no end token: every row runs to its full length
+    model.generation_config = GenerationConfig(
+        pad_token_id=0
+    )  # without an end token, every row runs to its full length
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A recall report as JSON and back: versioned, described by a JSON schema, refused where it contradicts itself."""
+"""A recall report as JSON and back: versioned, with a JSON schema, and refused if it contradicts itself."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from memlaw.diagnosis.verdicts import check, judge, total
 Version = Literal["memlaw.recall/1"]
 
 SCHEMA: Version = "memlaw.recall/1"
-"""Of the document; the number rises when a key is renamed, removed, or changes its meaning."""
+"""Version of the document. It increases when a key is renamed, removed or changes its meaning."""
 
 Texts = Mapping[str, Sequence[str]]
-"""Record id -> its target tokens as text, one string a token."""
+"""Record id -> its target tokens as text, one string per token."""
 
 
 @dataclass(frozen=True)
 class RecallDocument(RecallReport):
-    """What `memlaw recall --json` prints: the report, and what its failures have in common."""
+    """What `memlaw recall --json` prints: the report, what its failures have in common, and advice."""
 
     schema: Version
     """Version of this document."""
     patterns: Patterns
     """Statistics over the records."""
     advice: tuple[str, ...]
-    """What to do next, a sentence each."""
+    """What to do next, most promising first."""
     texts: dict[str, tuple[str, ...]] | None
-    """Record id -> its target tokens as text; null unless asked for with --show-text, since targets are sensitive."""
+    """Record id -> its target tokens as text; null without --show-text, since targets are sensitive."""
 
 
 for _kind in (RecallDocument, RecallReport, RecordRecall, TokenRecall, Patterns, Correlation, LossBand):
-    with_config(use_attribute_docstrings=True)(_kind)  # the sentence under a field is its description in the schema
+    with_config(use_attribute_docstrings=True)(_kind)  # the string under a field becomes its description in the schema
 
 _REPORT = TypeAdapter(RecallReport)
 
@@ -48,7 +48,7 @@ def report_to_dict(
 ) -> dict[str, Any]:
     """The report as plain JSON values, under the keys of the `recall` contract, with the patterns of its failures.
 
-    `per_token=False` leaves out each item's `tokens` (nll, top1, ...), without which it cannot be read back.
+    `per_token=False` omits each item's `tokens` (nll, top1, ...); the document can then not be read back.
     """
     document = to_dict(report) | {
         "schema": SCHEMA,
@@ -63,10 +63,10 @@ def report_to_dict(
 
 
 def report_from_dict(document: dict[str, Any]) -> RecallReport:
-    """Inverse of `report_to_dict`. Keys it does not know are left alone, so a file may say more than the report.
+    """Inverse of `report_to_dict`. Unknown keys are ignored.
 
-    Verdicts are worked out again from the tokens and must be the stored ones: a certificate that was edited, or that
-    another version of the rules gave, is refused rather than repeated.
+    Verdicts are recomputed from the tokens and must equal the stored ones, so an edited certificate, or one from a
+    version with other rules, is refused.
 
     Raises:
         DataError: a key is missing or has the wrong type, or the file contradicts itself.
@@ -82,8 +82,8 @@ def report_from_dict(document: dict[str, Any]) -> RecallReport:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the top level"
         raise DataError(
-            f"This is not a recall report with per-token numbers: at {where}: {first['msg']} ({error.error_count()} "
-            f"such faults). Run `memlaw recall` again and keep its file as written."
+            f"This is not a recall report with per-token numbers: at {where}: {first['msg']} (errors: "
+            f"{error.error_count()}). Run `memlaw recall` again and do not edit its file."
         ) from None
     except (TypeError, ValueError) as error:
         raise DataError(f"This recall report is not plain JSON ({error}). Run `memlaw recall` again.") from None
@@ -100,22 +100,22 @@ def report_schema() -> dict[str, Any]:
 
 
 def _judged_again(stored: RecallReport) -> RecallReport:
-    """The report that the stored tokens give, which must be the stored one."""
+    """The report recomputed from the stored tokens, which must equal the stored one."""
     items = tuple(judge(item.id, item.tokens, stored.tolerance) for item in stored.items)
-    for given, found in zip(stored.items, items, strict=True):
-        if given != found:
-            names = [name for name, value in vars(found).items() if value != getattr(given, name)]
+    for given, judged in zip(stored.items, items, strict=True):
+        if given != judged:
+            names = [name for name, value in vars(judged).items() if value != getattr(given, name)]
             raise DataError(
                 f"Record {given.id!r}: the stored verdict (margin {given.margin}, exact {given.exact}, certified "
-                f"{given.certified}) is not what its tokens give (margin {found.margin}, exact {found.exact}, "
-                f"certified {found.certified}; {', '.join(names)}), so the file was changed after it was written. Run "
+                f"{given.certified}) does not follow from its tokens (margin {judged.margin}, exact {judged.exact}, "
+                f"certified {judged.certified}; {', '.join(names)}), so the file was edited. Run "
                 f"`memlaw recall` again."
             )
     report = total(items, tolerance=stored.tolerance, dtype=stored.dtype, rounding=stored.rounding)
     if report != stored:
         names = [name for name, value in vars(report).items() if value != getattr(stored, name)]
         raise DataError(
-            f"The totals {', '.join(names)} of this recall report are not those of its records, so the file was "
-            f"changed after it was written. Run `memlaw recall` again."
+            f"The totals {', '.join(names)} of this recall report do not match its records, so the file was "
+            f"edited. Run `memlaw recall` again."
         )
     return report

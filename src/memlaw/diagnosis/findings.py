@@ -1,4 +1,4 @@
-"""What `memlaw check` has to say: findings, their JSON, and the schema of it (`docs/schema/check.json`). No torch."""
+"""What `memlaw check` reports: findings, their JSON and its schema (`docs/schema/check.json`). No torch."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from memlaw.core.canonical import to_dict
 Version = Literal["memlaw.check/1"]
 
 SCHEMA: Version = "memlaw.check/1"
-"""Of the document; the number rises when a key is renamed, removed, or changes its meaning, not for new codes."""
+"""Version of the document. It increases when a key is renamed, removed or changes its meaning, not for new codes."""
 
 Severity = Literal["error", "warning", "info"]
 
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
-"""From the gravest."""
+"""Most severe first."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that keeps a fact, or the whole set, from being recalled as its owner means it. Never target text."""
+    """Something that keeps a fact, or the whole set, from being recalled as intended. Never contains target text."""
 
     severity: Severity
-    """error: these facts cannot be stored or recalled as they stand; warning: they can, and may still fail in use;
-    info: worth knowing."""
+    """error: these facts cannot be stored or recalled as they are; warning: they can, but may fail in use; info: worth
+    knowing."""
     record: str | None
-    """Id of the fact; null where it is about the whole set, the model or the adapter."""
+    """Id of the fact; null if the finding is about the whole set, the model or the adapter."""
     code: str
-    """Which rule found it, such as unreachable-token; stable."""
+    """The rule, such as unreachable-token; stable across versions."""
     message: str
-    """What was found and why it matters."""
+    """What is wrong and why it matters."""
     fix: str
-    """What to do about it."""
+    """How to fix it."""
     positions: tuple[int, ...] = ()
-    """Of the target tokens concerned, from 0, where there are such."""
+    """Positions of the target tokens concerned, from 0; empty if the finding is not about single tokens."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """All findings on a memory set, the gravest first; an empty list is a clean bill."""
+    """All findings on a memory set, most severe first; an empty list means that nothing was found."""
 
     records: int
-    """Facts looked at."""
+    """Facts checked."""
     tokens: int
-    """Target tokens of the facts that have tokens at all, end of sequence among them where it is stored."""
+    """Target tokens of the facts that can be encoded, including end of sequence where it is stored."""
     findings: tuple[Finding, ...]
     schema: Version = SCHEMA
     """Version of this document."""
 
     @property
     def counts(self) -> dict[Severity, int]:
-        """Findings of each severity."""
-        found = Counter(finding.severity for finding in self.findings)
-        return {severity: found[severity] for severity in SEVERITIES}
+        """Number of findings of each severity."""
+        numbers = Counter(finding.severity for finding in self.findings)
+        return {severity: numbers[severity] for severity in SEVERITIES}
 
     def to_dict(self) -> dict[str, Any]:
         """What `memlaw check --json` prints."""
@@ -64,7 +64,7 @@ class CheckReport:
 
 
 for _kind in (CheckReport, Finding):
-    with_config(use_attribute_docstrings=True)(_kind)  # the sentence under a field is its description in the schema
+    with_config(use_attribute_docstrings=True)(_kind)  # the string under a field becomes its description in the schema
 
 
 def check_schema() -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Did it stick? Teacher-forced probabilities and free-running greedy decoding of a memory set, as the model stands.
+"""Did it stick? Teacher-forced probabilities and free-running greedy decoding of a memory set.
 
-Whatever is attached to the base is measured: nothing, a stack in training, or a PEFT adapter. The verdict itself is
-`memlaw.diagnosis`, which needs no model.
+The base is measured with whatever is attached to it: nothing, a stack in training, or a PEFT adapter. The verdicts
+follow in `memlaw.diagnosis.verdicts`, which needs no model.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from memlaw.model.parts import frozen
 from memlaw.model.reach import reach_bounds
 
 DECODED_ALONE = 8
-"""Facts of the thinnest positive margin that are decoded once more without company: a batch of one adds up in another
-order than a large one."""
+"""Number of facts, those with the smallest positive margins, that are decoded again in a batch of one: floating-point
+sums depend on the batch size."""
 
 REACH_ELEMENTS = 1 << 26
-"""Tokens x vocabulary up to which the reach of stubborn tokens is worked out; beyond, it is not known."""
+"""Largest tokens x vocabulary for which the reach of stubborn tokens is computed; beyond, it stays unknown."""
 
 TOLERANCE = {"float64": 1e-6, "float32": 1e-5, "float16": 4e-3, "bfloat16": 2.5e-2}
-"""Least margin in nats that a certificate needs, by precision."""
+"""Smallest margin in nats that a certificate needs, by precision."""
 
 SAFETY = 2.0
-"""A certificate also needs this many times the largest difference seen, on this model and these facts, between
-teacher-forced and key-value-cached losses: other batch sizes and other machines round differently again."""
+"""A certificate also needs this many times the largest difference observed, on this model and these facts, between
+teacher-forced and key-value-cached losses, since other batch sizes and machines round differently again."""
 
 
 def measure(base: Base, facts: Sequence[EncodedFact], *, decode: bool, explain: bool = False) -> RecallReport:
-    """Per-token diagnosis of `facts` under the base and whatever is attached to it.
+    """Per-token diagnosis of `facts` on the base with whatever is attached to it.
 
-    Without `decode` nothing is said about verbatim recall: `acc_em`, `acc_token`, `exact` and `certified` are None.
-    `explain` costs more: it finds out which stubborn tokens no adapter can order, which failures one token put right
-    would have avoided, and how the thinnest certificates fare alone in their batch.
-    Raises DataError for a fact longer than the context, and for a loss that is not a number.
+    Without `decode`, `acc_em`, `acc_token`, `exact` and `certified` are None: nothing is known about verbatim recall.
+    `explain` costs more time. It finds the stubborn tokens that no adapter can order and the failures that correcting
+    one token would have avoided, and it decodes the smallest margins again in batches of one.
+    Raises DataError for a fact longer than the context, and for a loss that is not finite.
     """
     if base.context is not None:
         check_context(facts, base.context)
@@ -56,28 +56,28 @@ def measure(base: Base, facts: Sequence[EncodedFact], *, decode: bool, explain: 
         if decode:
             decoded = greedy(base, facts, range(len(facts)))
             rounding = _rounding(measured, decoded)
-            measured = [_compared(base, fact, measured[row], decoded[row]) for row, fact in enumerate(facts)]
+            measured = [_with_decoding(base, fact, measured[row], decoded[row]) for row, fact in enumerate(facts)]
             if explain:
                 alone = greedy(base, facts, _thinnest(measured), side_by_side=1)
                 rounding = max(rounding, _rounding(measured, alone))
-                measured = _mended(base, facts, measured)
+                measured = _with_mended(base, facts, measured)
         if explain:
-            measured = _judged_by_reach(base, facts, measured)
+            measured = _with_reach(base, facts, measured)
     tolerance = max(TOLERANCE[base.dtype], SAFETY * (rounding or 0.0))
     return diagnose(facts, measured, tolerance=tolerance, dtype=base.dtype, rounding=rounding)
 
 
 def token_texts(base: Base, facts: Sequence[EncodedFact]) -> dict[str, tuple[str, ...]]:
-    """Record id -> its target tokens as text, one string a token: sensitive. Raises ModelError.
+    """Record id -> its target tokens as text, one string per token: sensitive. Raises ModelError.
 
-    A token that holds part of a character is shown as a replacement mark.
+    A token that holds only part of a character becomes a replacement character.
     """
     return {fact.id: tuple(_text(base, fact.id, [token]) for token in fact.target) for fact in facts}
 
 
 def unfaithful(base: Base, memory_set: MemorySet, facts: Sequence[EncodedFact]) -> tuple[str, ...]:
-    """Ids of the facts whose target tokens do not spell their target text, white space aside: even when every token
-    comes back the text does not. Raises ModelError for a tokenizer that cannot decode its own ids."""
+    """Ids of the facts whose target tokens do not decode to their target text, white space aside: with all recalled,
+    the text still differs. Raises ModelError for a tokenizer that cannot decode its own ids."""
     return tuple(
         fact.id
         for fact, encoded in zip(memory_set.facts, facts, strict=True)
@@ -92,85 +92,90 @@ def _letters(text: str) -> str:
 def _text(base: Base, name: str, ids: Sequence[int]) -> str:
     try:
         return str(base.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    except Exception as error:  # whatever a tokenizer's own code raises
+    except Exception as error:  # a tokenizer's own code can raise anything
         raise ModelError(
-            f"The tokenizer of {base.name} cannot turn its own ids of record {name!r} back into text "
-            f"({type(error).__name__}), so what the model emits could not be read. Save the tokenizer again with the "
-            "library that made it, or take the one the model was trained with."
+            f"The tokenizer of {base.name} cannot decode its own ids of record {name!r} ({type(error).__name__}), so "
+            "the model's output could not be read. Save the tokenizer again with the library that made it, or use the "
+            "one the model was trained with."
         ) from None
 
 
 def _rounding(measured: Sequence[TokenRecall], decoded: dict[int, Decoded]) -> float:
-    """Largest difference, in nats, between the teacher-forced and the cached loss of a token that either side calls
-    ordered: only there can rounding make a certificate wrong."""
+    """Largest difference, in nats, between the teacher-forced and the cached loss of a token that is ordered by either:
+    only there can rounding make a certificate wrong."""
     return max(
         (
             abs(forced - cached)
-            for row, found in decoded.items()
-            for forced, cached in zip(measured[row].nll, found.nll, strict=False)
+            for row, one in decoded.items()
+            for forced, cached in zip(measured[row].nll, one.nll, strict=False)
             if is_ordered(min(forced, cached))
         ),
         default=0.0,
     )
 
 
-def _compared(base: Base, fact: EncodedFact, tokens: TokenRecall, found: Decoded) -> TokenRecall:
-    """`tokens` with what decoding made of the target."""
-    spelled = [token for token in found.emitted if token != -1]
+def _with_decoding(base: Base, fact: EncodedFact, tokens: TokenRecall, decoded: Decoded) -> TokenRecall:
+    """`tokens` with the outcome of decoding."""
+    spelled = [token for token in decoded.emitted if token != -1]
     return replace(
         tokens,
-        decoded=tuple(a == b for a, b in zip(found.emitted, fact.target, strict=True)),
+        decoded=tuple(a == b for a, b in zip(decoded.emitted, fact.target, strict=True)),
         edits=Levenshtein.distance(spelled, fact.target),
-        ended=_ended(fact, found.emitted, base.tokenizer.eos_token_id),
+        ended=_ended(fact, decoded.emitted, base.tokenizer.eos_token_id),
     )
 
 
 def _ended(fact: EncodedFact, emitted: Sequence[int], eos: int | None) -> Literal["early", "late", "inside"] | None:
-    for wrong, due in zip(emitted, fact.target, strict=True):
-        if wrong != due:
-            return "inside" if wrong == -1 else "early" if wrong == eos else "late" if due == eos else None
-    return None
+    """What end of sequence had to do with the first wrong token, if anything; see `TokenRecall.ended`."""
+    pairs = zip(emitted, fact.target, strict=True)
+    wrong, due = next(((token, due) for token, due in pairs if token != due), (None, None))
+    if wrong is None:
+        return None
+    if wrong == -1:  # decoding had ended correctly before: the target itself holds an end of sequence
+        return "inside"
+    if wrong == eos:
+        return "early"
+    return "late" if due == eos else None
 
 
 def _thinnest(measured: Sequence[TokenRecall]) -> list[int]:
-    """Rows of the records that a wrong tolerance would certify wrongly first."""
+    """Rows of the records with the smallest positive margins, which too small a tolerance would certify first."""
     likely = [row for row, tokens in enumerate(measured) if all(tokens.decoded or ()) and is_ordered(max(tokens.nll))]
     return sorted(likely, key=lambda row: -max(measured[row].nll))[:DECODED_ALONE]
 
 
-def _mended(base: Base, facts: Sequence[EncodedFact], measured: Sequence[TokenRecall]) -> list[TokenRecall]:
-    """`measured` with the answer to: would one token put right have been enough?
+def _with_mended(base: Base, facts: Sequence[EncodedFact], measured: Sequence[TokenRecall]) -> list[TokenRecall]:
+    """`measured` with `mended`: whether correcting the first wrong token is enough.
 
-    Under the true prefix greedy decoding follows the argmax, so no record with a second top-1 miss can be mended; the
-    others are decoded again behind their first wrong token.
+    After that token the true prefix holds again, and greedy decoding follows the argmax. So a record with a second
+    top-1 miss cannot be mended; the others are decoded again from the token after their first wrong one.
     """
     again: dict[int, EncodedFact] = {}
     answers: dict[int, bool] = {}
     for row, (fact, tokens) in enumerate(zip(facts, measured, strict=True)):
         if tokens.decoded is None or all(tokens.decoded):
             continue
-        behind = tokens.decoded.index(False) + 1
-        answers[row] = tokens.ended != "inside" and all(tokens.top1[behind:])
-        if answers[row] and behind < fact.length:
-            again[row] = replace(fact, prompt_length=fact.prompt_length + behind)
-    found = greedy(base, list(again.values()), range(len(again)))
+        after = tokens.decoded.index(False) + 1
+        answers[row] = tokens.ended != "inside" and all(tokens.top1[after:])
+        if answers[row] and after < fact.length:
+            again[row] = replace(fact, prompt_length=fact.prompt_length + after)
+    redone = greedy(base, list(again.values()), range(len(again)))
     for place, (row, rest) in enumerate(again.items()):
-        answers[row] = found[place].emitted == rest.target
+        answers[row] = redone[place].emitted == rest.target
     return [replace(tokens, mended=answers.get(row)) for row, tokens in enumerate(measured)]
 
 
-def _judged_by_reach(base: Base, facts: Sequence[EncodedFact], measured: Sequence[TokenRecall]) -> list[TokenRecall]:
-    """`measured` with the positions of stubborn tokens that no adapter below the head can order, where it is known.
+def _with_reach(base: Base, facts: Sequence[EncodedFact], measured: Sequence[TokenRecall]) -> list[TokenRecall]:
+    """`measured` with the positions of stubborn tokens that no adapter below the head can order, if known.
 
-    A token that is ordered anywhere in these facts is within reach, and needs no search.
+    A token that is ordered anywhere in these facts is reachable, so it needs no search.
     """
     stubborn: set[int] = set()
     ordered: set[int] = set()
     for fact, tokens in zip(facts, measured, strict=True):
         for token, nll in zip(fact.target, tokens.nll, strict=True):
             (ordered if is_ordered(nll) else stubborn).add(token)
-    asked = sorted(stubborn - ordered)
-    beyond = _beyond_reach(base, asked)
+    beyond = _beyond_reach(base, sorted(stubborn - ordered))
     if beyond is None:
         return list(measured)
     return [
@@ -185,12 +190,12 @@ def _judged_by_reach(base: Base, facts: Sequence[EncodedFact], measured: Sequenc
 
 
 def _beyond_reach(base: Base, tokens: Sequence[int]) -> set[int] | None:
-    """Those of `tokens` that provably have p <= 1/2 at every hidden state; None where that cannot be known."""
+    """Those of `tokens` that provably have p <= 1/2 at every hidden state; None if that cannot be determined."""
     if not tokens:
         return set()
     try:
         head = frozen_head(base.model)
-    except ModelError:  # a head that is not the frozen one: adapted too, or of an unknown kind
+    except ModelError:  # the head is not the frozen one: it is adapted too, or of an unknown kind
         return None
     if len(tokens) * len(head.weight) > REACH_ELEMENTS:
         return None

@@ -1,4 +1,4 @@
-"""What the failures of a memory set have in common: the statistics over records of arXiv 2605.30260, section 4."""
+"""What the failures of a memory set have in common: statistics over records, as in arXiv 2605.30260, section 4."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ RESAMPLES = 2000
 """Bootstrap samples of an interval."""
 
 LOSS_BANDS = (0.0, 0.01, 0.03, 0.1, 0.3, LN2, 1.0, 2.0, math.inf)
-"""Borders of the mean losses, nats a token, by which records are grouped."""
+"""Limits of the bands of mean loss, in nats per token, by which records are grouped."""
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation with its 95% interval, by resampling records."""
+    """Spearman's rank correlation with its 95% bootstrap interval over records."""
 
     value: float
     """From -1 to 1."""
@@ -31,49 +31,49 @@ class Correlation:
     high: float
     """Upper end of the interval."""
     n: int
-    """Records it is over."""
+    """Number of records."""
 
 
 @dataclass(frozen=True)
 class LossBand:
-    """Records whose mean loss, nats a token, is in [low, high): how often a low loss was not recall."""
+    """Records whose mean loss, in nats per token, is in [low, high): how often a low loss did not mean recall."""
 
     low: float
-    """First mean loss in the band."""
+    """Lower limit, inclusive."""
     high: float | None
-    """First mean loss behind it; None: no upper end."""
+    """Upper limit, exclusive; None if there is no limit."""
     records: int
-    """Records in the band."""
+    """Number of records in the band."""
     ordered: float
     """Share of their tokens with p > 1/2."""
     acc_token: float | None
-    """Share of their tokens decoded right; None if not decoded."""
+    """Share of their tokens decoded correctly; None if not decoded."""
     exact: int | None
-    """Of them, recalled verbatim; None if not decoded."""
+    """Number of them recalled verbatim; None if not decoded."""
 
 
 @dataclass(frozen=True)
 class Patterns:
-    """Statistics over the records of one report; None where decoding was not asked for, or nothing can be told."""
+    """Statistics over the records of one report; None without decoding, or where there is too little to go by."""
 
     failures: int | None
-    """Records that decoding got wrong."""
+    """Records decoded wrongly."""
     reasons: dict[str, int]
-    """How many records each reason explains, the commonest first."""
+    """Reason -> number of records, most common first."""
     first_failures: dict[int, int]
-    """Position -> records whose decoding first goes wrong there."""
+    """Position -> number of records whose decoding first goes wrong there."""
     stubborn_vs_failure: Correlation | None
-    """Of the earliest stubborn position and the first failure, over the records that fail behind a stubborn token."""
+    """Correlation of the earliest stubborn position with the first failure, over failures with a stubborn token."""
     one_token_short: int | None
-    """Failures that one token put right would have avoided."""
+    """Failures that correcting one token would have avoided."""
     stubborn: int
     """Tokens with p <= 1/2."""
     unreachable: int | None
-    """Of them, those that no adapter can give p > 1/2."""
+    """Number of them that no adapter can bring to p > 1/2."""
     unavoidable: int | None
-    """Failures whose first wrong token is one of those."""
+    """Failures whose first wrong token is one of these."""
     loss_bands: tuple[LossBand, ...]
-    """Mean loss against recall, by rising loss."""
+    """Mean loss against recall, by ascending loss."""
 
 
 def patterns(report: RecallReport) -> Patterns:
@@ -103,7 +103,7 @@ def _stubborn_vs_failure(failed: Sequence[RecordRecall]) -> Correlation | None:
 def spearman(pairs: NDArray[np.float64], *, seed: int = 0) -> Correlation | None:
     """Spearman's correlation of the two columns of `pairs` [n, 2], with a seeded bootstrap interval.
 
-    None for fewer than three pairs, and where a column never changes.
+    None for fewer than three pairs, or if a column is constant.
     """
     from scipy import stats
 

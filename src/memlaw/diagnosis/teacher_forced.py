@@ -19,12 +19,12 @@ LOGITS_BYTES = 256 * 2**20
 
 
 def teacher_forced(base: Base, facts: Sequence[EncodedFact]) -> list[TokenRecall]:
-    """Loss, top-1 hit and rival of every target token, by the model's own forward and logits; in the facts' order."""
+    """Loss, top-1 hit and rival of every target token, from the model's own forward pass; in the facts' order."""
     vocabulary = base.model.get_output_embeddings().weight.shape[0]
     measured: dict[int, TokenRecall] = {}
     for batch in batches_by_length(facts, limit=max(1, LOGITS_BYTES // (4 * vocabulary))):
         time = max(len(facts[row].ids) for row in batch)
-        # Right padding needs no mask: under causal attention no token sees what follows it.
+        # Right padding needs no mask: with causal attention, no token sees the ones after it.
         ids = torch.zeros(len(batch), time, dtype=torch.long)
         for place, row in enumerate(batch):
             ids[place, : len(facts[row].ids)] = torch.tensor(facts[row].ids)
@@ -50,6 +50,7 @@ def _scores(fact: EncodedFact, logits: Tensor) -> TokenRecall:
 
 
 def check_numbers(name: str, losses: Iterable[float]) -> None:
+    """Raise DataError for a loss that is NaN or infinite."""
     for position, nll in enumerate(losses):
         if not math.isfinite(nll):
             raise not_a_number(name, position, nll)

@@ -1,13 +1,14 @@
 """The verdict on each record, and the shares over all of them.
 
-`memlaw.measure` gives, per target token, nll = -log p under the true prefix, whether the token was the argmax there,
-and whether free-running greedy decoding emitted it. Everything else follows here, by arXiv 2605.30260, sections 3-4:
+`memlaw.diagnosis.measure` gives, per target token, nll = -log p given the true prefix, whether the token was the argmax
+there, and whether free-running greedy decoding emitted it. The rest follows from these (arXiv 2605.30260, sections 3
+and 4):
 
     ordered   <=>  nll < ln 2  <=>  p > 1/2            sufficient for greedy decoding to emit the token, not necessary
     margin     =   ln 2 - max_t nll_t                  of a record, in nats; positive <=> every token is ordered
     certified <=>  margin > tolerance and decoding reproduced the whole target
 
-A tie at p = 1/2 is stubborn: two tokens can share it, so it proves nothing.
+A token at exactly p = 1/2 is stubborn: a second token can have p = 1/2 too, so it proves nothing.
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ def diagnose(
     """The verdict on every record and the shares over all of them.
 
     Args:
-        encoded: the facts, in the order in which they are reported.
-        tokens: what was measured on each of them; all decoded or none.
-        tolerance: nats of margin a certificate needs, since teacher-forced and cached decoding differ by rounding.
-        dtype: precision the losses were measured in, in words.
-        rounding: the largest such difference seen, in nats.
+        encoded: the facts, in reporting order.
+        tokens: the measurements of each fact, in the same order; all of them decoded, or none.
+        tolerance: margin in nats that a certificate needs, since teacher-forced and cached losses differ by rounding.
+        dtype: precision of the losses, such as "float32".
+        rounding: the largest such difference observed, in nats.
 
     Raises:
-        DataError: nothing was measured, the measurements do not belong to these facts, or a loss is not a number.
+        DataError: nothing was measured, the measurements do not match the facts, or a loss is not finite.
         ConfigError: the tolerance is negative or not finite.
     """
     if len(encoded) != len(tokens):
         raise DataError(
-            f"{len(encoded)} facts came with measurements of {len(tokens)}, so verdicts would land on the wrong "
-            f"records. Pass one TokenRecall for each fact, in the same order."
+            f"{len(encoded)} facts came with measurements of {len(tokens)}, so verdicts would be assigned to the wrong "
+            f"records. Pass one TokenRecall per fact, in the same order."
         )
     for fact, measured in zip(encoded, tokens, strict=True):
         check(fact.id, fact.length, measured)
@@ -67,7 +68,7 @@ def stubborn_counts(report: RecallReport) -> tuple[int, ...]:
 
 
 def position_counts(positions: Iterable[int | None]) -> dict[int, int]:
-    """How many records share each position, by rising position; None (no such position) is left out.
+    """How many records have each position, in ascending order; None (no such position) is skipped.
 
     `position_counts(item.first_failure for item in report.items)` is the first-failure histogram of the paper.
     """
@@ -75,15 +76,15 @@ def position_counts(positions: Iterable[int | None]) -> dict[int, int]:
 
 
 def worst(report: RecallReport, n: int) -> tuple[RecordRecall, ...]:
-    """The `n` records to look at first: those that decoding got wrong, then the others, each by rising margin."""
+    """The `n` records to look at first: those decoded wrongly, then the others, each group by ascending margin."""
     return tuple(heapq.nsmallest(n, report.items, key=lambda item: (item.exact is not False, item.margin)))
 
 
 def judge(name: str, tokens: TokenRecall, tolerance: float) -> RecordRecall:
-    """The verdict on the record `name`, whose numbers `check` has passed."""
+    """The verdict on the record `name`, whose numbers have passed `check`."""
     margin = LN2 - max(tokens.nll)
     exact = None if tokens.decoded is None else all(tokens.decoded)
-    found = reason_of(tokens, tolerance)
+    reason, why = reason_of(tokens, tolerance) or (None, None)
     return RecordRecall(
         id=name,
         length=len(tokens.nll),
@@ -96,8 +97,8 @@ def judge(name: str, tokens: TokenRecall, tolerance: float) -> RecordRecall:
         one_token_short=False if exact else tokens.mended,
         log_p=-math.fsum(tokens.nll),
         expected_tokens=math.fsum(math.exp(-nll) for nll in accumulate(tokens.nll)),
-        reason=None if found is None else found[0],
-        why=None if found is None else found[1],
+        reason=reason,
+        why=why,
         tokens=tokens,
     )
 
@@ -105,11 +106,11 @@ def judge(name: str, tokens: TokenRecall, tolerance: float) -> RecordRecall:
 def total(items: tuple[RecordRecall, ...], *, tolerance: float, dtype: str, rounding: float | None) -> RecallReport:
     """The shares over all records."""
     if not items:
-        raise DataError("No record was measured, so there is no share to report. Pass at least one fact.")
+        raise DataError("No record was measured, so there are no shares to report. Pass at least one fact.")
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ConfigError(
-            f"The tolerance of a certificate is {tolerance} nats; below 0 it would certify tokens with p <= 1/2. "
-            f"Use 0 or more."
+            f"The tolerance of a certificate is {tolerance} nats. A negative tolerance would certify tokens with "
+            f"p <= 1/2; use 0 or more."
         )
     decoded = _decoded_flags(items)
     losses = [nll for item in items for nll in item.tokens.nll]
@@ -130,38 +131,38 @@ def total(items: tuple[RecordRecall, ...], *, tolerance: float, dtype: str, roun
 
 
 def check(name: str, length: int, tokens: TokenRecall) -> None:
-    """Every array must have one entry a target token, and every loss must be a number. Raises DataError."""
+    """Raise DataError unless every array has one entry per target token and every loss is finite."""
     arrays = {"nll": tokens.nll, "top1": tokens.top1, "decoded": tokens.decoded, "rival": tokens.rival}
     for array, values in arrays.items():
         if values is not None and len(values) != length:
             raise DataError(
-                f"Record {name!r} has {length} target tokens but {len(values)} values of {array}: the verdict would be "
-                f"about other tokens. Measure this record again."
+                f"Record {name!r} has {length} target tokens but {len(values)} values of {array}, so the verdict would "
+                f"be about other tokens. Measure this record again."
             )
     if length == 0:
-        raise DataError(f"Record {name!r} has no target token, so there is nothing to recall. Remove it.")
+        raise DataError(f"Record {name!r} has no target tokens, so there is nothing to recall. Remove it.")
     for position, nll in enumerate(tokens.nll):
         if not math.isfinite(nll):
             raise not_a_number(name, position, nll)
 
 
 def not_a_number(name: str, position: int, nll: float) -> DataError:
-    """What to say of a loss that is NaN or infinite."""
+    """The error for a loss that is NaN or infinite."""
     return DataError(
-        f"Record {name!r}, position {position}: the loss is {nll}, so the model's logits overflowed or its "
-        f"weights hold NaN. Look for NaN in the adapter, or measure in float32."
+        f"Record {name!r}, position {position}: the loss is {nll}. Either the model's logits overflowed or its weights "
+        f"contain NaN. Look for NaN in the adapter, or measure in float32."
     )
 
 
 def _decoded_flags(items: Sequence[RecordRecall]) -> list[bool] | None:
-    """Every token's flag, or None where no record was decoded."""
+    """The flags of all tokens, or None if no record was decoded."""
     flags = [item.tokens.decoded for item in items if item.tokens.decoded is not None]
     if not flags:
         return None
     if len(flags) != len(items):
         raise DataError(
-            f"{len(flags)} of {len(items)} records were decoded; an accuracy over some of them would pass for one "
-            f"over all. Decode every record, or none."
+            f"{len(flags)} of {len(items)} records were decoded. An accuracy over some of them would be mistaken for "
+            f"one over all; decode every record, or none."
         )
     return [hit for record in flags for hit in record]
 

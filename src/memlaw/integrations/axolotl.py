@@ -3,9 +3,8 @@
     plugins: [memlaw.integrations.axolotl.MemlawPlugin]
     memft: {method: ot}
 
-Axolotl pins other versions of torch and transformers than memlaw is tested with, so this was written against its
-published plugin interface (`axolotl.integrations.base.BasePlugin`) and is tested with a stand-in for it; nothing else
-of Axolotl is used.
+Axolotl pins other versions of torch and transformers than memlaw is tested with. So this uses nothing but its published
+plugin interface (`axolotl.integrations.base.BasePlugin`), and is tested with a stand-in for it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from memlaw.core.errors import ConfigError
 
 
 class MemFTArgs(BaseModel):
-    """What the plugin adds to Axolotl's configuration."""
+    """The keys that the plugin adds to Axolotl's configuration."""
 
     memft: dict[str, Any] | None = None
     """Settings of `memlaw.losses.settings.MemFT`: method, threshold, margin, rule, position, focus."""
@@ -29,19 +28,19 @@ class MemlawPlugin(BasePlugin):  # type: ignore[misc]
     """Makes MemFT the loss of the trainer that Axolotl builds."""
 
     def get_input_args(self) -> str:
-        """Where Axolotl finds the keys it should accept."""
+        """The class with the keys that Axolotl should accept."""
         return "memlaw.integrations.axolotl.MemFTArgs"
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Axolotl calls this once its trainer is there. Raises ConfigError."""
+        """Axolotl calls this once its trainer is built. Raises ConfigError."""
         from memlaw.integrations.transformers import memft
 
         settings = cfg.get("memft")
         if not settings:
             raise ConfigError(
-                "The memlaw plugin is loaded, but the configuration does not say what it should do: add "
-                "`memft: {method: ot}`, or take the plugin out."
+                "The memlaw plugin is loaded but not configured, so it would do nothing: add `memft: {method: ot}`, or "
+                "remove the plugin."
             )
         if cfg.get("rl"):
-            raise ConfigError(f"MemFT is a loss of target tokens, and rl is {cfg.get('rl')!r}: leave rl unset.")
+            raise ConfigError(f"MemFT is a loss of target tokens, but rl is {cfg.get('rl')!r}: leave rl unset.")
         memft(trainer, **settings)

@@ -1,4 +1,4 @@
-"""The curriculum of MemFT in a trainer: which samples it sees in which order."""
+"""The curriculum of MemFT in a trainer: which samples it sees, and in which order."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from memlaw.losses import curriculum_order, exposed
 
 
 class CurriculumSampler(Sampler[int]):
-    """The samples of a whole curriculum, epoch after epoch: the first `exposed(...)` of one fixed shuffled order."""
+    """The samples of a whole curriculum, epoch by epoch: each sees the first `exposed(...)` of one shuffled order."""
 
     def __init__(self, dataset: Any, boundaries: Sequence[int], *, seed: int = 42) -> None:
         """`boundaries` are the epochs (from 0) until which 20, 40, 60, 80 and 100% of the samples are exposed.
 
-        Raises ConfigError for a data set without a length, and boundaries that do not rise.
+        Raises ConfigError for a data set without a length, and for boundaries that do not increase.
         """
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             raise ConfigError(
-                f"A curriculum shows the same samples again and again, and a {type(dataset).__name__} only hands them "
-                "out once, in its own order: use a data set with a length and an index."
+                f"A curriculum shows the same samples repeatedly, and a {type(dataset).__name__} gives them only once, "
+                "in its own order: use a data set with a length and an index."
             )
         self.boundaries = tuple(boundaries)
         self.order: list[int] = curriculum_order(len(dataset), seed).tolist()
         self.exposed = [exposed(len(dataset), epoch, self.boundaries) for epoch in range(self.boundaries[-1])]
-        """How many samples each epoch sees."""
+        """Number of samples in each epoch."""
 
     def __len__(self) -> int:
         return sum(self.exposed)
@@ -38,12 +38,12 @@ class CurriculumSampler(Sampler[int]):
 
 
 def use_curriculum(trainer: Any, *, boundaries: Sequence[int], seed: int | None = None) -> Any:
-    """Let a Trainer, or TRL's, train on a curriculum of its `train_dataset`, and return the trainer.
+    """Let a Trainer, or an SFTTrainer, train on a curriculum of its `train_dataset`, and return the trainer.
 
-    `boundaries` are epochs; the last is the length of the run, so `max_steps` must not be set. To the Trainer the whole
-    run is one epoch: its number of steps and the schedule of the learning rate come out right although epochs differ
-    in length, and a batch that an epoch does not fill goes on into the next. `seed` of the order, by default the
-    Trainer's for data. The loss that goes with it is ot's. Raises ConfigError.
+    `boundaries` are epochs; the last is the length of the run, so leave `max_steps` unset. For the Trainer the whole
+    run is one epoch: so its number of steps and its learning rate schedule are right although epochs differ in length,
+    and the last batch of an epoch is filled up from the next one. `seed` is that of the order, by default the Trainer's
+    seed for data. Use it with the loss of method ot. Raises ConfigError.
     """
     args, dataset = trainer.args, trainer.train_dataset
     if seed is None:
@@ -51,11 +51,11 @@ def use_curriculum(trainer: Any, *, boundaries: Sequence[int], seed: int | None 
     rows = list(CurriculumSampler(dataset, boundaries, seed=seed))
     if args.max_steps > 0:
         raise ConfigError(
-            f"max_steps is {args.max_steps}, but the last boundary ({boundaries[-1]} epochs) ends a curriculum. Leave "
-            "max_steps unset."
+            f"max_steps is {args.max_steps}, but the last boundary ({boundaries[-1]} epochs) is the end of a "
+            "curriculum. Leave max_steps unset."
         )
     if getattr(args, "packing", False):
-        raise ConfigError("A curriculum chooses among samples, and packing has joined them to rows: set packing=False.")
+        raise ConfigError("A curriculum selects samples, but packing has joined them into rows: set packing=False.")
     trainer.train_dataset = dataset.select(rows) if hasattr(dataset, "select") else Subset(dataset, rows)
     args.train_sampling_strategy, args.num_train_epochs = "sequential", 1
     return trainer

@@ -1,8 +1,9 @@
-"""The recall of a memory set while a trainer trains it."""
+"""The recall of a memory set during training."""
 
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -16,30 +17,31 @@ from memlaw.data.load import Facts, load_memory_set
 from memlaw.diagnosis.measure import TOLERANCE, measure
 from memlaw.integrations.step import processes
 from memlaw.model.base import Base, wrap
+from memlaw.model.reach import reachable_ids
 
 
 class RecallCallback(TrainerCallback):  # type: ignore[misc]
-    """Measures a memory set every so many steps, logs its recall and stops the run once every record is certified.
+    """Measures a memory set every `every` steps, logs its recall, and stops training once all records are certified.
 
     Logged beside the training loss of the same step: `recall/ordered` (share of tokens with p > 1/2),
-    `recall/stubborn` (tokens without), `recall/min_margin` (nats), `recall/earliest_stubborn` (position, while there
-    is one) and `recall/exact_match` (share of records that greedy decoding reproduces). A certificate needs a margin
-    above the tolerance of the precision that the Trainer computes in.
+    `recall/stubborn` (number of all other tokens), `recall/min_margin` (nats), `recall/earliest_stubborn` (position, if
+    any token is stubborn) and `recall/exact_match` (share of records that greedy decoding reproduces). A certificate
+    needs a margin above the tolerance of the precision in which the Trainer computes.
 
-    As `Trainer(callbacks=[...])` it comes after the callbacks of `report_to`; `watch_recall` puts it before them.
+    In `Trainer(callbacks=[...])` it comes after the callbacks of `report_to`; `watch_recall` puts it before them.
     """
 
     def __init__(
         self, memory_set: Facts, *, every: int, stop_when_recalled: bool = True, tokenizer: Any = None
     ) -> None:
-        """`memory_set` as in `memlaw.recall`; `tokenizer` where the Trainer has no processing_class."""
+        """`memory_set` as in `memlaw.recall`; `tokenizer` if the Trainer has no processing_class."""
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ConfigError(f"every is {every!r}: choose a whole number of steps from 1 up.")
         self.memory_set, self.every, self.stop_when_recalled = memory_set, every, stop_when_recalled
         self.report: RecallReport | None = None
-        """The last measurement."""
+        """The latest measurement."""
         self.first = False
-        """Whether it comes before all callbacks that report to a tracker."""
+        """It comes before all callbacks that report to a tracker."""
         self._tokenizer = tokenizer
         self._prepared: tuple[Base, tuple[EncodedFact, ...]] | None = None
         self._unlogged: dict[str, float] = {}
@@ -48,7 +50,7 @@ class RecallCallback(TrainerCallback):  # type: ignore[misc]
         trackers = [name for name in args.report_to or () if name != "none"]
         if trackers and not self.first:
             warnings.warn(
-                f"{', '.join(trackers)} will not get the recall/ values, since a callback given to the Trainer comes "
+                f"{', '.join(trackers)} will not get the recall/ values, since callbacks passed to the Trainer run "
                 "after its trackers: call watch_recall(trainer, ...) instead.",
                 stacklevel=2,
             )
@@ -56,7 +58,7 @@ class RecallCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
         if state.global_step % self.every:
             return
-        base, facts = self._measured(model, kwargs.get("processing_class"))
+        base, facts = self._prepare(model, kwargs.get("processing_class"))
         self.report = _of_first_process(measure(base, facts, decode=True))
         self._unlogged = recall_values(self.report)
         control.should_log = True
@@ -68,16 +70,17 @@ class RecallCallback(TrainerCallback):  # type: ignore[misc]
         state.log_history[-1].update(self._unlogged)
         self._unlogged = {}
 
-    def _measured(self, model: Any, processing_class: Any) -> tuple[Base, tuple[EncodedFact, ...]]:
+    def _prepare(self, model: Any, processing_class: Any) -> tuple[Base, tuple[EncodedFact, ...]]:
         tokenizer = processing_class if self._tokenizer is None else self._tokenizer
         if tokenizer is None:
             raise ConfigError(
-                "Recall is measured in tokens, and the trainer has no tokenizer: pass processing_class=tokenizer to "
+                "Recall is measured in tokens, but the trainer has no tokenizer: pass processing_class=tokenizer to "
                 "the Trainer, or tokenizer=... here."
             )
         if self._prepared is None or self._prepared[0].model is not model:
             base = wrap(model, tokenizer)
-            facts = encode(load_memory_set(base, self.memory_set), tokenizer, context=base.context)
+            memory_set = load_memory_set(self.memory_set, tokenizer, partial(reachable_ids, base))
+            facts = encode(memory_set, tokenizer, context=base.context)
             self._prepared = base, facts
         return self._prepared
 
@@ -85,7 +88,7 @@ class RecallCallback(TrainerCallback):  # type: ignore[misc]
 def watch_recall(
     trainer: Any, memory_set: Facts, *, every: int, stop_when_recalled: bool = True, tokenizer: Any = None
 ) -> RecallCallback:
-    """Put a `RecallCallback` before all other callbacks of a Trainer, so that its trackers get the values too."""
+    """Add a `RecallCallback` before all other callbacks of a Trainer, so that its trackers get the values too."""
     callback = RecallCallback(memory_set, every=every, stop_when_recalled=stop_when_recalled, tokenizer=tokenizer)
     callback.first = True
     trainer.callback_handler.callbacks.insert(0, callback)
@@ -93,7 +96,7 @@ def watch_recall(
 
 
 def recall_values(report: RecallReport) -> dict[str, float]:
-    """The numbers of a report that are worth a curve."""
+    """The numbers of a report that are logged."""
     earliest = [item.earliest_stubborn for item in report.items if item.earliest_stubborn is not None]
     values = {
         "recall/ordered": report.ordered / report.tokens,
@@ -108,13 +111,13 @@ def recall_values(report: RecallReport) -> dict[str, float]:
 
 
 def _certified(report: RecallReport, args: Any) -> bool:
-    """All records, also if a forward under autocast is less precise than the weights are."""
+    """Whether all records are certified, even if autocast makes the forward less precise than the weights."""
     autocast = TOLERANCE["bfloat16"] if args.bf16 else TOLERANCE["float16"] if args.fp16 else 0.0
     return report.certified == report.records and report.min_margin > max(autocast, report.tolerance)
 
 
 def _of_first_process(report: RecallReport) -> RecallReport:
-    """The same report everywhere: processes that disagree by a rounding must not stop at different steps."""
+    """The same report in all processes: if they differed by a rounding, they could stop at different steps."""
     reports = [report]
     if processes() > 1:
         dist.broadcast_object_list(reports)

@@ -1,7 +1,7 @@
-"""Which sample a token of a trainer's batch belongs to, and what SW remembers of it across steps and checkpoints.
+"""The sample of each token in a trainer's batch, and the windows of sw across steps, processes and checkpoints.
 
-A sample is known by its content, a hash of its tokens: so no column has to survive the way through collators and
-`remove_unused_columns`, and neither shuffling, packing nor resuming changes what it is called.
+A sample is identified by a hash of its tokens. So no extra column has to survive collators and `remove_unused_columns`,
+and shuffling, packing and resuming do not change its id.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ NO_SAMPLE = 0
 
 
 def sample_ids(inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
-    """The same whole number at all places of a sample, wherever it stands in whatever batch: [batch, time].
+    """The id of each token's sample, an integer that is the same in every batch: [batch, time].
 
-    A row is one sample, or several where its `position_ids` do not go on by one. Padding has no share in the number:
-    what `attention_mask` leaves out, and what follows the last target. Raises ConfigError.
+    A row is one sample, or several if its `position_ids` do not increase by one throughout. Tokens that
+    `attention_mask` leaves out, and those after the last target, do not change the id. Raises ConfigError.
     """
     if not isinstance(tokens := inputs.get("input_ids"), Tensor):
-        raise ConfigError("Method sw knows a sample by its tokens, and this batch has no input_ids.")
+        raise ConfigError(
+            "Method sw identifies a sample by its tokens, but this batch has no input_ids: keep them in the inputs of "
+            "the model, or use method ot."
+        )
     mask = inputs.get("attention_mask")
     real = torch.ones_like(tokens) if mask is None or mask.shape != tokens.shape else mask
     positions = inputs.get("position_ids")
@@ -46,7 +49,7 @@ def sample_ids(inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
 
 
 def _digest(tokens: Tensor, real: Tensor, labels: Tensor) -> int:
-    """63 bits over the real tokens up to the last target; NO_SAMPLE for a stretch without any target."""
+    """A 63-bit hash of the unmasked tokens up to the last target; NO_SAMPLE without any target."""
     targets = (labels != IGNORED).nonzero()
     if not len(targets):
         return NO_SAMPLE
@@ -56,7 +59,7 @@ def _digest(tokens: Tensor, real: Tensor, labels: Tensor) -> int:
 
 
 def share_windows(state: WindowState, ids: Tensor) -> None:
-    """After a step of the samples `ids`, every process knows what each has learnt of its own."""
+    """After a step of the samples `ids`, exchange their windows, so that every process has those of all."""
     if processes() == 1:
         return
     ours = sorted({*ids.flatten().tolist()} - {NO_SAMPLE})
@@ -70,7 +73,7 @@ def share_windows(state: WindowState, ids: Tensor) -> None:
 
 
 def windows_to_json(state: WindowState) -> dict[str, list[int]]:
-    """`state_dict` in plain lists, for a trainer's own state file."""
+    """`state_dict` as plain lists, for the state file of a trainer."""
     return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in state.state_dict().items()}
 
 

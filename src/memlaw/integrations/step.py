@@ -1,12 +1,12 @@
-"""The MemFT loss of an optimizer step that a trainer takes in parts: micro-batches in turn, processes side by side.
+"""The MemFT loss of an optimizer step that a trainer takes in parts: micro-batches in turn, processes in parallel.
 
-The step's loss divides by the weights of all its tokens, and those of a micro-batch are known once it has run. So the
-gradient is kept normalised by what has been seen so far: with W_k the sum of weights after k micro-batches, each
-micro-batch first multiplies the gradients that lie in `.grad` by W_(k-1) / W_k and then adds its own share over W_k.
-After every micro-batch, the last of an epoch among them, the gradients are those of all tokens so far as one batch.
+The loss of a step is divided by the weights of all its tokens, but those of a micro-batch are known only once it has
+run. So gradients are always normalised by the weights so far: with W_k the sum of weights after k micro-batches, each
+micro-batch first multiplies the gradients in `.grad` by W_(k-1) / W_k, and then adds its own share over W_k. After
+every micro-batch the gradients are those of all tokens so far as one batch, also if an epoch ends there.
 
-So nothing has to happen at the end of a step, where trainers differ (`max_grad_norm=0` clips nothing, a callback comes
-after clipping, a GradScaler divides before it), and no gradient is ever larger than a mean.
+So nothing needs to happen at the end of a step, where trainers differ (`max_grad_norm=0` does not clip, a callback
+comes after clipping, a GradScaler divides before it), and no gradient is ever larger than a mean.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ REENTRANT = "CheckpointFunctionBackward"
 """The autograd node of reentrant checkpointing, which hides the weights behind it."""
 
 OUT_OF_REACH = {DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA}
-"""Engines that keep the gradients of an unfinished step where nobody else can rescale them."""
+"""Engines that keep the gradients of an unfinished step where they cannot be rescaled."""
 
 
 @dataclass(frozen=True)
 class _Totals:
-    """The four numbers of `MemFTSums`, over all processes and the micro-batches so far."""
+    """The four numbers of `MemFTSums`, summed over processes and the micro-batches so far."""
 
     weighted: float = 0.0
     weight: float = 0.0
@@ -41,7 +41,7 @@ class _Totals:
     tokens: float = 0.0
 
     @classmethod
-    def of(cls, part: MemFTSums) -> _Totals:
+    def over_processes(cls, part: MemFTSums) -> _Totals:
         values = torch.stack([part.weighted, part.weight, part.plain, part.tokens.to(part.weight)]).detach()
         if processes() > 1:
             dist.all_reduce(values)
@@ -62,25 +62,25 @@ class _Totals:
 
 
 class StepMean:
-    """Turns the parts of each step into losses whose gradients add up to that of the whole step's mean."""
+    """Turns the parts of each step into losses whose gradients add up to that of the mean over the whole step."""
 
     def __init__(self, rule: Rule) -> None:
         self.rule: Rule = rule
         self.so_far = _Totals()
-        """Of the running step."""
+        """Totals of the current step."""
         self._ended = True
 
     def add(self, part: MemFTSums) -> Tensor:
-        """The loss of one micro-batch, for the trainer to call backward on, where processes average their gradients.
+        """The loss of one micro-batch, to call backward on, for processes that average their gradients.
 
-        The values of a step's micro-batches add up to the mean over the step: each is by how much it moves the mean.
-        Where gradients lie in `.grad` already they are rescaled, so every loss must be followed by its backward.
-        Raises ConfigError where they cannot be reached.
+        The values of a step's micro-batches add up to the mean over the step: each is the change of the mean. Gradients
+        already in `.grad` are rescaled, so every loss must be followed by its backward. Raises ConfigError if they
+        cannot be reached.
         """
         last = accelerator() is not None and GradientState().sync_gradients
         leaves = [] if last and self._ended else list(gradient_leaves(part.weighted))
         before = _Totals() if self._ended or _untouched(leaves) else self.so_far
-        now = before + _Totals.of(part)
+        now = before + _Totals.over_processes(part)
         self._rescale(leaves, before, now)
         self.so_far, self._ended = now, last
         chosen = part.plain if now.falls_back(self.rule) else part.weighted
@@ -91,7 +91,7 @@ class StepMean:
     def _rescale(self, leaves: list[Tensor], before: _Totals, now: _Totals) -> None:
         if before == _Totals():
             return
-        # The first weight of a step that had none ends its fallback, in which the earlier parts then have no share.
+        # The first part with weight ends the fallback of a step, and earlier parts have no share in its loss.
         same = before.falls_back(self.rule) == now.falls_back(self.rule)
         factor = before.divisor(self.rule) / now.divisor(self.rule) if same else 0.0
         for leaf in leaves:
@@ -100,7 +100,7 @@ class StepMean:
 
 
 def gradient_leaves(loss: Tensor) -> Iterator[Tensor]:
-    """The tensors in whose `.grad` a backward of `loss` accumulates. Raises ConfigError where they are out of reach."""
+    """The tensors in whose `.grad` a backward of `loss` accumulates. Raises ConfigError if they are out of reach."""
     _check_engine()
     todo = [] if loss.grad_fn is None else [loss.grad_fn]
     seen = set(todo)
@@ -108,9 +108,9 @@ def gradient_leaves(loss: Tensor) -> Iterator[Tensor]:
         node = todo.pop()
         if node.name() == REENTRANT:
             raise ConfigError(
-                "Reentrant gradient checkpointing hides from MemFT the weights whose gradients a later micro-batch has "
-                "to rescale: pass gradient_checkpointing_kwargs={'use_reentrant': False}, or do without gradient "
-                "accumulation."
+                "Reentrant gradient checkpointing hides the weights from MemFT, whose gradients later micro-batches "
+                "must rescale: pass gradient_checkpointing_kwargs={'use_reentrant': False}, or turn gradient "
+                "accumulation off."
             )
         if hasattr(node, "variable"):
             yield node.variable
@@ -120,15 +120,15 @@ def gradient_leaves(loss: Tensor) -> Iterator[Tensor]:
 
 
 def accelerator() -> AcceleratorState | None:
-    """What accelerate knows of this run; None in a loop that does without it."""
+    """The state of accelerate; None in a loop without it."""
     return AcceleratorState() if AcceleratorState._shared_state else None
 
 
 def _untouched(leaves: list[Tensor]) -> bool:
-    """Whether no gradient was accumulated yet.
+    """Whether no gradient has accumulated yet.
 
-    So begins a step in a loop without accelerate, and so begins the first step after one that was interrupted: its sums
-    are still there, its gradients are gone.
+    That is the start of a step in a loop without accelerate, and of the first step after an interrupted one, whose
+    totals are still here although its gradients are gone.
     """
     if accelerator() is not None:
         return all(leaf.grad is None for leaf in leaves)
@@ -139,12 +139,12 @@ def _check_engine() -> None:
     state = accelerator()
     if state is not None and state.distributed_type in OUT_OF_REACH:
         raise ConfigError(
-            f"{state.distributed_type.value} keeps the gradients of an unfinished step to itself, so MemFT would not "
-            "be exact with gradient accumulation: set gradient_accumulation_steps=1 and raise "
+            f"{state.distributed_type.value} does not give access to the gradients of an unfinished step, so MemFT "
+            "would be wrong with gradient accumulation: set gradient_accumulation_steps=1 and raise "
             "per_device_train_batch_size."
         )
 
 
 def processes() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

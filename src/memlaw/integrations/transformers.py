@@ -1,14 +1,14 @@
-"""MemFT in `transformers.Trainer`: the loss, the recall of a memory set while it trains, and the curriculum.
+"""MemFT in `transformers.Trainer`: the loss, the recall of a memory set during training, and the curriculum.
 
     trainer = Trainer(..., compute_loss_func=MemFTLoss("ot"))     # as an argument, or
-    memft(trainer, "sw")                                          # on a trainer: also for packed samples and sw
+    memft(trainer, "sw")                                          # on a trainer, also for packed samples and sw
     watch_recall(trainer, memory_set, every=50)
     use_curriculum(trainer, boundaries=(20, 40, 60, 80, 300))
 
-A loss function is given a micro-batch's outputs and labels and nothing else, yet the gradient is that of the whole
-optimizer step (`integrations.step`): which micro-batch is the step's last it asks accelerate's GradientState, which the
-Trainer sets before each, and where gradients accumulate it asks the autograd graph of its own loss. So it needs no
-reference to the trainer, no callback and no place in the training loop.
+A loss function gets only the outputs and labels of a micro-batch, yet the gradient is that of the whole optimizer step
+(`integrations.step`). Which micro-batch is the last of a step it learns from accelerate's GradientState, which the
+Trainer sets before each; where gradients accumulate, from the autograd graph of its own loss. So it needs neither a
+reference to the trainer, nor a callback, nor a change of the training loop.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ __all__ = ["CurriculumSampler", "MemFTLoss", "RecallCallback", "memft", "use_cur
 class MemFTLoss:
     """MemFT as `Trainer(compute_loss_func=...)`: sum_t w_t L_t / (sum_t w_t + eps) over each optimizer step.
 
-    The gradient is the same for any gradient accumulation and any number of data-parallel processes; the training loss
-    that the Trainer logs is the mean over the step. In evaluation it is the ordinary loss, the mean of all tokens.
-    In a loop of your own it is the same, with or without accelerate: a step begins where gradients are zeroed.
-    Settings are those of `memlaw.losses.settings.MemFT`: threshold, margin, rule, position, focus. Raises ConfigError.
+    Neither gradient accumulation nor the number of data-parallel processes changes the gradient; the training loss that
+    the Trainer logs is the mean over the step. In evaluation it is the ordinary loss, the mean of all tokens. It works
+    in your own loop too, with or without accelerate: a step starts where gradients are set to zero. Settings are those
+    of `memlaw.losses.settings.MemFT`: threshold, margin, rule, position, focus. Raises ConfigError.
 
-    A loss function does not see which samples a row is packed of, nor which sample it is: sw, `position` and `focus`
-    need that, so they need `memft(trainer, ...)`. That also refuses what a loss function is never told of: label
-    smoothing, which the Trainer leaves out beside one, and DeepSpeed's sequence parallelism, which leaves it out.
+    A loss function cannot tell which samples a row consists of; sw, `position` and `focus` need to know, so use
+    `memft(trainer, ...)` for them. That also refuses settings that a loss function does not see: label smoothing, which
+    the Trainer ignores if it has a loss function, and the sequence parallelism of DeepSpeed, which ignores the
+    function.
     """
 
     def __init__(self, method: Method = "ot", **settings: Any) -> None:
@@ -59,7 +60,7 @@ class MemFTLoss:
     def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         if labels is None:
             raise ConfigError(
-                "The batch has no labels, so there is no target to train on: give every row labels, -100 at its prompt."
+                "The batch has no labels, so it has no targets to train on: give every row labels, -100 for its prompt."
             )
         check_parallelism(getattr(accelerator(), "parallelism_config", None))
         self._called = True
@@ -67,13 +68,13 @@ class MemFTLoss:
             sums = self.step.sums(outputs, labels, self._inputs or {})
             items = sums.tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
             return sums.plain / items.clamp(min=1)
-        loss = self.step.of(outputs, labels, self._batch())
+        loss = self.step.of_micro_batch(outputs, labels, self._batch())
         self._check_averaged(num_items_in_batch, loss)
         return loss / processes()  # the Trainer multiplies by it
 
     @contextmanager
     def watching(self, inputs: Mapping[str, Any]) -> Iterator[None]:
-        """While the trainer computes the loss of `inputs`. Raises ConfigError if it never asks for it."""
+        """Wraps the trainer's own computation of a loss. Raises ConfigError if it does not call this function."""
         self._inputs, self._called = dict(inputs), False
         try:
             yield
@@ -81,41 +82,41 @@ class MemFTLoss:
             self._inputs = None
         if not self._called:
             raise ConfigError(
-                "The trainer computed a loss of its own and never called compute_loss_func, so MemFT would not be "
-                "trained: its class overrides compute_loss. Call super().compute_loss(...) there."
+                "The class of the trainer overrides compute_loss and never called compute_loss_func, so it would not "
+                "train with MemFT. Call super().compute_loss(...) there."
             )
 
     def _batch(self) -> Mapping[str, Any]:
-        """What the model was given; nothing where the trainer hands a loss function outputs and labels alone."""
+        """The inputs of the model; empty if the trainer passes only outputs and labels."""
         memft = self.step.memft
         if self._inputs is None and (memft.method == "sw" or memft.position or memft.focus):
             raise ConfigError(
-                "Method sw, position and focus weigh a token within its sample, and compute_loss_func is not told the "
-                "samples of a batch: call memft(trainer, ...) on a Trainer made without it."
+                "Method sw, position and focus weigh a token within its sample, but compute_loss_func does not get the "
+                "samples of a batch: call memft(trainer, ...) on a Trainer without compute_loss_func."
             )
         return self._inputs or {}
 
     def _check_averaged(self, num_items: Tensor | int | None, loss: Tensor) -> None:
-        """Whether the Trainer undoes the mean over processes shows in the item counts it hands out: all count alike."""
+        """Raises ConfigError unless the Trainer undoes the mean over processes: then it counts the items of all."""
         if processes() == 1 or self._averaged:
             return
         items = torch.as_tensor(0 if num_items is None else num_items, dtype=torch.float32, device=loss.device).sum()
         dist.all_reduce(items)
         if float(items) < self.step.mean.so_far.tokens * (1 + processes()) / 2:
             raise ConfigError(UNAVERAGED)
-        self._averaged = GradientState().sync_gradients  # a whole step was counted
+        self._averaged = GradientState().sync_gradients  # a whole step was checked
 
 
 def memft(trainer: Any, method: Method = "ot", **settings: Any) -> Any:
     """Make MemFT the loss of a Trainer, and return the trainer.
 
-    As `compute_loss_func=MemFTLoss(...)`, but it also sees the batches: so packed samples are told apart by their
-    `position_ids`, and sw keeps a window for every sample, known by its tokens, from step to step, in every process,
-    and through the Trainer's checkpoints. Raises ConfigError for a trainer in which MemFT would not be right.
+    Like `compute_loss_func=MemFTLoss(...)`, but it also sees the batches. So packed samples are separated by their
+    `position_ids`, and sw keeps a window for every sample, identified by its tokens, from step to step, in all
+    processes, and in the Trainer's checkpoints. Raises ConfigError for a trainer in which MemFT would be wrong.
     """
     loss = MemFTLoss(method, **settings)
     if not isinstance(trainer, Trainer):
-        raise ConfigError(f"memft changes the loss of a transformers Trainer, and this is a {type(trainer).__name__}.")
+        raise ConfigError(f"memft changes the loss of a transformers Trainer, but this is a {type(trainer).__name__}.")
     check_trainer(trainer)
     check_averaging(trainer.args)
     trainer.compute_loss_func = loss
@@ -126,7 +127,7 @@ def memft(trainer: Any, method: Method = "ot", **settings: Any) -> Any:
 
 
 class _Watched:
-    """Lets the loss function see the batch that it is asked about."""
+    """Lets the loss function see the batch whose loss it computes."""
 
     compute_loss_func: MemFTLoss
 
@@ -136,9 +137,9 @@ class _Watched:
 
 
 def keep_windows(trainer: Any, windows: WindowState) -> None:
-    """Save sw's windows in the state that goes with the trainer's checkpoints, and take them up when it resumes."""
+    """Save the windows of sw in the trainer's checkpoints, and restore them when it resumes."""
 
-    # A class of its own: transformers makes a restored callback anew, by calling its class with no arguments.
+    # A local class, since transformers recreates a restored callback by calling its class without arguments.
     class MemFTWindows(TrainerCallback, ExportableState):  # type: ignore[misc]
         def state(self) -> dict[str, Any]:
             return {"args": {}, "attributes": {"saved": windows_to_json(windows)}}

@@ -1,8 +1,8 @@
 """MemFT in TRL's `SFTTrainer`: `memft(trainer, "ot")`.
 
-TRL computes the log-probability of each label in its fused head, without logits, and MemFT needs no more than that:
-the trainer computes its loss and its metrics (entropy, mean_token_accuracy, num_tokens) as ever, and its loss is then
-replaced by MemFT's of the same forward. An older TRL, whose model gives logits, is served from those.
+TRL computes the log-probability of each label in its fused head, without logits, and MemFT needs nothing else. The
+trainer computes its loss and metrics (entropy, mean_token_accuracy, num_tokens) as usual, and MemFT of the same forward
+then replaces the loss. With an older TRL, whose model returns logits, those are used.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from memlaw.losses import MemFT
 def memft(trainer: Any, method: Method = "ot", **settings: Any) -> Any:
     """Make MemFT the training loss of an SFTTrainer, and return the trainer.
 
-    Settings are those of `memlaw.losses.settings.MemFT`. The gradient is the same for any gradient accumulation, any
-    number of data-parallel processes, packed or not; evaluation stays as it is. Raises ConfigError for a trainer in
-    which MemFT would not be right, and warns where `max_length` may have cut a target.
+    Settings are those of `memlaw.losses.settings.MemFT`. Neither gradient accumulation, nor data-parallel processes,
+    nor packing changes the gradient; evaluation does not change. Raises ConfigError for a trainer in which MemFT would
+    be wrong, and warns if `max_length` may have cut a target.
     """
     step = StepLoss(MemFT(method=method, **settings))
     if not isinstance(trainer, SFTTrainer):
         raise ConfigError(
-            f"MemFT is a loss of target tokens, which a {type(trainer).__name__} does not have: give an SFTTrainer, or "
+            f"MemFT is a loss of target tokens, which a {type(trainer).__name__} does not have: pass an SFTTrainer, or "
             "use memlaw.integrations.transformers.memft for a plain Trainer."
         )
     if isinstance(trainer, _MemFT):
-        raise ConfigError("This trainer has the loss of MemFT already: call memft once.")
+        raise ConfigError("The loss of this trainer is MemFT already: call memft once.")
     check_trainer(trainer)
     _check_sft(trainer)
     _warn_of_cuts(trainer)
@@ -51,7 +51,7 @@ def memft(trainer: Any, method: Method = "ot", **settings: Any) -> Any:
 
 
 class _MemFT:
-    """Puts MemFT's loss in the place of the trainer's own in every training step."""
+    """Replaces the loss of the trainer by that of MemFT in every training step."""
 
     memft_step: StepLoss
 
@@ -63,13 +63,13 @@ class _MemFT:
             theirs = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
         if not torch.is_grad_enabled():
             return theirs
-        loss: Tensor = self.memft_step.of(outputs[0], labels, batch)
+        loss: Tensor = self.memft_step.of_micro_batch(outputs[0], labels, batch)
         return (loss, theirs[1]) if return_outputs else loss
 
 
 @contextmanager
 def _outputs_of(model: nn.Module) -> Iterator[list[Any]]:
-    """What the model returns in the meantime."""
+    """Collects what the model returns."""
     outputs: list[Any] = []
     handle = model.register_forward_hook(lambda _model, _inputs, output: outputs.append(output))
     try:
@@ -82,28 +82,26 @@ def _check_sft(trainer: Any) -> None:
     loss_type = getattr(trainer.args, "loss_type", "nll")
     if loss_type != "nll":
         raise ConfigError(
-            f"loss_type is {loss_type!r}, and two losses cannot both be the trainer's: leave it at 'nll', which MemFT "
-            "replaces."
+            f"loss_type is {loss_type!r}, but a trainer has only one loss: leave it at 'nll', which MemFT replaces."
         )
     if trainer.args.packing and getattr(trainer.args, "packing_strategy", None) == "wrapped":
         raise ConfigError(
-            "packing_strategy='wrapped' cuts samples anywhere and keeps no border between them, so each would be "
-            "learnt as what follows another: use 'bfd'."
+            "packing_strategy='wrapped' cuts samples anywhere and does not mark where they start, so each would be "
+            "learnt as the continuation of another: use 'bfd'."
         )
     if getattr(trainer, "aux_loss_enabled", False):
         raise ConfigError(
-            "The load-balancing loss of this mixture of experts would be weighed with MemFT's tokens, not by its own "
-            "rule: set router_aux_loss_coef=0.0."
+            "MemFT would replace the load-balancing loss of this mixture of experts too: set router_aux_loss_coef=0.0."
         )
     if not trainer.model_accepts_loss_kwargs and not hasattr(Trainer, "loss_is_scaled_for_ga"):
         raise ConfigError(
-            "This version of transformers would divide the loss by the number of micro-batches once more: install "
+            "This version of transformers would divide the loss by the number of micro-batches a second time: install "
             "transformers 5.19 or later."
         )
 
 
 def _warn_of_cuts(trainer: Any) -> None:
-    """Preparing a data set, TRL cuts samples at max_length without a word; one that fills it ends nowhere else."""
+    """TRL silently cuts samples at max_length; a full one without end of sequence has probably been cut."""
     args, dataset = trainer.args, trainer.train_dataset
     if args.max_length is None or not hasattr(dataset, "__len__") or "labels" not in dataset.column_names:
         return
@@ -114,13 +112,13 @@ def _warn_of_cuts(trainer: Any) -> None:
     if cut:
         warnings.warn(
             f"{cut} of {len(dataset)} training rows reach max_length={args.max_length} without an end of sequence: TRL "
-            "cuts what is longer, and of a target that was cut only what is left can be recalled. Raise max_length.",
+            "cuts longer ones, and the missing part of a target cannot be recalled. Raise max_length.",
             stacklevel=3,
         )
 
 
 def _ends(row: Any, most: int) -> Iterator[tuple[int, bool]]:
-    """Of each sample of a row, where its last token is and whether it has `most` tokens."""
+    """For each sample of a row, the place of its last token, and whether it has `most` tokens."""
     end = 0
     for length in row.get("seq_lengths") or [len(row["labels"])]:
         end += length

@@ -1,4 +1,4 @@
-"""The Parametric Memory Law: fit it, doubt it, turn it round. numpy and scipy only.
+"""The Parametric Memory Law: fit it, quantify its uncertainty, invert it. numpy and scipy only.
 
     paper     dL = C r^alpha l^-beta + b                                        arXiv 2605.30260
     power     dL = C r^alpha l^-beta
@@ -6,15 +6,14 @@
     bounded   dL = L (1 + (u/L)^-n)^(-1/n),  u = C r^alpha l^-beta + b          memlaw's own; L = L_init(l)
     memory    dL = L - L' + L' (1 + (u/L')^-n)^(-1/n),  u = C r^alpha l^-beta   the same with b known: L' = L_init'(l)
 
-dL in nats per target token, r a LoRA rank (or the adapter's parameters), l in target tokens. Read `growth.py` and
-`curve.py` for the mathematics, `record.py` for what a fit tells, `fit.py` for when it is believed, `doubt.py` for its
-intervals, `judge.py` for tests on unseen cells.
+dL in nats per target token, r a LoRA rank (or the adapter's parameters), l in target tokens. See `growth.py` and
+`curve.py` for the mathematics, `fit.py` for the fit and its status, `intervals.py` for its uncertainty, `result.py` for
+predictions and the inverse, `comparison.py` for tests on held-out cells, `transfer.py` for other data and models.
 """
 
 from memlaw.law.comparison import Comparison, compare, holdout
 from memlaw.law.curve import FORMS, Form
 from memlaw.law.fit import fit_law
-from memlaw.law.growth import Array
 from memlaw.law.points import SATURATED, Axis, size_of
 from memlaw.law.reading import points_from_results, points_from_text, read_points
 from memlaw.law.residuals import SCALES, Residuals
@@ -25,7 +24,6 @@ __all__ = [
     "FORMS",
     "SATURATED",
     "SCALES",
-    "Array",
     "Axis",
     "Comparison",
     "Form",

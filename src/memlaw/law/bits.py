@@ -1,10 +1,10 @@
-"""Memory in bits: how much of a text an adapter holds, counted against a predictor that remembers nothing of it.
+"""Memory in bits: how much of a text an adapter holds, relative to a predictor without memory of it.
 
     L_init'   = min(L_init, ln V, L_unigram)          nats per target token (`memoryless_loss`)
-    stored    = max(0, L_init' - L_final) * l / ln 2  bits that having the adapter saves whoever must write the text
+    stored    = max(0, L_init' - L_final) * l / ln 2  bits by which the adapter shortens the description of the text
     certified = l_certified * L_init' / ln 2          bits of the records that come back verbatim, with a certificate
 
-That the base was a poor predictor of such tokens is part of dL, but not of these bits.
+dL = L_init - L_final also contains what the base loses by predicting such tokens poorly; these bits do not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from memlaw.core.recall import LN2
 
 @dataclass(frozen=True)
 class Anchor:
-    """A published number of bits that one parameter holds."""
+    """A published estimate of the bits that one parameter holds."""
 
     name: str
     low: float
@@ -32,7 +32,7 @@ class Anchor:
 
     @property
     def range(self) -> str:
-        """Its bits, in words."""
+        """The bits as text, such as "3.5 to 3.8"."""
         return f"{self.low:g}" if self.low == self.high else f"{self.low:g} to {self.high:g}"
 
 
@@ -52,25 +52,24 @@ ANCHORS = (
         "https://arxiv.org/abs/2505.24832",
     ),
 )
-"""What whole models hold when they are trained from scratch: 2 bits of facts; of random strings, 3.51 in bfloat16 and
-3.83 in float32."""
+"""Capacity of whole models trained from scratch, in bits per parameter: 2 for facts; for random strings 3.51 in
+bfloat16 and 3.83 in float32."""
 
 
 def in_bits(tokens: float, nats: float) -> float:
-    """tokens * nats / ln 2: the bits of so many target tokens at a mean loss of so many nats."""
+    """tokens * nats / ln 2: the bits of target tokens at a mean loss in nats."""
     return tokens * nats / LN2
 
 
 def memoryless_loss(targets: Iterable[Sequence[int]], loss_init: float, vocabulary: int) -> float:
-    """L_init': nats per target token of the best predictor that remembers nothing of the text but which tokens occur.
+    """L_init' = min(L_init, ln V, unigram_loss), in nats per target token: the best predictor without memory.
 
-    The smallest of the base's own loss and the losses of two predictors without any context: all tokens of the
-    `vocabulary` (the number of logits) alike, ln V, and `unigram_loss`. The base alone would be too poor a predictor.
-    On random tokens Qwen3-8B pays 12.4 nats, more than ln 151,936 = 11.93: an adapter takes that difference away
-    without a memory of anything. On telephone numbers, to know that all tokens are digits leaves ln 10 = 2.3 nats,
-    which can be much under the base's loss. On text that the base understands, its own loss is the smallest.
-    None of the three knows the layout of records: that a number ends after ten digits is worth 0.3 nats a token, and
-    counts as memory once it is learned. Raises DataError as `unigram_loss`.
+    `loss_init` is the base's own loss and V = `vocabulary` the number of logits. The base alone can be a poor
+    predictor: on random tokens Qwen3-8B has a loss of 12.4 nats, above ln 151,936 = 11.93, and an adapter removes the
+    difference without remembering anything. On phone numbers, knowing that all tokens are digits leaves ln 10 = 2.3
+    nats. On text that the base understands, its own loss is the smallest. None of the three knows the layout of
+    records: that a number ends after ten digits is worth 0.3 nats per token, and counts as memory. Raises DataError as
+    `unigram_loss`.
     """
     return min(loss_init, math.log(vocabulary), unigram_loss(targets, vocabulary))
 
@@ -78,24 +77,25 @@ def memoryless_loss(targets: Iterable[Sequence[int]], loss_init: float, vocabula
 def unigram_loss(targets: Iterable[Sequence[int]], vocabulary: int) -> float:
     """-1/N ln [1/V * 1/C(V, m) * prod_t (n_t + 1/2) / (t + m/2)], in nats per token.
 
-    The loss of one distribution over the m tokens that occur, charged for being learned: how many they are, which of
-    the V, and then how often each, by the code of Krichevsky and Trofimov (1981), in which n_t of the t tokens before
-    were the same. (That code over all V tokens at once would ask for texts far longer than V before it learns that
-    they are digits.) The order does not matter, so counts are enough. Raises DataError if there are no tokens, or some
-    beyond the vocabulary.
+    The loss of one token distribution, including the cost of learning it: how many tokens m occur, which of the V they
+    are, and how often each occurs, by the code of Krichevsky and Trofimov (1981), where n_t of the t earlier tokens
+    were the same. (Over all V tokens that code would need texts far longer than V to learn that they are digits.) The
+    result does not depend on the order, so it is computed from counts. Raises DataError without tokens, or for tokens
+    outside the vocabulary.
     """
     counts = Counter(chain.from_iterable(targets))
     if not counts or max(counts) >= vocabulary:
-        found = f"a token {max(counts)}" if counts else "no token at all"
+        content = f"a token {max(counts)}" if counts else "no token at all"
         raise DataError(
-            f"The targets have {found}, the model {vocabulary} logits, so no loss can be worked out. Pass the targets "
-            "as this model's tokens, and the number of rows of its output embeddings."
+            f"The targets have {content}, but the model has {vocabulary} logits, so no loss can be computed. Pass the "
+            "targets as this model's tokens, and the number of rows of its output embeddings."
         )
     total, kinds = counts.total(), len(counts)
-    chosen = math.log(vocabulary) + _log_choose(vocabulary, kinds)
-    learned = math.fsum(math.lgamma(count + 0.5) - math.lgamma(0.5) for count in counts.values())
-    spread = math.lgamma(total + kinds / 2) - math.lgamma(kinds / 2)
-    return (chosen + spread - learned) / total
+    which_tokens = math.log(vocabulary) + _log_choose(vocabulary, kinds)
+    # The product over t telescopes to Gamma functions of the counts.
+    numerator = math.fsum(math.lgamma(count + 0.5) - math.lgamma(0.5) for count in counts.values())
+    denominator = math.lgamma(total + kinds / 2) - math.lgamma(kinds / 2)
+    return (which_tokens + denominator - numerator) / total
 
 
 def _log_choose(n: int, k: int) -> float:
@@ -104,20 +104,20 @@ def _log_choose(n: int, k: int) -> float:
 
 @dataclass(frozen=True)
 class MemoryBits:
-    """What the adapter of one cell holds; None where it was not measured."""
+    """What the adapter of one cell holds; None if not measured."""
 
     stored_bits: float | None
-    """By the fall of the mean loss: partly remembered tokens count in part."""
+    """From the fall of the mean loss: partly remembered tokens count in part."""
     certified_bits: float | None
-    """By the certified records alone, at the mean L_init' of the cell's text."""
+    """From the certified records alone, at the mean L_init' of the cell's text."""
     bits_per_parameter: float | None
-    """Stored bits."""
+    """Stored bits per effective parameter."""
 
 
 def memory_bits(result: CellResult) -> MemoryBits:
-    """The bits of a measured cell; results from before `loss_memoryless` was recorded have none.
+    """The bits of a measured cell; None for results older than `loss_memoryless`.
 
-    A certified record comes back to the last token though its loss is not 0, so certified bits can exceed the stored.
+    Certified bits can exceed stored bits: a certified record comes back whole although its loss is not 0.
     """
     memoryless, final, certain = result.loss_memoryless, result.loss_final, result.certified_tokens
     stored = None if memoryless is None or final is None else in_bits(result.cell.length, max(0.0, memoryless - final))

@@ -1,4 +1,4 @@
-"""Is the law right where it was not fitted? Hold-out errors, and the forms against each other."""
+"""Does the law hold on cells it was not fitted to? Hold-out errors, and a comparison of the forms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.points import LawPoint
 from memlaw.law.curve import FORMS, Form
-from memlaw.law.fit import errors, fit_law, mean_error, quality
+from memlaw.law.fit import fit_law, mean_error, percent_errors, quality
 from memlaw.law.growth import Array
 from memlaw.law.points import Axis, Cells, cells_of, loss_table, points_for_form, size_of, usable
 from memlaw.law.residuals import SCALES, Residuals
@@ -20,7 +20,7 @@ from memlaw.law.result import Holdout, LawFit
 from memlaw.law.search import problem_of
 
 STANDARD_HOLDOUTS = ("length=MAX", "rank=MAX", "corner=MAX")
-"""What forms are compared by: the growth of a plan is towards longer texts, higher ranks, and both."""
+"""Hold-outs that compare the forms: a plan extrapolates to longer texts, to higher ranks, and to both."""
 
 _SPEC = re.compile(r"(rank|length)(=|>=)(MAX|\d{1,15})")
 
@@ -28,7 +28,7 @@ _CORNER = "corner=MAX"
 
 _LEVEL = 0.9
 
-Choice = Callable[[LawPoint], bool]
+Selection = Callable[[LawPoint], bool]
 
 
 def holdout(
@@ -39,18 +39,20 @@ def holdout(
     axis: Axis = "rank",
     residuals: Residuals = "absolute",
 ) -> Holdout:
-    """Fit without the cells that `spec` names, predict them.
+    """Fit without the cells selected by `spec`, and compare predictions with them.
 
-    `length=MAX`, `rank=MAX`: the largest; `length=2000`, `rank>=12`; `corner=MAX`: cells in the upper half both of the
-    sizes and of the lengths that there are, so that the rest has every size and length, but no large adapter with a
-    long text. Held-out cells bring their own L_init, which costs no training to measure. All forms but the bounded one
-    are judged on unsaturated cells only. Raises ConfigError for a spec of another shape or that names no cell, FitError
-    where the remaining cells give no law with error bars.
+    `length=MAX` and `rank=MAX` select the largest, `length=2000` and `rank>=12` others. `corner=MAX` selects cells in
+    the upper half of both sizes and lengths: the fit then sees every size and length, but no large adapter with a long
+    text. Held-out cells keep their own L_init, which takes no training to measure. Forms without a bound are judged on
+    unsaturated cells only.
+
+    Raises ConfigError for a spec that cannot be read or selects no cell or every cell, FitError if the remaining cells
+    give no law with error bars.
     """
     kept = usable(tuple(points), form, axis)
-    chosen = _choice(spec, kept, axis)
-    fit = fit_law([point for point in kept if not chosen(point)], form, axis=axis, residuals=residuals)
-    held = _held(kept, chosen, axis)
+    held_out = _selection(spec, kept, axis)
+    fit = fit_law([point for point in kept if not held_out(point)], form, axis=axis, residuals=residuals)
+    held = _held_out_cells(kept, held_out, axis)
     start = held.loss_init if FORMS[form].bounded else None
     low, high = fit.interval(held.size, held.length, level=_LEVEL, loss_init=start)
     inside = [(low[i] <= runs) & (runs <= high[i]) for i, runs in enumerate(held.runs)]
@@ -58,10 +60,10 @@ def holdout(
     return Holdout(spec, len(held.size), mean_error(held.delta, predicted), float(np.concatenate(inside).mean()))
 
 
-def _choice(spec: str, points: Sequence[LawPoint], axis: Axis) -> Choice:
-    """Whether a point is held out; MAX is that of `points`, and means it and whatever is beyond."""
+def _selection(spec: str, points: Sequence[LawPoint], axis: Axis) -> Selection:
+    """The predicate of `spec`. MAX is the maximum over `points`, and also selects anything larger."""
     if spec == _CORNER:
-        name, chosen = "length", _corner(points, axis)
+        name, selection = "length", _corner(points, axis)
     else:
         match = _SPEC.fullmatch(spec)
         if match is None:
@@ -69,24 +71,24 @@ def _choice(spec: str, points: Sequence[LawPoint], axis: Axis) -> Choice:
                 f"Cannot hold out {spec!r}. Write length=MAX, rank=MAX, corner=MAX, length=2000 or rank>=12."
             )
         name, relation, value = match.groups()
-        chosen = _on_one_axis(points, name, relation, value)
-    out = [chosen(point) for point in points]
-    if all(out) or not any(out):
-        seen = ", ".join(f"{at:g}" for at in sorted({getattr(point, name) for point in points})) or "none"
+        selection = _on_one_axis(points, name, relation, value)
+    selected = [selection(point) for point in points]
+    if all(selected) or not any(selected):
+        values = ", ".join(f"{at:g}" for at in sorted({getattr(point, name) for point in points})) or "none"
         raise ConfigError(
-            f"{spec} holds out {'every' if any(out) else 'no'} usable cell. Cells have {name} {seen}: name some "
-            "of these, and leave at least two others to fit."
+            f"{spec} holds out {'every' if any(selected) else 'no'} usable cell. The cells have {name} {values}: "
+            "select some of these, and leave at least two others to fit."
         )
-    return chosen
+    return selection
 
 
-def _corner(points: Sequence[LawPoint], axis: Axis) -> Choice:
+def _corner(points: Sequence[LawPoint], axis: Axis) -> Selection:
     size_from = _upper_half(size_of(point, axis) for point in points)
     length_from = _upper_half(point.length for point in points)
     return lambda point: size_of(point, axis) >= size_from and point.length >= length_from
 
 
-def _on_one_axis(points: Sequence[LawPoint], name: str, relation: str, value: str) -> Choice:
+def _on_one_axis(points: Sequence[LawPoint], name: str, relation: str, value: str) -> Selection:
     if value == "MAX":
         most = max((getattr(point, name) for point in points), default=0)
         return lambda point: getattr(point, name) >= most
@@ -96,33 +98,34 @@ def _on_one_axis(points: Sequence[LawPoint], name: str, relation: str, value: st
 
 
 def _upper_half(values: Iterable[float]) -> float:
-    """The smallest of the upper half of the distinct values (without the middle one of an odd number)."""
+    """The smallest value of the upper half of the distinct values; the middle one of an odd number is not in it."""
     distinct = sorted(set(values))
     return distinct[(len(distinct) + 1) // 2] if len(distinct) > 1 else math.inf
 
 
-def _held(points: Sequence[LawPoint], chosen: Choice, axis: Axis) -> Cells:
-    held = [point for point in points if chosen(point)]
+def _held_out_cells(points: Sequence[LawPoint], selection: Selection, axis: Axis) -> Cells:
+    held = [point for point in points if selection(point)]
     return cells_of(held, axis, loss_table(held))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All forms of the law, judged on the same cells: those that every form in question can use."""
+    """All forms of the law, compared on the same cells: those that every form can use."""
 
     fits: tuple[LawFit, ...]
-    """Every form, the best first."""
+    """All forms, best first."""
     why: str
-    """Why the best is the best."""
+    """Why the first form is best, in sentences."""
     cells: int
+    """Number of cells compared on."""
     holdouts: tuple[str, ...]
-    """Which of the standard hold-outs could be made."""
+    """The standard hold-outs that were possible."""
     mape: dict[Form, float]
-    """Mean error on held-out cells, percent: the mean over the hold-outs; of each form that could be judged."""
+    """Mean error on held-out cells in percent, averaged over the hold-outs, for each form that was compared."""
     r2: dict[Form, float]
-    """Of dL on the shared cells."""
+    """R^2 of dL on the shared cells."""
     aicc: dict[Form, float]
-    """Akaike's criterion with its small-sample term on the shared cells; 2 or less is no difference."""
+    """Akaike's criterion with small-sample correction on the shared cells; differences below 2 mean nothing."""
 
     @property
     def best(self) -> LawFit:
@@ -130,10 +133,12 @@ class Comparison:
 
     @property
     def best_to_plan(self) -> LawFit:
-        """The best form that knows a ceiling, if one can be believed: recall is asked for close to it, where forms
-        without one promise what cannot be."""
-        ceilings = (fit for fit in self.fits if fit.curve.bounded and fit.status == "ok")
-        return next(ceilings, self.best)
+        """The best bounded form with status ok, otherwise the best form.
+
+        Recall needs losses close to the bound, where forms without one predict more than can be learned.
+        """
+        bounded = (fit for fit in self.fits if fit.curve.bounded and fit.status == "ok")
+        return next(bounded, self.best)
 
 
 def compare(
@@ -143,101 +148,102 @@ def compare(
     residuals: Residuals = "absolute",
     source: str = "the points given",
 ) -> Comparison:
-    """Fit every form and say which to use.
+    """Fit every form and rank them.
 
-    A form that can be believed (status ok) before one that cannot; then the lower error on held-out cells, the mean
-    over the standard hold-outs; where two errors differ by less than one standard error of their difference, the lower
-    AICc. Held-out cells are unsaturated ones, on which all forms are judged, but the bounded form has to follow the
-    saturated ones too: if it wins, it wins with that handicap.
+    Forms with status ok come first. Among them the lower error on held-out cells wins, averaged over the standard
+    hold-outs; if two errors differ by less than one standard error of their difference, the lower AICc wins. All forms
+    are judged on unsaturated held-out cells, although the bounded ones also have to fit the saturated cells.
 
-    Raises FitError where no form can be fitted.
+    Raises FitError if no form can be fitted.
     """
     points = tuple(points)
     fits = {form: fit_law(points, form, axis=axis, residuals=residuals, source=source) for form in FORMS}
     fitted = [form for form, fit in fits.items() if fit.parameters]
     if not fitted:
         raise FitError(f"No form of the law can be fitted. {fits['paper'].status}")
-    believed = [form for form in fitted if fits[form].status == "ok"]
+    trusted = [form for form in fitted if fits[form].status == "ok"]
     shared = usable(points, "paper", axis)
-    for form in believed or fitted:
+    for form in trusted or fitted:
         if FORMS[form].bounded:
             shared = usable(shared, form, axis)
-    misses = _holdout_errors(points, shared, believed or fitted, axis, residuals)
+    misses = _holdout_errors(points, shared, trusted or fitted, axis, residuals)
     scores = {form: score for form in fitted if (score := _scores(fits[form], shared)) is not None}
     aicc = {form: score[1] for form, score in scores.items()}
-    ranked = _ranked(believed, misses, aicc) + _ranked([form for form in fitted if form not in believed], misses, aicc)
+    ranked = _ranked(trusted, misses, aicc) + _ranked([form for form in fitted if form not in trusted], misses, aicc)
     rest = [form for form in fits if form not in ranked]
     return Comparison(
         fits=tuple(fits[form] for form in (*ranked, *rest)),
-        why=_why(ranked, believed, misses, aicc, fits),
+        why=_why(ranked, trusted, misses, aicc, fits),
         cells=len(cells_of(shared, axis, ()).size) if shared else 0,
         holdouts=tuple(misses),
-        mape={form: _mean_error(misses, form) for form in (believed or fitted) if misses},
+        mape={form: _mean_error(misses, form) for form in (trusted or fitted) if misses},
         r2={form: score[0] for form, score in scores.items()},
         aicc=aicc,
     )
 
 
 Errors = dict[str, dict[Form, Array]]
-"""Hold-out -> form -> |predicted / measured - 1| in percent of each cell held out."""
+"""Hold-out -> form -> |predicted / measured - 1| in percent, for each held-out cell."""
 
 
 def _holdout_errors(
     points: Sequence[LawPoint], shared: Sequence[LawPoint], forms: Sequence[Form], axis: Axis, residuals: Residuals
 ) -> Errors:
-    """Of the standard hold-outs that can be made: that name a cell, and leave each form enough to be fitted to."""
+    """The errors of every form, for the standard hold-outs that select a cell and leave enough cells for every fit."""
     misses: Errors = {}
     for spec in STANDARD_HOLDOUTS:
         try:
-            chosen = _choice(spec, shared, axis)
+            selection = _selection(spec, shared, axis)
         except ConfigError:
             continue
-        held = _held(shared, chosen, axis)
-        found: dict[Form, Array] = {}
+        held = _held_out_cells(shared, selection, axis)
+        by_form: dict[Form, Array] = {}
         for form in forms:
-            rest = [point for point in usable(points, form, axis) if not chosen(point)]
+            rest = [point for point in usable(points, form, axis) if not selection(point)]
             fit = fit_law(rest, form, axis=axis, residuals=residuals) if rest else None
             if fit is None or not fit.parameters:
                 break
             start = held.loss_init if FORMS[form].bounded else None
-            found[form] = errors(held.delta, fit.predict(held.size, held.length, loss_init=start))
-        if len(found) == len(forms) and all(error.size for error in found.values()):
-            misses[spec] = found
+            by_form[form] = percent_errors(held.delta, fit.predict(held.size, held.length, loss_init=start))
+        if len(by_form) == len(forms) and all(error.size for error in by_form.values()):
+            misses[spec] = by_form
     return misses
 
 
 def _mean_error(misses: Errors, form: Form) -> float:
-    return float(np.mean([found[form].mean() for found in misses.values()]))
+    return float(np.mean([by_form[form].mean() for by_form in misses.values()]))
 
 
 def _margin(misses: Errors, one: Form, other: Form) -> float:
-    """Standard error of the difference of two mean errors, cell by cell."""
-    differences = [found[one] - found[other] for found in misses.values()]
+    """Standard error of the difference between two mean errors, paired by cell."""
+    differences = [by_form[one] - by_form[other] for by_form in misses.values()]
     variances = [each.var(ddof=1) / each.size if each.size > 1 else math.inf for each in differences]
     return math.sqrt(sum(variances)) / len(differences)
 
 
 def _ranked(forms: Sequence[Form], misses: Errors, aicc: Mapping[Form, float]) -> list[Form]:
-    """The best first: of those whose error is the least, or not worse by more than the margin, that of lowest AICc."""
+    """Best first: of the forms whose error is the lowest, or within the margin of it, the one with the lowest AICc."""
     left, ranked = list(forms), []
     while left:
-        alike = left
-        if misses and all(form in found for found in misses.values() for form in left):
+        similar = left
+        if misses and all(form in by_form for by_form in misses.values() for form in left):
             least = min(left, key=lambda form: _mean_error(misses, form))
-            alike = [form for form in left if form == least or _alike(misses, form, least)]
-        best = min(alike, key=lambda form: (aicc.get(form, math.inf), len(FORMS[form].names)))
+            similar = [form for form in left if form == least or _within_margin(misses, form, least)]
+        best = min(similar, key=lambda form: (aicc.get(form, math.inf), len(FORMS[form].names)))
         ranked.append(best)
         left = [form for form in left if form != best]
     return ranked
 
 
-def _alike(misses: Errors, form: Form, least: Form) -> bool:
+def _within_margin(misses: Errors, form: Form, least: Form) -> bool:
     return _mean_error(misses, form) - _mean_error(misses, least) < _margin(misses, form, least)
 
 
 def _scores(fit: LawFit, points: Sequence[LawPoint]) -> tuple[float, float] | None:
-    """R^2 of dL, and AICc = m ln(SSE/m) + 2k + 2k(k+1)/(m-k-1) of the residuals on m cells, k the parameters and sigma;
-    None where the cells are too few for it."""
+    """R^2 of dL, and AICc = m ln(SSE / m) + 2k + 2k (k + 1) / (m - k - 1) of the residuals on m cells.
+
+    k counts the parameters and sigma. None if there are too few cells.
+    """
     seen = points_for_form(fit.form, points)
     cells = cells_of(seen, fit.axis, loss_table(seen))
     m, k = len(cells.size), len(fit.parameters) + 1
@@ -250,27 +256,33 @@ def _scores(fit: LawFit, points: Sequence[LawPoint]) -> tuple[float, float] | No
 
 def _why(
     ranked: Sequence[Form],
-    believed: Sequence[Form],
+    trusted: Sequence[Form],
     misses: Errors,
     aicc: Mapping[Form, float],
     fits: Mapping[Form, LawFit],
 ) -> str:
     best = ranked[0]
-    rivals = [form for form in ranked[1:] if form in believed or not believed]
-    if not rivals and believed:
+    rivals = [form for form in ranked[1:] if form in trusted or not trusted]
+    if not rivals and trusted:
         other = next(form for form in fits if form != best)
-        return f"Only the {best} form can be believed here. The {other} form: {fits[other].status}"
-    said = "" if believed else "No form can be believed here. "
+        return f"Only the {best} form can be trusted here. The {other} form: {fits[other].status}"
+    why = "" if trusted else "No form can be trusted here. "
     if not rivals:
-        return f"{said}Only the {best} form has numbers."
+        return f"{why}Only the {best} form has parameters."
     other = rivals[0]
     lead = aicc.get(other, math.nan) - aicc.get(best, math.nan)
     if misses:
         without = f"Fitted without {', '.join(misses)}, "
-        mine, theirs = (f"{_mean_error(misses, form):.2g}%" for form in (best, other))
-        if not (_alike(misses, other, best) and lead > 0):
-            return f"{said}{without}the {best} form misses the cells left out by {mine}, the {other} form by {theirs}."
-        said += f"{without}the {best} and {other} forms miss the cells left out about alike ({mine} and {theirs}). "
+        lower, higher = (f"{_mean_error(misses, form):.2g}%" for form in (best, other))
+        if not (_within_margin(misses, other, best) and lead > 0):
+            return (
+                f"{why}{without}the {best} form predicts the held-out cells with a mean error of {lower}, the {other} "
+                f"form with {higher}."
+            )
+        why += (
+            f"{without}the {best} and {other} forms predict the held-out cells about equally well (mean errors {lower} "
+            f"and {higher}). "
+        )
     if lead > 0:
-        return f"{said}The {best} form has the lower AICc on the cells that all forms use, by {lead:.1f}."
-    return f"{said}Too few cells tell the forms apart; the {best} form has no more parameters than the others."
+        return f"{why}The {best} form has the lower AICc on the cells that all forms use, by {lead:.1f}."
+    return f"{why}There are too few cells to tell the forms apart; the {best} form has the fewest parameters."

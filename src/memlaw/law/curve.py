@@ -3,10 +3,10 @@
 paper     dL = C s^alpha l^-beta + b                          the published form, arXiv 2605.30260
 power     dL = C s^alpha l^-beta
 log       dL = a + k (ln s - q ln l)
-bounded   dL = L (1 + (u/L)^-n)^(-1/n), u as in paper         u where it is small, L = L_init(l) where it is large
-memory    dL = L - L' + L' (1 + (u/L')^-n)^(-1/n), u as in power: L' = L_init'(l), what has to be remembered
+bounded   dL = L (1 + (u/L)^-n)^(-1/n), u as in paper         close to u if u << L = L_init(l), close to L if u >> L
+memory    dL = L - L' + L' (1 + (u/L')^-n)^(-1/n), u as in power, L' = L_init'(l)
 
-The last one knows b: an adapter gains L - L' nats without a memory of the text. Its curve is that of the rest.
+In the memory form L - L' replaces b: the nats that need no memory of the text. `Curve` computes the second term only.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from memlaw.law.growth import Array, Bounds, Growth, Logarithm, Power, PowerOffs
 Form = Literal["paper", "power", "log", "bounded", "memory"]
 
 BEND = (0.3, 60.0)
-"""Of n. At the upper bound the curve is u up to a corner at L."""
+"""Bounds of n. At the upper one the curve is u with a sharp corner at L."""
 
+# Bound of |ln n| for searches without bounds: beyond it the curve no longer changes.
 _FURTHEST = 7.0
-"""Of |ln n|, where the curve no longer changes: a search without bounds may go there."""
 
+# Values of n from which the search starts.
 _FIRST_BENDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
+# For a start, dL is capped at this share of L_init, because no finite u gives L_init itself.
 _BELOW_CEILING = 0.98
-"""Share of L_init at which a start takes cells that reached more: no finite u gives L_init itself."""
 
 
 def soft_bound(u: Array, ceiling: Array, bend: float) -> tuple[Array, Array, Array]:
@@ -48,10 +49,10 @@ def soft_bound(u: Array, ceiling: Array, bend: float) -> tuple[Array, Array, Arr
     return value, slope, slope_bend
 
 
-def unbound(delta: Array, ceiling: Array, bend: float | Array) -> Array:
-    """The u whose soft bound is `delta`: inverse of `soft_bound`. Infinite from the ceiling up."""
+def invert_soft_bound(delta: Array, ceiling: Array, bend: float | Array) -> Array:
+    """The u with soft_bound(u) = `delta`; infinite if delta >= ceiling."""
     share = np.maximum(delta / ceiling, 0.0)
-    with np.errstate(divide="ignore", over="ignore"):  # a very soft bend asks for more than a float holds: infinite
+    with np.errstate(divide="ignore", over="ignore"):  # for a very soft bend u overflows to infinity, as it should
         missing = -np.expm1(bend * np.log(share))
         grown = delta * np.maximum(missing, 0.0) ** (-1 / np.asarray(bend))
     return np.where(delta > 0, grown, delta)
@@ -63,11 +64,11 @@ class Curve:
 
     growth: Growth
     formula: str
-    """As a person writes it."""
+    """In plain text, for people."""
     bounded: bool = False
-    """Whether L_init bounds it: then saturated cells are part of the curve, and every cell needs its L_init."""
+    """L_init is the upper bound. Saturated cells can be fitted, and every cell needs its L_init."""
     memoryless: bool = False
-    """Whether it counts from L_init', not from L_init: then every cell needs that too."""
+    """dL counts from L_init' instead of L_init. Every cell needs its L_init'."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,12 +80,12 @@ class Curve:
         return self.growth.positive | {"n"}
 
     def parameters(self, theta: Array) -> Array:
-        """The parameters themselves, [..., p]; what no float holds is infinite."""
+        """The parameters themselves, [..., p]; infinite where the exponential overflows."""
         with np.errstate(over="ignore", under="ignore"):
             return np.where([name in self.positive for name in self.names], np.exp(theta), theta)
 
-    def is_known(self, theta: Array) -> bool:
-        """Whether every parameter is a number, and not beyond what a float holds."""
+    def is_finite(self, theta: Array) -> bool:
+        """Whether no parameter overflows or underflows."""
         value = self.parameters(theta)
         positive = np.array([name in self.positive for name in self.names])
         return bool(np.all(np.isfinite(value)) and np.all(value[positive] > 0))
@@ -98,15 +99,13 @@ class Curve:
     ) -> Array:
         """Smallest size whose dL at `length` is `delta`: inverse of `value` in size, for each theta [..., p].
 
-        `extra` nats are added to the u that this asks for. 0 where no size is needed, infinite where none does.
+        `extra` nats are added to the u that gives `delta`. 0 if no adapter is needed, infinite if no size is enough.
         """
         u = np.asarray(delta, dtype=float)
         if self.bounded:
-            u = unbound(u, np.asarray(loss_init, dtype=float), np.exp(theta[..., -1]))
+            u = invert_soft_bound(u, np.asarray(loss_init, dtype=float), np.exp(theta[..., -1]))
         with np.errstate(over="ignore"):
             return np.asarray(np.exp(self.growth.log_size(theta, float(np.log(length)), u + extra)))
-
-    # --- for the search, in coordinates phi
 
     @property
     def bounds(self) -> Bounds:
@@ -114,26 +113,29 @@ class Curve:
         return self.growth.bounds | bend if self.bounded else self.growth.bounds
 
     def starts(self, x: Array, y: Array, delta: Array, weight: Array, loss_init: Array) -> Iterator[Array]:
-        """Every phi from which to go downhill. A bounded form guesses n, undoes the bound, and weighs each cell by what
-        the bound left of its slope."""
+        """Starting points phi for the search.
+
+        A bounded form tries several n: it inverts the bound, and weights each cell by the slope of the bound there.
+        """
         for bend in _FIRST_BENDS if self.bounded else (None,):
-            u, kept = delta, weight
+            u, slope_weight = delta, weight
             if bend is not None:
-                u = unbound(np.minimum(delta, _BELOW_CEILING * loss_init), loss_init, bend)
-                kept = weight * soft_bound(u, loss_init, bend)[1]
-            start = self.growth.start(x, y, u, kept)
+                u = invert_soft_bound(np.minimum(delta, _BELOW_CEILING * loss_init), loss_init, bend)
+                slope_weight = weight * soft_bound(u, loss_init, bend)[1]
+            start = self.growth.start(x, y, u, slope_weight)
             if start is not None:
                 yield start if bend is None else np.append(start, np.log(bend))
 
-    def searched(self, phi: Array, x: Array, y: Array, loss_init: Array) -> tuple[Array, Array]:
-        """`value` in the coordinates of the search."""
-        return self._under_ceiling(*self.growth.searched(phi, x, y), phi, loss_init)
+    def search_value(self, phi: Array, x: Array, y: Array, loss_init: Array) -> tuple[Array, Array]:
+        """`value` in the coordinates phi of the search, with slopes in phi."""
+        return self._under_ceiling(*self.growth.search_value(phi, x, y), phi, loss_init)
 
     def theta(self, phi: Array) -> Array:
+        """Coordinates of the search converted to theta."""
         return np.append(self.growth.theta(phi[:-1]), phi[-1]) if self.bounded else self.growth.theta(phi)
 
     def shifted(self, theta: Array, x: float, y: float) -> Array:
-        """theta of the same curve with x added to every ln size and y to every ln length."""
+        """theta of the same curve in other units: x is added to every ln size and y to every ln length."""
         if self.bounded:
             return np.append(self.growth.shifted(theta[:-1], x, y), theta[-1])
         return self.growth.shifted(theta, x, y)

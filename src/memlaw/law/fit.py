@@ -1,11 +1,11 @@
-"""Fit a law, and say in a sentence when it cannot be believed."""
+"""Fit a law, and say in a sentence when its numbers cannot be trusted."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import TypedDict, Unpack, get_args
 
 import numpy as np
 
@@ -41,6 +41,7 @@ from memlaw.law.points import (
     all_saturated,
     cells_of,
     check,
+    groups,
     loss_table,
     memoryless_table,
     points_for_form,
@@ -57,8 +58,17 @@ _LOSSES = ("a final loss", "a final loss and L_init'")
 
 _LEAST_CELLS = 5
 
+# Nats below which a relative error has no meaning.
 _NO_GAIN = 1e-6
-"""Nats."""
+
+
+class Provenance(TypedDict, total=False):
+    """Where the cells of a law come from; kept with the law."""
+
+    source: str
+    """In words; "the points given" by default."""
+    origin: Origin | None
+    """What the cells were measured on."""
 
 
 def fit_law(
@@ -68,21 +78,26 @@ def fit_law(
     axis: Axis = "rank",
     residuals: Residuals = "absolute",
     intervals: Intervals = "standard",
-    source: str = "the points given",
-    origin: Origin | None = None,
+    **provenance: Unpack[Provenance],
 ) -> LawFit:
-    """Least squares: the law of these cells, with error bars, warnings and a status.
+    """Fit the law to these cells by least squares, with error bars, warnings and a status.
 
-    paper: dL = C r^alpha l^-beta + b on the unsaturated cells (final loss > 0.69, or unknown), arXiv 2605.30260;
-    power: the same without b; log: dL = a + k (ln r - q ln l), the limit alpha -> 0.
-    bounded: paper's u under a soft ceiling, dL = L (1 + (u/L)^-n)^(-1/n), on every cell with a final loss.
-    memory: power's u under the soft ceiling L', beside the L - L' nats that take no memory; cells need their L_init'.
-    `axis` "parameters" takes the points' effective parameters in place of the rank, and so cells of any placement.
-    `residuals`: squares of nats, of logarithms, or of nats weighed by each cell's replicates. Points of one size and
-    length are replicates, and count as one cell. `intervals`: see `LawFit.intervals`.
+    Minimises sum_i w_i^2 (T(measured dL_i) - T(dL(s_i, l_i)))^2 over cells i of size s_i and length l_i. The paper's
+    form is that of arXiv 2605.30260; the others are memlaw's own.
 
-    Cells that no law can be fitted to give a LawFit whose status says why, with the numbers there are. Raises
-    ConfigError for an unknown form, axis, kind of residuals or intervals, FitError for points that are no measurements.
+    Args:
+        points: measured cells. Points of the same size and length are replicates and count as one cell.
+        form: paper: dL = C s^alpha l^-beta + b; power: without b; log: dL = a + k (ln s - q ln l), the limit for
+            alpha -> 0. These use the unsaturated cells (final loss > 0.69 nats, or unknown). bounded: the paper's u
+            below a soft ceiling, dL = L (1 + (u/L)^-n)^(-1/n) with L = L_init, on every cell with a final loss.
+            memory: the power form's u below L', plus L - L' nats that need no memory, on every cell with an L'.
+        axis: what s is: the rank, or the effective parameters, which allow cells of several placements.
+        residuals: absolute: T = identity and w = 1; relative: T = ln; replicates: w from each cell's replicates.
+        intervals: kind of the 95% intervals, see `LawFit.intervals`.
+        provenance: source (words) and origin (`Origin`), kept with the law.
+
+    If the cells determine no law, `status` says why, and the result holds the numbers that could be computed. Raises
+    ConfigError for an unknown form, axis, residuals or intervals, and FitError for points that are not measurements.
     """
     for value, kind in ((form, Form), (axis, Axis), (residuals, Residuals), (intervals, Intervals)):
         if value not in get_args(kind):
@@ -112,8 +127,7 @@ def fit_law(
         lengths=span(point.length for point in kept or points),
         loss_init=loss_table(points),
         loss_memoryless=memoryless_table(points),
-        source=source,
-        origin=origin,
+        **provenance,
     )
     refusal = _refusal(fit, points, cells)
     return replace(fit, status=refusal) if refusal else _solved(fit, kept, cells)
@@ -124,21 +138,20 @@ def _warnings(
 ) -> tuple[str, ...]:
     n, left_out = len(cells.size), len(points) - len(kept)
     worse = int((cells.delta < 0).sum())
-    found = []
+    warnings = []
     if worse:
-        found.append(WORSE.format(count=worse, n=n))
+        warnings.append(WORSE.format(count=worse, n=n))
     if len(kept) > n:
-        found.append(MERGED.format(runs=len(kept), n=n))
+        warnings.append(MERGED.format(runs=len(kept), n=n))
     if left_out and FORMS[form].bounded:
-        found.append(NO_CEILING.format(count=left_out, loss=_LOSSES[FORMS[form].memoryless], form=form))
+        warnings.append(NO_CEILING.format(count=left_out, loss=_LOSSES[FORMS[form].memoryless], form=form))
     elif left_out:
-        everything = cells_of(points, axis, ())
-        found.append(LEFT_OUT.format(count=len(everything.size) - n))
-    return tuple(found)
+        warnings.append(LEFT_OUT.format(count=len(groups(points, axis)) - n))
+    return tuple(warnings)
 
 
 def _refusal(fit: LawFit, points: Sequence[LawPoint], cells: Cells) -> str:
-    """Why there is nothing to fit; empty if there is."""
+    """Why these cells cannot be fitted; empty if they can."""
     if fit.curve.bounded and not fit.n:
         return missing_loss(points)
     if all_saturated(points, fit.axis):
@@ -156,10 +169,10 @@ def _refusal(fit: LawFit, points: Sequence[LawPoint], cells: Cells) -> str:
 
 def _too_few(fit: LawFit) -> str:
     parameters = len(fit.curve.names)
-    return TOO_FEW.format(n=fit.n, p=parameters, needed=_needed(parameters))
+    return TOO_FEW.format(n=fit.n, p=parameters, needed=_needed_cells(parameters))
 
 
-def _needed(parameters: int) -> int:
+def _needed_cells(parameters: int) -> int:
     return max(_LEAST_CELLS, parameters + 1)
 
 
@@ -168,7 +181,7 @@ def _solved(fit: LawFit, kept: Sequence[LawPoint], cells: Cells) -> LawFit:
     solution = solve(problem)
     if solution is None:
         return replace(fit, status=NO_GROWTH.format(axis=fit.axis))
-    if not fit.curve.is_known(solution.theta):
+    if not fit.curve.is_finite(solution.theta):
         return replace(fit, status=RAN_AWAY.format(axis=fit.axis))
     spare = fit.n - len(solution.theta)
     sigma = run_deviation(problem, solution.theta, spare) if spare else None
@@ -178,7 +191,7 @@ def _solved(fit: LawFit, kept: Sequence[LawPoint], cells: Cells) -> LawFit:
     fit = with_law(fit, solution.theta, covariance, _ends(fit, problem, solution.theta, covariance))
     r2, mape = quality(fit, kept)
     fit = replace(fit, r2=r2, mape=mape)
-    return replace(fit, status=_doubt(fit, solution, float(np.abs(cells.delta).max())))
+    return replace(fit, status=_status(fit, solution, float(np.abs(cells.delta).max())))
 
 
 def _ends(fit: LawFit, problem: Problem, theta: Array, covariance: Array | None) -> Ends:
@@ -189,9 +202,9 @@ def _ends(fit: LawFit, problem: Problem, theta: Array, covariance: Array | None)
     return bootstrapped(problem, theta, fit.freedom)
 
 
-def _doubt(fit: LawFit, solution: Solution, largest: float) -> str:
-    """The status of a fit that has numbers: ok, or why they should not be believed."""
-    if fit.n < _needed(len(fit.parameters)):
+def _status(fit: LawFit, solution: Solution, largest: float) -> str:
+    """ "ok", or why the parameters should not be trusted; `largest` is the largest |dL| of a cell."""
+    if fit.n < _needed_cells(len(fit.parameters)):
         return _too_few(fit)
     if fit.covariance is None:
         return NOT_IDENTIFIABLE
@@ -211,7 +224,10 @@ def _doubt(fit: LawFit, solution: Solution, largest: float) -> str:
 
 
 def _is_growing(fit: LawFit, name: str) -> bool:
-    """Whether the 95% interval of what makes dL grow excludes 0; that of k, whose logarithm is fitted, by its error."""
+    """Whether the 95% interval of this exponent or factor excludes 0.
+
+    k is fitted as ln k, whose interval never reaches 0; its standard error decides instead.
+    """
     estimate = fit.parameters[name]
     if name in fit.curve.positive:
         return estimate.stderr is not None and 2 * estimate.stderr < estimate.value
@@ -219,7 +235,7 @@ def _is_growing(fit: LawFit, name: str) -> bool:
 
 
 def off_scale(fit: LawFit, cells: Cells) -> str:
-    """Why some cells have no place on the scale of the residuals; empty if all have."""
+    """Why the scale of the residuals does not exist for some cells; empty if it exists for all."""
     scale = SCALES[fit.residuals]
     undefined = [not scale.defined(runs, start).all() for runs, start in zip(cells.runs, cells.loss_init, strict=True)]
     if not any(undefined):
@@ -229,7 +245,7 @@ def off_scale(fit: LawFit, cells: Cells) -> str:
 
 
 def with_law(fit: LawFit, theta: Array, covariance: Array | None, ends: Ends) -> LawFit:
-    """The fit with other numbers, and their doubt."""
+    """The fit with these parameters and their uncertainty."""
     return replace(
         fit,
         parameters=estimates(fit.curve, theta, ends),
@@ -238,10 +254,10 @@ def with_law(fit: LawFit, theta: Array, covariance: Array | None, ends: Ends) ->
 
 
 def run_deviation(problem: Problem, theta: Array, spare: int) -> float:
-    """Standard deviation of one new run, on the scale of the residuals.
+    """Standard deviation of one new run around the law, on the scale of the residuals.
 
-    Cells scatter around the law by what is left of their replicates' scatter in a mean of m runs, and by more; one run
-    has all of it: sigma^2 = sum (target - predicted)^2 / spare + within (1 - mean(1 / m)).
+    sigma^2 = sum (target - predicted)^2 / spare + within (1 - mean(1 / m)) for cells of m runs: the mean of m runs has
+    1 / m of the variance within cells, and the second term restores the rest.
     """
     error = problem.predicted(theta)[0] - problem.target
     averaged = float(np.mean([1 / len(runs) for runs in problem.runs]))
@@ -249,32 +265,32 @@ def run_deviation(problem: Problem, theta: Array, spare: int) -> float:
 
 
 def quality(fit: LawFit, points: Sequence[LawPoint]) -> tuple[float, float]:
-    """R^2 and MAPE of dL over the cells of points, whatever the form and the residuals."""
+    """R^2 and MAPE (percent) of dL over the cells of these points, for any form and residuals."""
     cells = cells_of(points, fit.axis, loss_table(points))
     delta, start = cells.delta, cells.loss_init if fit.curve.bounded else None
     predicted = fit.predict(cells.size, cells.length, loss_init=start)
-    return explained(delta, delta - predicted), mean_error(delta, predicted)
+    return r_squared(delta, delta - predicted), mean_error(delta, predicted)
 
 
 def missing_loss(points: Sequence[LawPoint]) -> str:
-    """Why none of these points can be used by a bounded form."""
+    """Why a bounded form can use none of these points."""
     return NO_FINAL_LOSS if all(point.final_loss is None for point in points) else NO_MEMORYLESS_LOSS
 
 
-def errors(measured: Array, predicted: Array) -> Array:
-    """|predicted / measured - 1| in percent; of 0, or next to it, there is no such ratio: left out."""
+def percent_errors(measured: Array, predicted: Array) -> Array:
+    """|predicted / measured - 1| in percent, without the cells whose dL is 0 or nearly 0."""
     some = np.abs(measured) > _NO_GAIN
     return np.asarray(100 * np.abs(predicted[some] / measured[some] - 1))
 
 
 def mean_error(measured: Array, predicted: Array) -> float:
-    """Mean of `errors`; 0 if no cell has any."""
-    found = errors(measured, predicted)
-    return float(found.mean()) if found.size else 0.0
+    """Mean of `percent_errors`; 0 if no cell has one."""
+    percent = percent_errors(measured, predicted)
+    return float(percent.mean()) if percent.size else 0.0
 
 
-def explained(delta: Array, residual: Array) -> float:
-    """Share of the variance of dL explained; 0 where dL does not vary, since there is nothing to explain."""
+def r_squared(delta: Array, residual: Array) -> float:
+    """1 - SSE / SST of dL; 0 if dL does not vary."""
     total = float(((delta - delta.mean()) ** 2).sum())
     return 1 - float(residual @ residual) / total if total > 0 else 0.0
 

@@ -4,8 +4,8 @@
     Power         u = C s^alpha l^-beta
     Logarithm     u = a + k (ln s - q ln l)         the limit of the first as alpha -> 0, with q = beta / alpha
 
-Parameters travel as coordinates theta: those that are positive as their logarithm, so that all may take any value and
-err more nearly as a normal law does. Sizes and lengths enter as logarithms: x [m] = ln s, y [m] = ln l.
+theta holds the parameters, the positive ones as logarithms: then every value is allowed, and the errors are closer to
+normal. Sizes and lengths enter as logarithms: x [m] = ln s, y [m] = ln l.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ Array = NDArray[np.float64]
 
 Bounds = dict[str, tuple[float, float]]
 
-_ANY = (-np.inf, np.inf)
-
-_FAR = 69.0
-
 LEAST_ALPHA = 1e-3
-"""Under it the power is a logarithm to a part in a thousand, and C and b run to infinity."""
+"""Below this alpha the power law equals a logarithm to one part in a thousand, and C and b diverge."""
 
+_ANY = (-np.inf, np.inf)
 _ALPHA = (LEAST_ALPHA, 6.0)
 
+# Bounds of q = beta / alpha: the size must grow as l^q to keep dL.
 _RATIO = (0.0, 20.0)
-"""Of beta / alpha: how fast the size must grow with the length to keep dL."""
+
+# Largest exponent that is evaluated: e^69 = 1e30.
+_FAR = 69.0
 
 _ALPHAS, _RATIOS = (
     grid.ravel()[:, None]
     for grid in np.meshgrid(np.geomspace(0.02, 4, 22), np.append(0, np.geomspace(0.05, 10, 22)))
 )  # fmt: skip
-"""The exponents that a search tries first, [506, 1] each."""
+"""Grid of exponents alpha and beta / alpha from which the search starts, [506, 1] each."""
 
 
 class Growth(ABC):
-    """One curve. A search may run in other coordinates phi than theta, where those suit least squares better."""
+    """One curve u(x, y). The search may use other coordinates phi than theta if they suit least squares better."""
 
     names: ClassVar[tuple[str, ...]]
     positive: ClassVar[frozenset[str]]
     """Parameters whose coordinate is their logarithm."""
     bounds: ClassVar[Bounds]
-    """Of the search, in the order of phi, by the parameter that each coordinate decides."""
+    """Bounds of phi, in order, named by the parameter that each coordinate determines."""
     moved: ClassVar[tuple[str, ...]]
-    """What another kind of data changes: the first from a single cell, the second where there are cells enough."""
+    """Parameters refitted to another kind of data: the first for a single cell, the second too if cells suffice."""
 
     @abstractmethod
     def value(self, theta: Array, x: Array, y: Array) -> tuple[Array, Array]:
@@ -56,27 +56,33 @@ class Growth(ABC):
 
     @abstractmethod
     def log_size(self, theta: Array, y: Array | float, u: Array) -> Array:
-        """ln of the smallest size with this u, for each theta [..., p]; -inf where none is needed, inf if none does."""
+        """ln of the smallest size with this u, for each theta [..., p].
+
+        -inf if no adapter is needed, inf if no size is enough.
+        """
 
     @abstractmethod
     def shifted(self, theta: Array, x: float, y: float) -> Array:
-        """theta of the same curve with x added to every ln s and y to every ln l; linear in x and y."""
+        """theta of the same curve in other units: x is added to every ln s and y to every ln l. Linear in x and y."""
 
     @abstractmethod
     def start(self, x: Array, y: Array, u: Array, weight: Array) -> Array | None:
-        """phi of about the least weighted squares, x and y being centred; None where u does not grow with size."""
+        """phi near the weighted least squares, for centred x and y; None if u does not grow with size."""
 
-    def searched(self, phi: Array, x: Array, y: Array) -> tuple[Array, Array]:
-        """`value` in the coordinates of the search."""
+    def search_value(self, phi: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        """`value` in the coordinates phi of the search, with slopes in phi."""
         return self.value(phi, x, y)
 
     def theta(self, phi: Array) -> Array:
+        """Coordinates of the search converted to theta."""
         return phi
 
 
 class PowerOffset(Growth):
-    """Searched as u = a + k (s^alpha l^-beta - 1) / alpha with q = beta / alpha: there the limit alpha -> 0, a
-    logarithm, is an ordinary point and not infinitely far."""
+    """u = C s^alpha l^-beta + b, searched as u = a + k (s^alpha l^-beta - 1) / alpha with phi = (ln k, alpha, q, a).
+
+    In these coordinates the limit alpha -> 0, a logarithm, is an ordinary point; in theta it is infinitely far away.
+    """
 
     names = ("C", "alpha", "beta", "b")
     positive = frozenset({"C"})
@@ -97,13 +103,13 @@ class PowerOffset(Growth):
         z = np.expm1(np.minimum(_ALPHAS * (x - _RATIOS * y), _FAR)) / _ALPHAS
         squared = weight**2 / (weight**2).sum()
         mean_z, mean_u = z @ squared, u @ squared
-        found = _steepest(z - mean_z[:, None], u - mean_u, squared)
-        if found is None:
+        fitted = _best_multiple(z - mean_z[:, None], u - mean_u, squared)
+        if fitted is None:
             return None
-        best, k = found
+        best, k = fitted
         return np.array([np.log(k), _ALPHAS[best, 0], _RATIOS[best, 0], mean_u - k * mean_z[best]])
 
-    def searched(self, phi: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    def search_value(self, phi: Array, x: Array, y: Array) -> tuple[Array, Array]:
         k, alpha, ratio, a = _exp(phi[0]), phi[1], phi[2], phi[3]
         v = x - ratio * y
         grown, z = _exp(alpha * v), np.expm1(np.minimum(alpha * v, _FAR)) / alpha
@@ -116,7 +122,7 @@ class PowerOffset(Growth):
 
 
 class Power(Growth):
-    """No offset: all of dL is memory."""
+    """u = C s^alpha l^-beta: no offset, all of dL is memory."""
 
     names = ("C", "alpha", "beta")
     positive = frozenset({"C"})
@@ -133,15 +139,15 @@ class Power(Growth):
         return _power_shifted(theta, x, y)
 
     def start(self, x: Array, y: Array, u: Array, weight: Array) -> Array | None:
-        found = _steepest(_exp(_ALPHAS * (x - _RATIOS * y)), u, weight**2)
-        if found is None:
+        fitted = _best_multiple(_exp(_ALPHAS * (x - _RATIOS * y)), u, weight**2)
+        if fitted is None:
             return None
-        best, scale = found
+        best, scale = fitted
         return np.array([np.log(scale), _ALPHAS[best, 0], _ALPHAS[best, 0] * _RATIOS[best, 0]])
 
 
 class Logarithm(Growth):
-    """Each doubling of the size adds the same number of nats."""
+    """u = a + k (ln s - q ln l): each doubling of the size adds the same number of nats."""
 
     names = ("k", "q", "a")
     positive = frozenset({"k"})
@@ -167,7 +173,7 @@ class Logarithm(Growth):
 
 
 def _exp(value: Array | float) -> Array:
-    """e^value, at most e^69 = 1e30: a search may look too far, and what it sees there must stay a number."""
+    """e^value, at most e^69 = 1e30, so that a search that steps too far still sees a finite number."""
     return np.asarray(np.exp(np.minimum(value, _FAR)))
 
 
@@ -189,8 +195,8 @@ def _power_shifted(theta: Array, x: float, y: float) -> Array:
     return moved
 
 
-def _steepest(z: Array, u: Array, squared_weight: Array) -> tuple[int, float] | None:
-    """Which of the curves z [grid, m] follows u [m] best, and with which factor k > 0; None if none does with any."""
+def _best_multiple(z: Array, u: Array, squared_weight: Array) -> tuple[int, float] | None:
+    """Index of the curve z [grid, m] that fits k z = u [m] best, and its factor k > 0; None if no factor is above 0."""
     spread, shared = z**2 @ squared_weight, z @ (squared_weight * u)
     gain = np.where((shared > 0) & (spread > 0), shared**2 / np.where(spread > 0, spread, 1), 0.0)
     best = int(gain.argmax())

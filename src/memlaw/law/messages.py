@@ -1,4 +1,4 @@
-"""The sentences of a fit: why it failed, or why it should not be believed."""
+"""The sentences about a fit: why it failed, why its numbers should not be trusted, and what to note about its cells."""
 
 from __future__ import annotations
 
@@ -6,70 +6,54 @@ NO_FINAL_LOSS = (
     "The bounded form needs L_init = final_loss + delta_loss, and no cell has a final loss. Add the column final_loss, "
     "or fit the paper's form."
 )
-
 NO_MEMORYLESS_LOSS = (
-    "The memory form needs L_init', the loss of the best predictor that remembers nothing, and no cell has it. Probes "
-    "measure it; fit the bounded form to a table."
+    "The memory form needs L_init', the loss of the best predictor without memory, and no cell has it. Fit a probe, "
+    "which measures it, or fit the bounded form."
 )
-
 ALL_SATURATED = (
-    "All cells are saturated (final loss <= 0.69 nats): they show that the adapter holds this much, not where it "
-    "stops. Probe smaller ranks or longer lengths."
+    "All cells are saturated (final loss <= 0.69 nats): every text fitted, so they show a lower bound on the capacity "
+    "but not its limit. Probe smaller ranks or longer lengths."
 )
-
-ONE_RANK = "All cells have one {axis}, so nothing tells how dL grows with it. Probe at least two."
-
-ONE_LENGTH = "All cells have one length, so nothing tells how dL falls with it. Probe at least two."
-
+ONE_RANK = "All cells have one {axis}, so they do not show how dL grows with it. Probe at least two."
+ONE_LENGTH = "All cells have one length, so they do not show how dL falls with it. Probe at least two."
 TOO_FEW = (
-    "{n} usable cells cannot determine {p} parameters and leave any doubt to measure: at least {needed} are needed. "
-    "Finish more of the grid."
+    "{n} usable cells are too few to estimate {p} parameters and their errors: at least {needed} are needed. Finish "
+    "more of the grid."
 )
-
 NO_REPLICATES = (
-    "No cell was run twice, so replicates cannot weigh the cells. Probe with several seeds, or fit absolute residuals."
+    "No cell has replicates, so their scatter cannot weight the cells. Probe with several seeds, or fit absolute "
+    "residuals."
 )
-
 NO_GROWTH = "dL does not grow with the {axis} in these cells, so they show no capacity. Check that training converged."
-
 RAN_AWAY = (
-    "Not identifiable: dL jumps so much from one {axis} or length to the next that the law's scale is beyond any "
-    "number. Check the cells."
+    "Not identifiable: dL changes so steeply between neighbouring {axis} values or lengths that the fitted scale "
+    "overflows. Check the cells."
 )
-
 NOT_IDENTIFIABLE = (
-    "Not identifiable: other parameters fit these cells just as well, as when longer lengths were only measured at "
-    "higher ranks. Cross every rank with every length."
+    "Not identifiable: other parameters fit these cells equally well, as happens if longer lengths were measured only "
+    "at higher ranks. Measure every rank at every length."
 )
-
 NOT_IDENTIFIABLE_POWER = (
-    "Not identifiable: alpha's 95% interval reaches 0, where the power becomes a logarithm and C runs to infinity. "
-    "Predictions inside the fitted range may still be good; the exponents mean nothing. Widen the grid, or use the log "
-    "form, which is that limit."
+    "Not identifiable: alpha's 95% interval includes 0, where the power law becomes a logarithm and C diverges. "
+    "Predictions within the fitted range may still be good, but the exponents have no meaning. Widen the grid, or use "
+    "the log form, which is that limit."
 )
-
 NOT_IDENTIFIABLE_GROWTH = (
-    "Not identifiable: the 95% interval of {name} reaches 0, so dL may not grow with the {axis} at all. Widen the "
-    "grid, or give replicates."
+    "Not identifiable: the 95% interval of {name} includes 0, so dL may not grow with the {axis} at all. Widen the "
+    "grid, or add replicates."
 )
-
 NOT_IDENTIFIABLE_OFFSET = (
-    "Not identifiable: the offset b cannot be told from the power term (its 95% interval spans more nats than the "
-    "largest dL). Predictions inside the fitted range may still be good; the parameters mean nothing. Widen the grid, "
-    "or use the power form (no offset) or the log form."
+    "Not identifiable: the offset b cannot be separated from the power term (its 95% interval is wider than the "
+    "largest dL). Predictions within the fitted range may still be good, but the parameters have no meaning. Widen the "
+    "grid, or use the power form (no offset) or the log form."
 )
-
 NOT_IDENTIFIABLE_BEND = (
-    "Not identifiable: how sharply dL bends to L_init (n), since too few cells are near it. Add cells near saturation, "
-    "or fit the paper's form."
+    "Not identifiable: too few cells are close to saturation to tell how sharply dL bends towards L_init (n). Add "
+    "cells near saturation, or fit the paper's form."
 )
+AT_BOUND = "{names} stopped at the edge of the search, so the error bars are not valid. Widen the grid: {advice}."
 
-AT_BOUND = "{names} stopped at the edge of the search, so the error bars mean nothing. Widen the grid: {advice}."
-
-WORSE = "{count} of {n} cells got worse by training (dL < 0); they are kept. Check that their training converged."
-
-MERGED = "{runs} runs are replicates of {n} cells: each cell counts once, by their mean."
-
+WORSE = "Training raised the loss of {count} of {n} cells (dL < 0). They are included; check that training converged."
+MERGED = "{runs} runs are replicates of {n} cells; each cell counts once, with the mean of its runs."
 LEFT_OUT = "{count} saturated cells (final loss <= 0.69 nats) are left out: only the bounded form can use them."
-
 NO_CEILING = "{count} points without {loss} are left out: the {form} form needs it."

@@ -1,14 +1,14 @@
-"""Where points come from: a CSV table, or the finished cells of a probe. Whatever is not right is a sentence."""
+"""Read points from a CSV table or from the finished cells of a probe; every fault is reported in a sentence."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import difflib
 import io
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 from memlaw.core.cells import CellResult
@@ -21,16 +21,16 @@ _NEEDED = ("rank", "length", "delta_loss")
 _OPTIONAL = ("final_loss", "parameters", "seed")
 
 _LEAST = {"rank": 1, "length": 1, "parameters": 1, "seed": 0}
-"""Columns that count something, and from where."""
+"""Columns of whole numbers, and the least value of each."""
 
-_MEANT = {
+_ALIASES = {
     "r": "rank", "lora_rank": "rank", "lora_r": "rank", "ranks": "rank",
     "l": "length", "len": "length", "n": "length", "tokens": "length", "length_tokens": "length", "lengths": "length",
     "target_tokens": "length", "num_tokens": "length",
     "dl": "delta_loss", "delta": "delta_loss", "delta_l": "delta_loss", "loss_delta": "delta_loss",
     "loss_drop": "delta_loss", "deltaloss": "delta_loss",
 }  # fmt: skip
-"""Names that others use for what a law needs."""
+"""Other common names of the needed columns."""
 
 _CHARACTERS = frozenset({"length_chars", "length_characters", "chars", "characters", "char_length", "num_chars"})
 
@@ -38,10 +38,10 @@ _VARIES = frozenset({"rank", "length", "seed", "train"})
 
 
 def read_points(path: str | Path) -> tuple[LawPoint, ...]:
-    """The points of a CSV file: columns rank, length, delta_loss and, where known, final_loss, parameters and seed.
+    """The points of a CSV file with columns rank, length, delta_loss and optionally final_loss, parameters and seed.
 
-    Losses in nats per target token, lengths in target tokens. Other columns are left alone; `loss_final`, the name in
-    a probe's own table, is read as final_loss. Raises FitError naming the file, line and column.
+    Losses are in nats per target token, lengths in target tokens. `loss_final`, its name in a probe's own table, is
+    read as final_loss; other columns are ignored. Raises FitError naming the file, line and column.
     """
     file = Path(path)
     try:
@@ -49,13 +49,13 @@ def read_points(path: str | Path) -> tuple[LawPoint, ...]:
     except UnicodeDecodeError as error:
         raise FitError(f"{file} is not UTF-8 text (byte {error.start}). Save the table as CSV in UTF-8.") from None
     except OSError as error:
-        raise FitError(f"{file} cannot be read: {error.strerror}. Give a CSV file of points.") from None
+        raise FitError(f"{file} cannot be read: {error.strerror}. Pass a CSV file of points.") from None
     return points_from_text(text, name=file.name)
 
 
 def points_from_text(text: str, *, name: str) -> tuple[LawPoint, ...]:
-    """The points of CSV text; `name` is what messages call it."""
-    # A record's line is where its last field ends: the two differ only for quoted line breaks, which no number has.
+    """The points of CSV text; messages call it `name`. Raises FitError."""
+    # line_num is the last line of a record; it differs from the first only for quoted line breaks, never in numbers.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     seen: dict[tuple[float | None, ...], int] = {}
     points = []
@@ -70,15 +70,15 @@ def points_from_text(text: str, *, name: str) -> tuple[LawPoint, ...]:
     except csv.Error as error:
         raise FitError(f"{name}, line {reader.line_num}: {error}. Each line is numbers separated by commas.") from None
     if not points:
-        raise FitError(f"{name} has a header but no points: each further line is one cell, such as 8,1000,5.21,0.93.")
+        raise FitError(f"{name} has a header but no points. Add one line for each cell, such as 8,1000,5.21,0.93.")
     return tuple(points)
 
 
 def points_from_results(results: Iterable[CellResult], *, axis: Axis = "rank") -> tuple[LawPoint, ...]:
-    """The finished cells of a probe. Cells may differ in rank, length and seed; in anything else they share no law,
-    but over `axis` "parameters" those of several placements do.
+    """The finished cells of a probe as points.
 
-    Raises FitError for cells that differ in model, data, placement or training, and for cells that stopped early.
+    Raises FitError for cells that differ in anything but rank, length and seed (and, on the axis "parameters",
+    placement), and for cells that stopped early: the law needs a fixed training budget.
     """
     finished = [result for result in results if result.status == "finished"]
     varies = _VARIES | {"placement"} if axis == "parameters" else _VARIES
@@ -90,14 +90,14 @@ def points_from_results(results: Iterable[CellResult], *, axis: Axis = "rank") -
                 kinds[setting].add(str(value))
     if "recalled" in kinds["until"]:
         raise FitError(
-            "Some cells stopped as soon as they were recalled (until=recalled). How far their loss fell tells when "
-            "they stopped, not what fits. Fit a probe trained to a fixed budget."
+            "Some cells stopped as soon as they were recalled (until=recalled), so their loss shows when they stopped, "
+            "not what fits. Fit a probe trained to a fixed budget."
         )
     for setting, values in kinds.items():
         if len(values) > 1:
             raise FitError(
-                f"The finished cells differ in {setting} ({', '.join(sorted(values))}). One law holds for one "
-                f"{setting} only: fit them one at a time."
+                f"The finished cells differ in {setting} ({', '.join(sorted(values))}), and a law holds for one "
+                f"{setting} only. Fit them separately."
             )
     return tuple(
         LawPoint(
@@ -115,57 +115,57 @@ def points_from_results(results: Iterable[CellResult], *, axis: Axis = "rank") -
 
 
 def _columns(header: list[str], name: str) -> dict[str, int]:
-    """Where each column we know stands. Raises FitError if one is missing or there twice."""
+    """Index of each known column. Raises FitError if one is missing or appears twice."""
     known = ["final_loss" if column == "loss_final" else column for column in header]
     missing = [column for column in _NEEDED if column not in known]
     if missing:
         raise FitError(f"{name} has no column {' nor '.join(missing)}{_hint(known, missing)}")
     twice = [column for column in (*_NEEDED, *_OPTIONAL) if known.count(column) > 1]
     if twice:
-        raise FitError(f"{name} has the column {twice[0]} twice, so which one counts is unknown. Remove one.")
+        raise FitError(f"{name} has two columns {twice[0]}, so it is unclear which one to use. Remove one.")
     return {column: known.index(column) for column in (*_NEEDED, *_OPTIONAL) if column in known}
 
 
 def _hint(header: list[str], missing: list[str]) -> str:
-    """What to do about missing columns. Only names like those we know are repeated: the file may hold secrets."""
+    """How to fix missing columns. Repeats only names like those of known columns, because the file may hold secrets."""
     line = ",".join(header)
     for separator, called in ((";", "semicolons"), ("\t", "tabs")):
         if line.count(separator) >= len(_NEEDED) - 1:
             return (
-                f": its columns are separated by {called}. Save the table with commas between columns, and points, not "
-                "commas, in numbers."
+                f": its columns are separated by {called}. Save the table with commas between columns and decimal "
+                "points in numbers."
             )
     if "length" in missing and (counted := next((at for at in header if at.lower() in _CHARACTERS), None)):
         return (
             f": it has {counted}, but a law's length is in target tokens. Count them with the model's own tokenizer, "
             'len(tokenizer(target, add_special_tokens=False)["input_ids"]) of each target, and name the column length.'
         )
-    renamed = {column: found for column in missing if (found := _meant(column, header)) is not None}
+    renamed = {column: other for column in missing if (other := _likely_column(column, header)) is not None}
     if renamed:
-        return "; rename " + " and ".join(f"{found!r} to {column}" for column, found in renamed.items()) + "."
+        return "; rename " + " and ".join(f"{other!r} to {column}" for column, other in renamed.items()) + "."
     return (
-        "; its first line must name rank,length,delta_loss (and final_loss for the bounded form, seed for replicates), "
-        "separated by commas. A law is fitted to a probe's points, not to facts."
+        "; its first line must be rank,length,delta_loss (plus final_loss for the bounded form, seed for replicates). "
+        "A law is fitted to the points of a probe, not to facts."
     )
 
 
-def _meant(column: str, header: list[str]) -> str | None:
-    """The column of the header that stands for the missing one: by another name, or misspelt."""
+def _likely_column(column: str, header: list[str]) -> str | None:
+    """The column of the header that is probably the missing one: an alias or a misspelling."""
     others = [other for other in header if other not in (*_NEEDED, *_OPTIONAL)]
     plain = {other.lower().replace(" ", "_").replace("-", "_").replace("\N{GREEK SMALL LETTER DELTA}", "d"): other
              for other in others}  # fmt: skip
     for name, other in plain.items():
-        if name == column or _MEANT.get(name) == column:
+        if name == column or _ALIASES.get(name) == column:
             return other
-    close = difflib.get_close_matches(column, plain, n=1, cutoff=0.8)
+    close = get_close_matches(column, plain, n=1, cutoff=0.8)
     return plain[close[0]] if close else None
 
 
 def _point(row: list[str], header: list[str], columns: dict[str, int], where: str) -> LawPoint:
     if len(row) != len(header):
         raise FitError(
-            f"{where} has {len(row)} fields, but the first line names {len(header)}. Numbers are written with a "
-            "decimal point, since commas separate fields."
+            f"{where} has {len(row)} fields, but the first line names {len(header)}. Commas separate fields: write "
+            "numbers with a decimal point."
         )
     fields = {column: row[index].strip() for column, index in columns.items()}
     known = {column: _number(text, column, where) for column, text in fields.items() if text or column in _NEEDED}
@@ -187,29 +187,27 @@ def _number(text: str, column: str, where: str) -> float:
         comma = " Write numbers with a decimal point." if text.replace(",", "", 1).lstrip("+-").isdigit() else ""
         raise FitError(f"{where}: {column} is {text!r}, not a number.{comma}") from None
     if not math.isfinite(value):
-        raise FitError(f"{where}: {column} is {text!r}. A cell that did not finish has no place in a fit: remove it.")
+        raise FitError(f"{where}: {column} is {text!r}. A cell that did not finish cannot be fitted: remove it.")
     least = _LEAST.get(column)
     if least is not None and (value < least or value != int(value)):
-        raise FitError(
-            f"{where}: {column} is {text}, but it counts something: a whole number from {least} up is needed."
-        )
+        raise FitError(f"{where}: {column} is {text}, but it must be a whole number of at least {least}.")
     if column == "final_loss" and value < 0:
         raise FitError(f"{where}: final_loss is {text}, but a cross-entropy is never negative.")
     return value
 
 
 def _check_new(point: LawPoint, seen: dict[tuple[float | None, ...], int], line: int, name: str) -> None:
-    """Raises FitError if this line's run stood in the table before: whether both count, or which one, is unknown."""
+    """Raises FitError if an earlier line holds the same run: it is unclear whether both count, or which one."""
     before = seen.setdefault((point.rank, point.length, point.parameters, point.seed), line)
     if before == line:
         return
     cell = f"rank {point.rank:g}, length {point.length:g}"
     if point.seed is None:
         raise FitError(
-            f"{name}, line {line} is the cell of line {before} again ({cell}). If they are replicates, tell them apart "
-            "in a column seed; if not, remove one."
+            f"{name}, line {line} repeats the cell of line {before} ({cell}). If they are replicates, add a column "
+            "seed that tells them apart; otherwise remove one."
         )
     raise FitError(
-        f"{name}, line {line} is the run of line {before} again ({cell}, seed {point.seed}). A seed counts once a "
-        "cell: give replicates seeds of their own, or remove one."
+        f"{name}, line {line} repeats the run of line {before} ({cell}, seed {point.seed}). Give each replicate its "
+        "own seed, or remove one."
     )

@@ -1,8 +1,8 @@
-"""What least squares takes for the error of a cell: the scale T on which measured and predicted dL are subtracted.
+"""Residuals of a fit: the scale T on which predicted dL is subtracted from measured dL.
 
-absolute     T(dL) = dL         one scatter in nats for all cells
-relative     T(dL) = ln dL      one scatter in percent for all cells
-replicates   T(dL) = dL         each cell's own scatter, as its replicates show it
+absolute     T(dL) = dL         the same scatter in nats for all cells
+relative     T(dL) = ln dL      the same scatter in percent for all cells
+replicates   T(dL) = dL         each cell's own scatter, estimated from its replicates
 """
 
 from __future__ import annotations
@@ -20,25 +20,28 @@ Residuals = Literal["absolute", "relative", "replicates"]
 
 Flags = NDArray[np.bool_]
 
+# Below this many nats ln dL continues as a straight line, since the search may try laws that predict dL <= 0.
 _LEAST = 1e-3
-"""Nats under which ln dL goes on as a straight line: a law may predict less than nothing while it is being searched."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """T, its inverse and its slope: functions of (dL or T(dL), L_init), in nats, element by element."""
+    """T, its inverse and its derivative: elementwise functions of (dL or T(dL), L_init), in nats."""
 
-    of: Callable[[Array, Array], Array]
-    back: Callable[[Array, Array], Array]
+    transform: Callable[[Array, Array], Array]
+    """T."""
+    invert: Callable[[Array, Array], Array]
+    """Inverse of T."""
     slope: Callable[[Array, Array], Array]
+    """Derivative of T."""
     defined: Callable[[Array, Array], Flags]
-    """Which measured dL have a place on the scale."""
+    """True for each measured dL whose T exists."""
     refusal: str = ""
-    """What to say of those that have none."""
+    """The sentence about cells whose T does not exist."""
     nats: bool = True
-    """Whether it counts nats, so that one scatter holds at every dL."""
+    """T is in nats, so that the same scatter applies at every dL."""
     weighted: bool = False
-    """Whether each cell is weighed by the inverse variance of its own replicates' mean."""
+    """Cells are weighted by the inverse variance of the mean of their replicates."""
 
 
 def _log(delta: Array, _: Array) -> Array:
@@ -74,9 +77,9 @@ SCALES: dict[Residuals, Scale] = {
     "absolute": Scale(_same, _same, _one, _all),
     "relative": Scale(
         _log, _exp, _log_slope, _gained,
-        "dL is not above 0 in {count} of the cells ({axis} {size:g}, length {length:g} is the first), so its logarithm "
-        "does not exist, which relative residuals need. Fit absolute residuals, or find out why training made those "
-        "worse.",
+        "dL is not positive in {count} of the cells (first: {axis} {size:g}, length {length:g}), and relative "
+        "residuals need its logarithm. Fit absolute residuals, or find out why training did not lower the loss of "
+        "these cells.",
         nats=False,
     ),
     "replicates": Scale(_same, _same, _one, _all, weighted=True),

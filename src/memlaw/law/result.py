@@ -1,15 +1,19 @@
-"""What a fit tells: its numbers with their doubts, its predictions, the law turned round, and its file."""
+"""The result of a fit: parameters with their uncertainty, predictions, the inverse of the law, and its file."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, overload
+from functools import cache
+from typing import Any, ClassVar, Literal, NamedTuple, overload
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from memlaw.core.canonical import canonical_json, to_dict
 from memlaw.core.errors import ConfigError, FitError
@@ -25,16 +29,17 @@ Intervals = Literal["standard", "profile", "bootstrap"]
 _FILE_VERSION = 2
 
 _LONGEST = 1e12
-"""Target tokens beyond which a law that still holds is said to hold at any length."""
+"""Target tokens up to which the inverse is searched; a law that still holds there holds at any length."""
 
 
 @dataclass(frozen=True)
 class Holdout:
-    """How a law fitted without some cells predicts them."""
+    """How well a law predicts cells that it was not fitted to."""
 
     held_out: str
+    """The specification, such as length=MAX."""
     cells: int
-    """Cells held out and judged."""
+    """Cells held out."""
     mape: float
     """Mean |predicted / measured - 1| of their dL, percent."""
     coverage90: float
@@ -43,19 +48,21 @@ class Holdout:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What the cells of a law were measured on; None where that is not known."""
+    """What the cells of a law were measured on; None if not known."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # for reading files; instances made in Python are not checked
 
     model: str | None = None
-    """Its name, as it is loaded."""
+    """Hub id or path, as loaded."""
     model_fingerprint: str | None = None
     outline: str | None = None
-    """Digest of the model's shape, which models of one kind share."""
+    """Digest of the model's shape; models of one architecture and size share it."""
     tokenizer_fingerprint: str | None = None
     placement: str | None = None
     parameters_per_rank: float | None = None
-    """Effective parameters of an adapter of rank 1; None where placements differ."""
+    """Effective parameters of an adapter of rank 1; None if the cells are of several placements."""
     data: str | None = None
-    """What kind of text, in a person's words."""
+    """Kind of text, in words."""
     data_fingerprint: str | None = None
     method: str | None = None
     steps: int | None = None
@@ -63,62 +70,69 @@ class Origin:
     date: str | None = None
     """ISO 8601."""
     version: str | None = None
-    """Of memlaw."""
+    """Version of memlaw."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LawFit:
-    """dL(r, l) in one of the forms; dL in nats per target token, r a LoRA rank, l in target tokens.
+    """A fitted law dL(s, l); in the paper's form dL = C s^alpha l^-beta + b (arXiv 2605.30260).
 
-    Where `axis` is "parameters", r is the number of effective parameters and every `rank` below means that number.
+    dL is the fall of the mean loss in nats per target token, s the adapter's size in units of `axis` (LoRA rank or
+    effective parameters), l the length in target tokens. The other forms: `memlaw.law`.
+
+    `predict`, `rank_for` and `length_for` call the size `rank`: for a law over parameters, pass and expect parameters.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     form: Form
     status: str
-    """"ok", or a sentence: why the numbers cannot be trusted, or why there are none."""
+    """ "ok", or a sentence that says why the numbers cannot be trusted or why there are none."""
     warnings: tuple[str, ...] = ()
-    """What is worth knowing about the cells although the law was fitted to them."""
+    """Remarks on the cells, such as saturated cells that were left out."""
     n: int
-    """Cells fitted."""
+    """Number of cells fitted."""
     runs: int
-    """Points behind them: more than cells where there are replicates."""
+    """Number of points in these cells; more than `n` if there are replicates."""
     parameters: Mapping[str, Estimate]
-    """Of the form: C, alpha, beta, b; n in the bounded form (how sharply dL bends to L_init); k, q, a in log. Empty if
-    nothing was fitted."""
+    """Parameters of the form: C, alpha, beta, b; also n in the bounded form (how sharply dL bends towards L_init); k,
+    q, a in the log form. Empty if nothing was fitted."""
     intervals: Intervals = "standard"
-    """What `low` and `high` of the parameters are: Student's t times the standard error; where the profile likelihood
-    drops; percentiles of a bootstrap over cells and their replicates."""
+    """Kind of the 95% intervals. standard: value -+ t stderr; profile: profile likelihood; bootstrap: percentiles over
+    resampled cells and replicates."""
     covariance: tuple[tuple[float, ...], ...] | None
-    """Of theta; None where the cells cannot tell it."""
+    """Covariance matrix of `theta`, [p, p]; None if the cells do not determine it."""
     r2: float | None
+    """R^2 of dL."""
     mape: float | None
-    """Mean |predicted / measured - 1| of dL, in percent."""
+    """Mean |predicted / measured - 1| of dL, percent."""
     residuals: Residuals
-    """On which scale the squares are least."""
+    """Scale on which squared residuals were minimised."""
     sigma: float | None
-    """Standard deviation of one new run around the law: nats, or a share of dL under relative residuals."""
+    """Standard deviation of a single new run around the law: nats, or a share of dL for relative residuals."""
     freedom: int
-    """Degrees of freedom behind sigma: the cells less what they were fitted with; 0 without error bars."""
+    """Degrees of freedom of sigma: cells minus fitted parameters; 0 without error bars."""
     axis: Axis
+    """Unit of the size s."""
     ranks: tuple[float, float]
-    """Range fitted."""
+    """Lowest and highest rank fitted."""
     sizes: tuple[float, float]
-    """Range fitted, in units of `axis`."""
+    """Smallest and largest size fitted, in units of `axis`."""
     lengths: tuple[float, float]
-    """Range fitted, target tokens."""
+    """Shortest and longest length fitted, target tokens."""
     loss_init: tuple[tuple[float, float], ...]
-    """(length, measured L_init in nats), rising in length; empty where no final loss was known."""
+    """(length, measured L_init in nats per token) by rising length; empty if no final loss is known."""
     loss_memoryless: tuple[tuple[float, float], ...] = ()
-    """(length, L_init' in nats), likewise."""
+    """(length, L_init' in nats per token) by rising length."""
     source: str = "the points given"
-    """Where the cells come from, in a person's words."""
+    """Where the cells come from, in words."""
     caveat: str = ""
-    """What to know before using it elsewhere than on the cells it was fitted to."""
+    """What limits the use of this law beyond its own cells, such as that it was borrowed."""
     origin: Origin | None = None
 
     @property
     def C(self) -> Estimate:  # noqa: N802 - the paper's name
-        """Nats at size 1 and length 1."""
+        """Scale of the power law: its nats at size 1 and length 1."""
         return self._parameter("C")
 
     @property
@@ -128,28 +142,28 @@ class LawFit:
 
     @property
     def beta(self) -> Estimate:
-        """Length penalty."""
+        """Exponent of the length."""
         return self._parameter("beta")
 
     @property
     def b(self) -> Estimate:
-        """Nats of dL that no size or length changes: in the bounded form, the token distribution learned."""
+        """Offset in nats, independent of size and length; in the bounded form, the gain from the token distribution."""
         return self._parameter("b")
 
     @property
     def curve(self) -> Curve:
-        """The mathematics of its form."""
+        """The formula of its form, with slopes and inverse."""
         return FORMS[self.form]
 
     @property
     def theta(self) -> Array:
-        """The coordinates that `covariance` is about: the parameters, ln C, ln k and ln n for C, k and n."""
+        """[p], the parameters as fitted: logarithms of the positive ones (C, k, n), the others as they are."""
         values = ((name, self._parameter(name).value) for name in self.curve.names)
         return np.array([math.log(value) if name in self.curve.positive else value for name, value in values])
 
     @property
     def correlation(self) -> tuple[tuple[float, ...], ...] | None:
-        """Of theta, in the order of `parameters`; None where the covariance is not known, or nothing scatters."""
+        """Correlation matrix of `theta`, [p, p]; None without a covariance, or if the cells have no scatter."""
         if self.covariance is None:
             return None
         covariance = np.array(self.covariance)
@@ -165,45 +179,43 @@ class LawFit:
             raise FitError(f"This law has no {name}. {self.status}")
         return self.parameters[name]
 
-    # --- forwards
-
     def loss_init_at(self, length: float | Array) -> Array:
-        """L_init in nats: measured, interpolated in log length, constant outside. Raises FitError if none is known."""
+        """L_init in nats per token: interpolated in ln length, constant outside the fitted lengths.
+
+        Raises FitError if no cell has a final loss.
+        """
         if not self.loss_init:
             raise FitError(
-                "No cell of this law has a final loss, so L_init, the most that can be learned, is unknown. Give "
-                "loss_init, or fit points that have a final_loss column."
+                "No cell of this law has a final loss, so L_init, the largest possible dL, is unknown. Pass loss_init, "
+                "or fit points that have a final_loss column."
             )
         return _interpolated(self.loss_init, length)
 
     def loss_memoryless_at(self, length: float | Array) -> Array:
-        """L_init' in nats, likewise. Raises FitError if none is known."""
+        """L_init' in nats per token, interpolated as L_init is. Raises FitError if no cell has it."""
         if not self.loss_memoryless:
-            raise FitError("No cell of this law has an L_init'. Probes measure it; fit one of their laws.")
+            raise FitError("No cell of this law has an L_init'. Probes measure it: fit the law to a probe.")
         return _interpolated(self.loss_memoryless, length)
 
     def start_at(self, length: float | Array, loss_init: float | Array) -> Array:
-        """Where the form begins to count (nats): L_init, or in the memory form its cells' L_init', if that is less."""
+        """The loss from which the form counts, in nats: L_init, or min(L_init, L_init') in the memory form."""
         if not self.curve.memoryless:
             return np.asarray(loss_init, dtype=float)
         return np.minimum(self.loss_memoryless_at(length), loss_init)
 
-    def _at(
-        self, rank: float | Array, length: float | Array, loss_init: float | Array | None
-    ) -> tuple[Array, Array, Array, Array]:
-        """What the curve says of each cell and its slopes in theta, from where it counts (NaN where that is neither
-        known nor needed), and the nats that were gained before."""
+    def _evaluated(self, size: float | Array, length: float | Array, loss_init: float | Array | None) -> _Evaluated:
         theta = self.theta
-        start: float | Array = math.nan
+        begin: float | Array = math.nan
         if loss_init is not None:
-            start = loss_init
+            begin = loss_init
         elif self.loss_init or self.curve.bounded:
-            start = self.loss_init_at(length)
-        size, at, begun = np.broadcast_arrays(
-            *(np.atleast_1d(np.asarray(value, dtype=float)) for value in (rank, length, start))
+            begin = self.loss_init_at(length)
+        sizes, lengths, begins = np.broadcast_arrays(
+            *(np.atleast_1d(np.asarray(value, dtype=float)) for value in (size, length, begin))
         )
-        counted = self.start_at(at, begun)
-        return *self.curve.value(theta, np.log(size), np.log(at), counted), counted, begun - counted
+        start = self.start_at(lengths, begins)
+        value, slopes = self.curve.value(theta, np.log(sizes), np.log(lengths), start)
+        return _Evaluated(value, slopes, start, begins - start if self.curve.memoryless else np.zeros_like(value))
 
     @overload
     def predict(self, rank: float, length: float, *, loss_init: float | None = None) -> float: ...
@@ -212,65 +224,72 @@ class LawFit:
     def predict(
         self, rank: float | Array, length: float | Array, *, loss_init: float | Array | None = None
     ) -> float | Array:
-        """dL in nats; `loss_init` replaces the measured table, and matters to the bounded form only."""
-        value, _, _, before = self._at(rank, length, loss_init)
-        value = value + before if self.curve.memoryless else value
-        return float(value[0]) if np.ndim(rank) == np.ndim(length) == 0 else value
+        """dL in nats per token at size `rank` and length `length`.
+
+        `loss_init` (nats) replaces the measured L_init; only the bounded and memory forms depend on it.
+        """
+        at = self._evaluated(rank, length, loss_init)
+        delta = at.value + at.given
+        return float(delta[0]) if np.ndim(rank) == np.ndim(length) == 0 else delta
 
     def interval(
-        self, rank: Array, length: Array, *, level: float = 0.9, loss_init: Array | None = None
+        self, size: Array, length: Array, *, level: float = 0.9, loss_init: Array | None = None
     ) -> tuple[Array, Array]:
-        """Where dL of one new run lies with probability `level`: the doubt of the law and the scatter of a run.
+        """The interval that contains dL of one new run with probability `level`, in nats per token.
 
-        T(predict) -+ t sqrt(sigma^2 + g' covariance g) and back from T, the scale of the residuals; g the slope in
-        theta. Never above L_init in the bounded form. Raises FitError without error bars.
+        T^-1(T(dL) -+ t sqrt(sigma^2 + g' covariance g)), with T the scale of the residuals, g the slope of T(dL) in
+        theta and t Student's quantile: the uncertainty of the law and the scatter of a run. A bounded form never
+        exceeds L_init. Raises FitError without error bars.
         """
         from scipy.special import stdtrit
 
-        value, slopes, start, before = self._at(rank, length, loss_init)
+        at = self._evaluated(size, length, loss_init)
         if self.covariance is None or self.sigma is None:
-            raise FitError(f"This law has no error bars, so no interval. {self.status}")
+            raise FitError(f"This law has no error bars, so it has no prediction interval. {self.status}")
         scale = SCALES[self.residuals]
-        slopes = slopes * scale.slope(value, start)[:, None]
+        slopes = at.slopes * scale.slope(at.value, at.start)[:, None]
         spread = np.sqrt(self.sigma**2 + np.einsum("ij,jk,ik->i", slopes, np.array(self.covariance), slopes))
         reach = stdtrit(self.freedom, (1 + level) / 2) * spread
-        centre = scale.of(value, start)
-        low, high = scale.back(centre - reach, start), scale.back(centre + reach, start)
-        high = np.minimum(high, start) if self.curve.bounded else high
-        return (low + before, high + before) if self.curve.memoryless else (low, high)
+        centre = scale.transform(at.value, at.start)
+        low, high = scale.invert(centre - reach, at.start), scale.invert(centre + reach, at.start)
+        high = np.minimum(high, at.start) if self.curve.bounded else high
+        return low + at.given, high + at.given
 
-    def extrapolation(self, rank: float, length: float) -> str | None:
-        """What lies outside the fitted cells, as a sentence; None where nothing does."""
-        named = f"rank {rank:,.4g}" if self.axis == "rank" else f"{rank:,.0f} adapter parameters"
-        asked = ((length, f"{length:,} target tokens", self.lengths), (rank, named, self.sizes))
+    def extrapolation(self, size: float, length: float) -> str | None:
+        """A sentence that says what lies outside the fitted range; None if nothing does."""
+        named = f"rank {size:,.4g}" if self.axis == "rank" else f"{size:,.0f} adapter parameters"
+        asked = ((length, f"{length:,} target tokens", self.lengths), (size, named, self.sizes))
         outside = [
             f"{name} (fitted: {low:,.0f} to {high:,.0f})" for at, name, (low, high) in asked if not low <= at <= high
         ]
         if not outside:
             return None
-        return f"Outside what was measured: {'; '.join(outside)}. The interval assumes that the law goes on unchanged."
-
-    # --- backwards
+        return (
+            f"Outside the measured range: {'; '.join(outside)}. The interval assumes that the law continues unchanged."
+        )
 
     def rank_for(self, length: float, *, loss_final: float = LN2, loss_init: float | None = None) -> float:
-        """The rank, not rounded, at which `length` tokens are predicted to end at `loss_final` nats (mean).
+        """The size (not rounded) at which `length` tokens are predicted to end at a mean loss of `loss_final` nats.
 
-        0 where they do so without any; infinite where no rank brings them there.
+        Solves L_init - dL(size, length) = loss_final. 0 if no adapter is needed, infinite if no size is enough.
+        Raises ConfigError for a loss that is not above 0.
         """
-        theta, begun = self.theta, self._start(length, loss_final, loss_init)
-        start = float(self.start_at(length, begun))
+        theta = self.theta  # raises for a law without parameters, before anything else can
+        begin = self._checked_start(length, loss_final, loss_init)
+        start = float(self.start_at(length, begin))
         return float(self.curve.size_for(theta, length, start - loss_final, start))
 
     def length_for(self, rank: float, *, loss_final: float = LN2, loss_init: float | None = None) -> float:
-        """The number of target tokens, not rounded, that this rank is predicted to bring to `loss_final` nats (mean).
+        """The length (target tokens, not rounded) that this size is predicted to bring to `loss_final` nats.
 
-        0 where not even one token, infinite where any number.
+        Solves L_init(length) - dL(rank, length) = loss_final. 0 if even one token is too much, infinite if any length
+        fits.
         """
         from scipy.optimize import brentq
 
         def spare(log_length: float) -> float:
             length = math.exp(log_length)
-            start = self._start(length, loss_final, loss_init)
+            start = self._checked_start(length, loss_final, loss_init)
             return self.predict(rank, length, loss_init=start) - (start - loss_final)
 
         most = math.log(_LONGEST)
@@ -280,15 +299,13 @@ class LawFit:
             return math.inf
         return math.exp(float(brentq(spare, 0.0, most, xtol=1e-12)))
 
-    def _start(self, length: float, loss_final: float, loss_init: float | None) -> float:
+    def _checked_start(self, length: float, loss_final: float, loss_init: float | None) -> float:
         if loss_final <= 0:
             raise ConfigError(
-                f"A mean loss of {loss_final} nats is asked for, but no finite adapter reaches 0. Ask for a small "
-                "positive loss: every token is the greedy choice once its own is under ln 2."
+                f"The mean loss to reach is {loss_final} nats, but no finite adapter reaches 0. Choose a small "
+                "positive loss: a token is the greedy choice as soon as its own loss is below ln 2 = 0.69."
             )
         return float(self.loss_init_at(length)) if loss_init is None else loss_init
-
-    # --- out and in
 
     def summary(self, holdout: Holdout | None = None) -> dict[str, Any]:
         """What `memlaw fit --json` prints."""
@@ -311,68 +328,95 @@ class LawFit:
         }
 
     def to_json(self) -> str:
-        """The file format of a law: one line of canonical JSON."""
+        """The content of a law file: one line of canonical JSON."""
         return canonical_json({"memlaw_law": _FILE_VERSION, **dataclasses.asdict(self)})
 
     @staticmethod
     def from_json(text: str, *, name: str = "the law") -> LawFit:
-        """Inverse of `to_json`, also of earlier versions; `name` is what messages call the file. Raises FitError for
-        anything else."""
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise FitError(f"{name} is not JSON (line {error.lineno}). Write it with `memlaw fit`.") from None
-        if not isinstance(values, dict) or "memlaw_law" not in values:
-            raise FitError(f"{name} is JSON, but not a law of memlaw. Write it with `memlaw fit`.")
-        version = values.pop("memlaw_law")
+        """Inverse of `to_json`, for files of this and earlier versions. `name` is the file's name in messages.
+
+        Raises FitError if the text is not a law.
+        """
+        return LawFit.from_dict(parse_law_file(text, name=name), name=name)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], *, name: str = "the law") -> LawFit:
+        """The law in the parsed JSON of a law file. Raises FitError if it is not one."""
+        values = dict(values)
+        version = values.pop("memlaw_law", None)
         if version not in (1, _FILE_VERSION):
             raise FitError(
                 f"{name} is a law file of version {version!r}; this memlaw reads versions 1 and {_FILE_VERSION}."
             )
-        try:
-            if version == 1:  # one run a cell, errors in nats: nothing else could be said
-                values |= {"runs": values["n"], "residuals": "absolute"}
-            return _from_plain(values)
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
-            raise FitError(f"{name} is a damaged law file: {error}. Fit it again.") from None
+        if version == 1:  # had no replicates and no other residuals
+            values |= {"runs": values.get("n"), "residuals": "absolute"}
+        with damage_reported(name):
+            return _in_order(_reader().validate_python(values))
 
 
-def _from_plain(values: dict[str, Any]) -> LawFit:
-    """Numbers are made floats one by one, so that a wrong type shows here and not in a plan."""
-    covariance, origin = values["covariance"], values.get("origin")
-    estimates = {
-        name: Estimate(float(estimate["value"]), *(_maybe(estimate[key]) for key in ("stderr", "low", "high")))
-        for name, estimate in values["parameters"].items()
-    }
-    form = values["form"]
-    if form not in FORMS or (estimates and set(estimates) != set(FORMS[form].names)):
-        raise ValueError(f"form {form!r} with the parameters {', '.join(estimates)}")
-    for key, kind in (("residuals", Residuals), ("axis", Axis), ("intervals", Intervals)):
-        if key in values and values[key] not in get_args(kind):
-            raise ValueError(f"{key} {values[key]!r}")
-    return LawFit(
-        **values
-        | {
-            "parameters": {name: estimates[name] for name in FORMS[form].names if estimates},
-            "covariance": None if covariance is None else tuple(tuple(map(float, row)) for row in covariance),
-            **{
-                key: tuple((float(length), float(loss)) for length, loss in values.get(key, ()))
-                for key in ("loss_init", "loss_memoryless")
-            },
-            "warnings": tuple(map(str, values.get("warnings", ()))),
-            "origin": None if origin is None else Origin(**origin),
-            **{key: int(values[key]) for key in ("n", "runs", "freedom")},
-            **{key: _maybe(values[key]) for key in ("r2", "mape", "sigma")},
-            **{key: (float(values[key][0]), float(values[key][1])) for key in ("ranks", "sizes", "lengths")},
-        }
-    )
+class _Evaluated(NamedTuple):
+    """The curve at m cells."""
+
+    value: Array
+    """[m], dL in nats, counted from `start`."""
+    slopes: Array
+    """[m, p], slopes of `value` in theta."""
+    start: Array
+    """[m], the loss from which the form counts; NaN if it is neither known nor needed."""
+    given: Array
+    """[m], nats gained before `start`, without memory."""
+
+
+def parse_law_file(text: str, *, name: str) -> dict[str, Any]:
+    """The JSON object of a law file. Raises FitError if the text is anything else."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise FitError(f"{name} is not JSON (line {error.lineno}). Write it with `memlaw fit --save`.") from None
+    except RecursionError:
+        raise FitError(f"{name} is JSON nested too deeply to be a law. Write it with `memlaw fit --save`.") from None
+    if not isinstance(values, dict) or "memlaw_law" not in values:
+        raise FitError(f"{name} is JSON, but not a law of memlaw. Write it with `memlaw fit --save`.")
+    return values
+
+
+@contextmanager
+def damage_reported(name: str) -> Iterator[None]:
+    """Turn a value that does not belong in a law file into a FitError that names the file and the entry."""
+    try:
+        yield
+    except ValidationError as error:
+        raise FitError(f"{name} is a damaged law file: {_first_fault(error)}. Fit the law again.") from None
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise FitError(f"{name} is a damaged law file: {error}. Fit the law again.") from None
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    entry = ".".join(map(str, fault["loc"])) or "the file"
+    if fault["type"] == "missing":
+        return f"it has no entry {entry}"
+    if fault["type"] == "unexpected_keyword_argument":
+        return f"its entry {entry} is unknown"
+    if fault["type"] == "value_error":
+        return f"{entry} is {reprlib.repr(fault['input'])}; {fault['ctx']['error']}"
+    return f"{entry} is {reprlib.repr(fault['input'])}; {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+
+
+@cache
+def _reader() -> TypeAdapter[LawFit]:
+    return TypeAdapter(LawFit)
+
+
+def _in_order(fit: LawFit) -> LawFit:
+    """The law with its parameters in the order of its form: files sort them by name."""
+    names = fit.curve.names
+    if fit.parameters and set(fit.parameters) != set(names):
+        raise ValueError(f"a law of the form {fit.form} cannot have the parameters {', '.join(fit.parameters)}")
+    return dataclasses.replace(fit, parameters={name: fit.parameters[name] for name in names if fit.parameters})
 
 
 def _interpolated(table: tuple[tuple[float, float], ...], length: float | Array) -> Array:
-    """Between the lengths of a table in proportion to their logarithms, constant outside."""
+    """Losses of a (length, loss) table, linear in ln length between its lengths and constant outside."""
     lengths, losses = np.array(table).T
     return np.asarray(np.interp(np.log(length), np.log(lengths), losses))
-
-
-def _maybe(value: Any) -> float | None:
-    return None if value is None else float(value)

@@ -1,4 +1,4 @@
-"""Least squares that starts from any data, and how the sum of squares rises around its least."""
+"""Nonlinear least squares that finds its own starting points, and the covariance at the minimum."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from memlaw.law.growth import Array
 from memlaw.law.points import Cells
 from memlaw.law.residuals import Scale
 
+# A parameter this close to a bound, as a share of the bound's range, counts as stopped by it.
 _NEAR_BOUND = 1e-3
 
+# Stands for a residual that overflowed.
 _FAR = 1e100
-"""A residual where the law has no number."""
 
-_PRIOR_RUNS = 4.0
-"""Degrees of freedom that the pooled variance of replicates counts as, beside a cell's own."""
+# Weight of the pooled variance of replicates against a cell's own, in degrees of freedom.
+_PRIOR_FREEDOM = 4.0
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """sum_i weight_i^2 (target_i - T(dL(theta, x_i, y_i)))^2 over cells i, to be made least."""
+    """Minimise sum_i weight_i^2 (target_i - T(dL(theta, x_i, y_i)))^2 over cells i."""
 
     curve: Curve
     scale: Scale
@@ -36,13 +37,13 @@ class Problem:
     target: Array
     """[m], means of `runs`."""
     weight: Array
-    """[m], 1 for a single run of usual scatter."""
+    """[m], 1 for a single run with the pooled scatter."""
     loss_init: Array
     """[m], nats; NaN where unknown."""
 
     @property
     def within(self) -> float:
-        """Variance of runs around the mean of their cell, on the scale T; 0 without replicates."""
+        """Pooled variance of runs around the mean of their cell, on the scale T; 0 without replicates."""
         return pooled_variance(self.runs)
 
     def predicted(self, theta: Array) -> tuple[Array, Array]:
@@ -59,30 +60,31 @@ class Problem:
 
     def _on_scale(self, delta: Array, slopes: Array) -> tuple[Array, Array]:
         slope = self.scale.slope(delta, self.loss_init)
-        return self.scale.of(delta, self.loss_init), slopes * slope[:, None]
+        return self.scale.transform(delta, self.loss_init), slopes * slope[:, None]
 
-    def searched(self, phi: Array, x: Array, y: Array) -> tuple[Array, Array]:
-        """`residual` and `slopes` in the coordinates of the search, x and y being centred."""
-        value, slopes = self._on_scale(*self.curve.searched(phi, x, y, self.loss_init))
+    def search_residual(self, phi: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        """`residual` and `slopes` in the coordinates phi of the search, for centred x and y."""
+        value, slopes = self._on_scale(*self.curve.search_value(phi, x, y, self.loss_init))
         return self.weight * (value - self.target), self.weight[:, None] * slopes
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Where least squares ended: theta, and the parameters that a bound stopped."""
+    """The minimum: theta, and the names of parameters that ended at a bound."""
 
     theta: Array
     stopped: tuple[str, ...]
 
 
 def problem_of(cells: Cells, curve: Curve, scale: Scale) -> Problem:
-    """Each cell is the mean of its runs on the scale T, and counts once, or as its replicates' variance says.
+    """Each cell is the mean of its runs on the scale T, weighted equally or by the variance of its replicates.
 
-    That variance is shrunk towards the pooled one, as if this had been seen in four more runs of the cell: the variance
-    of two or three runs is itself a matter of chance.
+    That variance is shrunk towards the pooled one, which counts as four more degrees of freedom, because the variance
+    of two or three runs is itself mostly chance.
     """
     runs = tuple(
-        scale.of(delta, np.full_like(delta, start)) for delta, start in zip(cells.runs, cells.loss_init, strict=True)
+        scale.transform(delta, np.full_like(delta, start))
+        for delta, start in zip(cells.runs, cells.loss_init, strict=True)
     )
     return Problem(
         curve,
@@ -97,7 +99,7 @@ def problem_of(cells: Cells, curve: Curve, scale: Scale) -> Problem:
 
 
 def pooled_variance(runs: Sequence[Array]) -> float:
-    """Of replicates around their own cell's mean; 0 where there are none."""
+    """Variance of replicates around the mean of their own cell; 0 without replicates."""
     freedom = sum(len(values) - 1 for values in runs)
     return float(sum(((values - values.mean()) ** 2).sum() for values in runs) / freedom) if freedom else 0.0
 
@@ -108,15 +110,15 @@ def _weights(runs: Sequence[Array]) -> Array:
         return np.ones(len(runs))
     count = np.array([len(values) for values in runs])
     squares = np.array([((values - values.mean()) ** 2).sum() for values in runs])
-    variance = (squares + _PRIOR_RUNS * pooled) / (count - 1 + _PRIOR_RUNS)
+    variance = (squares + _PRIOR_FREEDOM * pooled) / (count - 1 + _PRIOR_FREEDOM)
     return np.asarray(np.sqrt(pooled / variance * count))
 
 
 def solve(problem: Problem) -> Solution | None:
-    """theta of the least squares, from wherever a start is found; None where dL does not grow with size."""
+    """The best minimum over all starting points; None if dL does not grow with size."""
     mean_x, mean_y = problem.x.mean(), problem.y.mean()
     x, y = problem.x - mean_x, problem.y - mean_y
-    delta = problem.scale.back(problem.target, problem.loss_init)
+    delta = problem.scale.invert(problem.target, problem.loss_init)
     weight = problem.weight * problem.scale.slope(delta, problem.loss_init)
     starts = problem.curve.starts(x, y, delta, weight, problem.loss_init)
     ends = [_polish(problem, start, x, y) for start in starts]
@@ -124,11 +126,11 @@ def solve(problem: Problem) -> Solution | None:
         return None
     _, phi = min(ends, key=lambda end: end[0])
     theta = problem.curve.shifted(problem.curve.theta(phi), -mean_x, -mean_y)
-    return Solution(theta, _stopped(problem.curve, phi))
+    return Solution(theta, _names_at_bound(problem.curve, phi))
 
 
 def refine(problem: Problem, theta: Array, free: Sequence[int]) -> tuple[float, Array]:
-    """The sum of squares, and theta, at the least downhill of `theta` with only the coordinates `free` moving."""
+    """The sum of squares and theta at the local minimum near `theta`, varying only the coordinates `free`."""
     from scipy.optimize import least_squares
 
     free = list(free)
@@ -146,13 +148,13 @@ def refine(problem: Problem, theta: Array, free: Sequence[int]) -> tuple[float, 
     def slopes(values: Array) -> Array:
         return np.nan_to_num(problem.slopes(at(values))[:, free])
 
-    with np.errstate(all="ignore"):  # a step too far is taken back by the solver
+    with np.errstate(all="ignore"):  # the solver rejects a step that overflows
         end = least_squares(residual, theta[free], jac=slopes, x_scale="jac", method="lm")
     return 2 * float(end.cost), at(end.x)
 
 
 def covariance_of(slopes: Array, variance: float) -> Array | None:
-    """variance (J'J)^-1 for the slopes J [m, p] of residuals; None where the cells leave a direction undetermined."""
+    """variance (J'J)^-1 for the slopes J [m, p] of residuals; None if J'J is singular."""
     scale = np.linalg.norm(slopes, axis=0)
     if not np.all(scale > 0):
         return None
@@ -164,18 +166,18 @@ def covariance_of(slopes: Array, variance: float) -> Array | None:
 
 
 def _polish(problem: Problem, start: Array, x: Array, y: Array) -> tuple[float, Array]:
-    """Half the sum of squares, and phi, at the minimum downhill of `start`."""
+    """Half the sum of squares, and phi, at the local minimum near `start`."""
     from scipy.optimize import least_squares
 
     low, high = np.array(list(problem.curve.bounds.values())).T
 
     def residual(phi: Array) -> Array:
-        return problem.searched(phi, x, y)[0]
+        return problem.search_residual(phi, x, y)[0]
 
     def slopes(phi: Array) -> Array:
-        return problem.searched(phi, x, y)[1]
+        return problem.search_residual(phi, x, y)[1]
 
-    with np.errstate(over="ignore"):  # a step too far is taken back by the solver
+    with np.errstate(over="ignore"):  # the solver rejects a step that overflows
         end = least_squares(
             residual,
             np.clip(start, low + 1e-9, high - 1e-9),
@@ -189,7 +191,7 @@ def _polish(problem: Problem, start: Array, x: Array, y: Array) -> tuple[float, 
     return float(end.cost), end.x
 
 
-def _stopped(curve: Curve, phi: Array) -> tuple[str, ...]:
+def _names_at_bound(curve: Curve, phi: Array) -> tuple[str, ...]:
     """Names of the parameters that ended at a bound of the search."""
     return tuple(
         name

@@ -1,4 +1,4 @@
-"""Carry a law to other data (`calibrate`), another placement (`over_parameters`) or another model (`borrow`)."""
+"""Transfer a law to other data (`calibrate`), another placement (`over_parameters`) or another model (`borrow`)."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from memlaw.law.residuals import SCALES
 from memlaw.law.result import LawFit
 from memlaw.law.search import covariance_of, problem_of, refine
 
+# Number of cells needed to refit a second parameter.
 _LEAST_FOR_TWO = 3
-"""Cells from which calibration moves a second parameter."""
 
 
 def calibrate(fit: LawFit, points: Iterable[LawPoint]) -> LawFit:
-    """The same exponents (alpha, beta, n; q of the log form) for another kind of data: C and b refitted to a few cells.
+    """The law for another kind of data: C and b refitted to a few cells, with the exponents (alpha, beta, n) kept.
 
-    The exponents say how memory scales and carry over; how many nats a token costs, and how many come from learning
-    the token distribution, do not. Fewer than three cells move C alone. (The log form: a and k, or a alone; the power
-    form: C.) The table of L_init becomes the new cells'. memlaw's own, not the paper's. Error bars add the doubt of the
-    exponents to that of the new cells, whose scatter is taken to be at least that of the old.
+    The exponents describe how memory scales, and transfer; the nats a token costs, and those gained from the token
+    distribution, do not. With fewer than three cells only C is refitted. (The log form refits a and k, or a, and keeps
+    q; the power and memory forms refit C.) L_init becomes that of the new cells. The uncertainty combines that of the
+    exponents with that of the new cells, whose scatter is taken to be at least the old one. An extension by memlaw, not
+    part of the paper.
 
     Raises FitError if no new cell is usable, or all are saturated.
     """
@@ -47,8 +48,10 @@ def calibrate(fit: LawFit, points: Iterable[LawPoint]) -> LawFit:
     names = fit.curve.growth.moved[: 2 if len(cells.size) >= _LEAST_FOR_TWO else 1]
     free = sorted(fit.curve.names.index(name) for name in names)
     _, theta = refine(problem, fit.theta, free)
-    if not (cells.delta > 0).any() or not fit.curve.is_known(theta):
-        raise FitError("These cells cannot calibrate the law: training made them no better. Check that it converged.")
+    if not (cells.delta > 0).any() or not fit.curve.is_finite(theta):
+        raise FitError(
+            "These cells cannot calibrate the law: training did not lower their loss. Check that it converged."
+        )
     sigma, freedom, spare = fit.sigma, fit.freedom, len(cells.size) - len(free)
     scatter = run_deviation(problem, theta, spare) if spare else 0.0
     if sigma is not None and scatter > sigma:
@@ -76,10 +79,10 @@ def calibrate(fit: LawFit, points: Iterable[LawPoint]) -> LawFit:
 
 
 def borrow(fit: LawFit, *, factor: float, caveat: str) -> LawFit:
-    """The law for a model it was not fitted to: the size it asks for is right within `factor` either way, 95% sure.
+    """The law for a model it was not fitted to: its sizes are right within `factor`, either way, with probability 95%.
 
-    Widens the doubt of C (of a, in the log form) accordingly; the values stay. `caveat` travels with the law into every
-    plan.
+    Widens the uncertainty of C (of a in the log form) accordingly and keeps the values. Every plan repeats `caveat`.
+    Raises FitError for a law without error bars.
     """
     if fit.covariance is None:
         raise FitError(f"A law without error bars cannot be borrowed. {fit.status}")
@@ -91,7 +94,7 @@ def borrow(fit: LawFit, *, factor: float, caveat: str) -> LawFit:
 
 
 def over_parameters(fit: LawFit, parameters_per_rank: float) -> LawFit:
-    """The same law with the adapter's parameters for size in place of its rank: every prediction stays."""
+    """The same law with the adapter's parameters as the size instead of the rank; predictions are unchanged."""
     if fit.axis == "parameters":
         return fit
     step, log_unit = 1e-6, -math.log(parameters_per_rank)
@@ -110,7 +113,11 @@ def over_parameters(fit: LawFit, parameters_per_rank: float) -> LawFit:
 
 
 def _covariance(fit: LawFit, slopes: Array, free: list[int], sigma: float | None) -> Array | None:
-    """The exponents keep their covariance; what they leave open moves the refitted parameters with them."""
+    """The exponents keep their covariance, and their uncertainty propagates to the refitted parameters.
+
+    If the exponents move by d, the refitted parameters follow by F d with F = -pinv(J_free) J_kept, so the blocks below
+    are the covariances of (exponents, F exponents + own error).
+    """
     own = None if sigma is None else covariance_of(slopes[:, free], sigma**2)
     if fit.covariance is None or own is None:
         return None

@@ -2,10 +2,10 @@
 
     L = sum_t w_t L_t / (sum_t w_t + eps),    w detached, over target tokens only.
 
-*sft*: all target tokens alike. *ot* ("only threshold"): those the model would not yet surely emit, p <= 1/2. *sw*
-("sliding window"): within a sample, the tokens around and shortly behind the first wrong one. *curriculum*: ot on more
-and more of the samples. Two modifiers go with each of them: *position* spends the step on the earlier of the stubborn
-tokens, *focus* (memlaw's own) on the samples nearest to full recall.
+*sft*: all target tokens alike. *ot* ("only threshold"): those with p <= 1/2, which greedy decoding need not emit. *sw*
+("sliding window"): within a sample, the tokens up to and shortly after the first wrong one. *curriculum*: ot on more
+and more of the samples. Two modifiers apply to each of them: *position* favours the earlier of the stubborn tokens,
+*focus* (memlaw's own) the samples closest to full recall.
 """
 
 from memlaw.losses.curriculum import CURRICULA, PublishedCurriculum, curriculum_order, curriculum_rows, exposed

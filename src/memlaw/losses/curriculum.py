@@ -1,6 +1,6 @@
 """The SW curriculum: more and more of the samples, in one fixed shuffled order (arXiv 2605.30260, section 4).
 
-Its loss is ot's; what it changes is which samples a step may see.
+Its loss is that of ot; it changes which samples a step may see.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from memlaw.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class PublishedCurriculum:
-    """One row of the published table: how a phone book of some length was trained."""
+    """One row of the published table: how the phone book of one length was trained."""
 
     learning_rate: float
     boundaries: tuple[int, ...]
@@ -52,10 +52,10 @@ CURRICULA: dict[int, PublishedCurriculum] = {
 
 
 def exposed(count: int, epoch: int, boundaries: Sequence[int], ratios: Sequence[float] = CURRICULUM_RATIOS) -> int:
-    """How many of `count` samples, the first of the shuffled order, epoch `epoch` (from 0) may see.
+    """How many of `count` samples epoch `epoch` (from 0) may see: the first so many of the shuffled order.
 
-    floor(ratio * count), but at least one, with the ratio of the first boundary above `epoch`; past the last boundary,
-    the last ratio. Raises ConfigError.
+    max(1, floor(ratio * count)), with the ratio of the first boundary above `epoch`, or the last ratio past the last
+    boundary. Raises ConfigError.
     """
     _check(boundaries, ratios)
     ratio = next((ratio for ratio, end in zip(ratios, boundaries, strict=True) if epoch < end), ratios[-1])
@@ -64,16 +64,16 @@ def exposed(count: int, epoch: int, boundaries: Sequence[int], ratios: Sequence[
 
 
 def curriculum_order(count: int, seed: int) -> Tensor:
-    """The order of `count` samples that all epochs share: [count]."""
+    """The shuffled order of `count` samples, the same in all epochs: [count]."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def curriculum_rows(count: int, size: int, steps: int, *, boundaries: Sequence[int], seed: int) -> Iterator[Tensor]:
     """The samples [size] of each of `steps` steps.
 
-    An epoch is one pass over the exposed samples in `curriculum_order`. The budget is in steps, so the boundaries count
-    by their proportions: the last epoch ends with the last step. Where `steps` is what the epochs of the boundaries
-    take in batches of `size`, these are their batches exactly. A pass goes on into the next where it fills no batch.
+    An epoch is one pass over the exposed samples in `curriculum_order`. The budget is in steps, so boundaries count by
+    their proportions: the last epoch ends with the last step. If `steps` is the number of steps that the epochs take in
+    batches of `size`, these are exactly their batches. The last batch of an epoch is filled up from the next one.
     """
     order = curriculum_order(count, seed)
     starts = (0, *boundaries[:-1])
@@ -92,15 +92,15 @@ def _check(boundaries: Sequence[int], ratios: Sequence[float]) -> None:
     if len(boundaries) != len(ratios):
         raise ConfigError(
             f"{len(boundaries)} boundaries for {len(ratios)} exposed shares ({_listed(ratios)}): "
-            "give the epoch at which each share ends, one boundary a share."
+            "give one boundary for each share, the epoch at which it ends."
         )
     if not all(low < high for low, high in itertools.pairwise((0, *boundaries))):
         raise ConfigError(
-            f"The boundaries {_listed(boundaries)} do not rise from above 0: each is the epoch at which a share of the "
-            "samples ends and a larger one begins, such as 20, 40, 60, 80, 300."
+            f"The boundaries {_listed(boundaries)} must increase, from above 0: each is the epoch at which one share "
+            "of the samples ends and a larger one begins, such as 20, 40, 60, 80, 300."
         )
     if not all(low < high for low, high in itertools.pairwise((0, *ratios))) or ratios[-1] > 1:
-        raise ConfigError(f"The exposed shares {_listed(ratios)} do not rise from above 0 to at most 1.")
+        raise ConfigError(f"The exposed shares {_listed(ratios)} must increase, from above 0 to at most 1.")
 
 
 def _listed(values: Sequence[float]) -> str:

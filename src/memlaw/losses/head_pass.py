@@ -1,9 +1,9 @@
 """The frozen LM head: from final hidden states to the loss and the top-1 hit of each target token, and back.
 
-The head takes no gradient, and under a threshold method most target tokens have no weight. So one pass in row order is
-enough: logits of a few hundred rows, their losses, from these their weights, and for the rows that have one the
-gradient, while the logits are still there. Counted in products of n * vocab * d multiplications that is 1 + the share
-of active rows, where autograd takes 2. No tensor of [n, vocab] numbers is ever made.
+The head takes no gradient, and under a threshold method most target tokens have no weight. So one pass in row order
+suffices: compute the logits of a few hundred rows, their losses and weights, and, while the logits are still there, the
+gradient of the rows with a weight. In products of n * vocab * d multiplications that costs 1 + the share of active
+rows, where autograd costs 2. No tensor of [n, vocab] numbers is ever made.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from memlaw.model.head import FrozenHead
 from memlaw.model.linear import product, product_into
 
 Weigh = Callable[[Tensor, Tensor, slice], Tensor]
-"""weigh(nll [m], hit [m], rows) -> weights [m] of the rows `rows`. It sees all rows, in order, each of them once."""
+"""weigh(nll [m], hit [m], rows) -> weights [m] of the rows `rows`. It gets all rows, in order, each once."""
 
 
 @dataclass(frozen=True, eq=False)
 class HeadPass:
-    """What one pass found of n tokens; nll and weights are float32 for half-precision states, else of their dtype."""
+    """Results of one pass over n tokens; nll and weights are float32 for half-precision states, else of their dtype."""
 
     nll: Tensor
     """[n] in nats."""
     hit: Tensor
     """[n] bool: the target is the argmax of the logits."""
     weights: Tensor
-    """[n] as the caller weighed them."""
+    """[n], from the caller."""
     gradient: Tensor
-    """[n, d] of sum_t weights_t * nll_t with respect to the hidden states, in their dtype: not yet normalised."""
+    """[n, d] of sum_t weights_t * nll_t with respect to the hidden states, in their dtype; not divided by a count."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """How much is worked on at a time: a matter of time and memory, and to the result only of rounding."""
+    """How much is computed at a time. It decides time and memory; the result differs by rounding only."""
 
     rows: int
-    """Rows of logits in memory. Fewer, and the products wait for the head's weights instead of computing."""
+    """Rows of logits in memory. With fewer, products spend their time reading the weights of the head."""
     columns: int
-    """Vocabulary of one product. One core computes ten per cent faster when its share of the weights fits the cache."""
+    """Vocabulary of one product. One core is ten per cent faster when its share of the weights fits the cache."""
     numbers: int
-    """Logits whose softmax is taken at once, at least a row: few enough for all its passes to run in the cache."""
+    """Logits whose softmax is taken at once, at least one row: few enough for all its passes to run in the cache."""
 
     @classmethod
-    def suited(cls, device: torch.device, vocabulary: int) -> Chunk:
-        """Measured with one core for the CPU; an accelerator gets what keeps it busy, about a gigabyte."""
+    def for_device(cls, device: torch.device, vocabulary: int) -> Chunk:
+        """Sizes measured on one CPU core; an accelerator gets enough to keep it busy, about a gigabyte."""
         if device.type == "cpu":
             numbers = 1 << 19
             rows = min(max(256, numbers // vocabulary), 30_000_000 // vocabulary)
@@ -64,15 +64,15 @@ def token_scores(
 ) -> tuple[Tensor, Tensor]:
     """Per-token nll [n] in nats and top-1 hit [n] bool, for evaluation: nothing is differentiable.
 
-    `hidden` [n, d] are final states, past the final norm, at the positions that predict `targets` [n]. Same as nll =
+    `hidden` [n, d] are final states, after the final norm, at the positions that predict `targets` [n]. Same as nll =
     `F.cross_entropy(logits, targets, reduction="none")`, hit = `logits.argmax(1) == targets`, where the logits are
     softcap * tanh(z / softcap), z = scale * (hidden @ weight.T + bias).
     """
     nll, hit = _results(hidden)
     softmax = _softmax_for(hidden)
     for rows, scores in _Pool(head, hidden, chunk).blocks():
-        found = softmax(head, scores, targets[rows])
-        nll[rows], hit[rows] = found.nll, found.hit
+        scored = softmax(head, scores, targets[rows])
+        nll[rows], hit[rows] = scored.nll, scored.hit
     return nll, hit
 
 
@@ -82,40 +82,40 @@ def head_pass(
 ) -> HeadPass:
     """Losses, hits and weights of n tokens, and the gradient of `sum_t weights_t * nll_t` in the hidden states.
 
-    Same as `token_scores`, and autograd with the weights held constant; `hidden` [n, d] and `targets` [n] as there.
-    Only rows of a weight other than 0 cost a backward product. A row whose nll is NaN has a NaN gradient whatever its
-    weight, as under autograd, so that a run that diverged cannot pass for one that has nothing left to learn.
+    Same as `token_scores`, and as autograd with constant weights; `hidden` [n, d] and `targets` [n] as there. Only rows
+    with a weight other than 0 cost a backward product. A row whose nll is NaN has a NaN gradient whatever its weight,
+    as under autograd: a diverged run must not look like one with nothing left to learn.
     """
     nll, hit = _results(hidden)
     weights = torch.empty_like(nll)
     gradient = torch.zeros_like(hidden)
     pool, softmax = _Pool(head, hidden, chunk), _softmax_for(hidden)
     for rows, scores in pool.blocks(gradient):
-        found = softmax(head, scores, targets[rows])
-        weighed = weigh(found.nll, found.hit, rows)
-        nll[rows], hit[rows], weights[rows] = found.nll, found.hit, weighed
-        active = ((weighed != 0) | found.nll.isnan()).nonzero()[:, 0]
-        found.pull(active, weighed, out=pool.claim(active + rows.start))
+        scored = softmax(head, scores, targets[rows])
+        weighed = weigh(scored.nll, scored.hit, rows)
+        nll[rows], hit[rows], weights[rows] = scored.nll, scored.hit, weighed
+        active = ((weighed != 0) | scored.nll.isnan()).nonzero()[:, 0]
+        scored.write_gradient(active, weighed, out=pool.claim(active + rows.start))
     return HeadPass(nll, hit, weights, gradient)
 
 
 class _Pool:
-    """A few hundred rows of [vocab] numbers: at the front the gradients of active rows, behind them fresh logits.
+    """A few hundred rows of [vocab] numbers: gradients of active rows at the front, fresh logits after them.
 
-    The front rows wait until there are enough of them for a matrix product that is worth reading the head for: a chunk
-    may have only one or two. Rows only ever move forward, over logits that have been used.
+    A chunk may have only one or two active rows, so they wait at the front until there are enough for a matrix product
+    that is worth reading the head for. Rows only move forward, over logits that are no longer needed.
     """
 
     def __init__(self, head: FrozenHead, hidden: Tensor, chunk: Chunk | None) -> None:
         self.head, self.hidden = head, hidden.detach()
         self.weight = head.weight.detach()
-        self.chunk = chunk or Chunk.suited(hidden.device, len(self.weight))
+        self.chunk = chunk or Chunk.for_device(hidden.device, len(self.weight))
         self.rows = self.hidden.new_empty(min(self.chunk.rows, len(hidden)), len(self.weight))
         self.owners = torch.empty(len(self.rows), dtype=torch.long, device=hidden.device)
         self.waiting = 0
 
     def blocks(self, gradient: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, logits [m, vocab]) of all hidden states in order; what was kept goes into `gradient` [n, d]."""
+        """(rows, logits [m, vocab]) of all hidden states in order; what is claimed goes into `gradient` [n, d]."""
         at = 0
         while at < len(self.hidden):
             if self.waiting > len(self.rows) // 4:
@@ -128,9 +128,9 @@ class _Pool:
         self._release(gradient)
 
     def claim(self, owners: Tensor) -> Tensor:
-        """Room [k, vocab] for the gradient in the raw logits of the hidden states `owners` [k], until its product.
+        """Space [k, vocab] for the gradient with respect to the raw logits of the hidden states `owners` [k].
 
-        It may lie over the logits last given out, but each of its rows at or before that of its owner.
+        It may overlap the logits given out last, with each row at or before the row of its owner.
         """
         places = slice(self.waiting, self.waiting + len(owners))
         self.owners[places], self.waiting = owners, places.stop
@@ -161,7 +161,7 @@ def _full(x: Tensor) -> Tensor:
 
 
 def _results(hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for nll and hit of n hidden states."""
+    """Empty nll and hit of n hidden states."""
     return _full(hidden.new_empty(len(hidden))), hidden.new_empty(len(hidden), dtype=torch.bool)
 
 
@@ -173,24 +173,24 @@ class _Softmax(Protocol):
 
     def __init__(self, head: FrozenHead, scores: Tensor, targets: Tensor) -> None: ...
 
-    def pull(self, active: Tensor, weights: Tensor, out: Tensor) -> None:
+    def write_gradient(self, active: Tensor, weights: Tensor, out: Tensor) -> None:
         """out [a, vocab] = gradient of `sum_t weights_t * nll_t` in the raw logits of the rows `active` [a].
 
-        `weights` [m]. Once only; `out` may lie over the logits, each of its rows at or before that of `active`.
+        `weights` [m]. Call it once; `out` may overlap the logits, with each row at or before that of `active`.
         """
         ...
 
 
 class _TorchSoftmax:
-    """In float32 at least, whatever precision the logits have; logits that have it are overwritten.
+    """In float32 at least, whatever the precision of the logits; logits in float32 or more are overwritten.
 
-    A target is hit if it is scores.argmax(1), the first of equals winning: on the CPU the largest logit but the
-    target's is found ten times faster than the place of the largest.
+    A target is a hit if it is scores.argmax(1), where the first of equal scores wins. It is compared with the largest
+    other logit, since on the CPU that is found ten times faster than the argmax.
     """
 
     def __init__(self, head: FrozenHead, scores: Tensor, targets: Tensor) -> None:
         self.head, self.target = head, targets[:, None]
-        self.slope = None if head.softcap is None else 1 - (scores / head.softcap).square_()
+        self.softcap_slope = None if head.softcap is None else 1 - (scores / head.softcap).square_()
         own = scores.gather(1, self.target)
         rival = scores.scatter_(1, self.target, -torch.inf).amax(1, keepdim=True)
         scores.scatter_(1, self.target, own)
@@ -202,34 +202,34 @@ class _TorchSoftmax:
         self.total = self.odds.sum(1, keepdim=True)
         self.nll = (self.total.log() + (peak - _full(own)))[:, 0]
 
-    def pull(self, active: Tensor, weights: Tensor, out: Tensor) -> None:
+    def write_gradient(self, active: Tensor, weights: Tensor, out: Tensor) -> None:
         some: Tensor | slice = active if len(active) < len(self.odds) else slice(None)
         factor = self.head.scale * weights[some, None].to(self.odds.dtype)
-        pull = self.odds[some].mul_(factor / self.total[some])
-        # p - 1 of the target, without the cancellation as p nears 1, which is where training ends.
-        pull.scatter_(1, self.target[some], torch.expm1(-self.nll[some, None]) * factor)
-        if self.slope is not None:
-            pull *= self.slope[some]
-        if pull.data_ptr() != out.data_ptr():
-            among_them = pull.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
-            out.copy_(pull.clone() if among_them else pull)
+        gradient = self.odds[some].mul_(factor / self.total[some])
+        # p - 1 of the target: expm1 does not cancel as p nears 1, which is where training ends.
+        gradient.scatter_(1, self.target[some], torch.expm1(-self.nll[some, None]) * factor)
+        if self.softcap_slope is not None:
+            gradient *= self.softcap_slope[some]
+        if gradient.data_ptr() != out.data_ptr():
+            overlaps = gradient.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
+            out.copy_(gradient.clone() if overlaps else gradient)
 
 
 class _TritonSoftmax:
-    """The same in two kernels: the logits are read once, active rows twice, and nothing else of their size is made."""
+    """The same in two kernels: logits are read once, active rows twice, and nothing else of their size is made."""
 
     def __init__(self, head: FrozenHead, scores: Tensor, targets: Tensor) -> None:
         from memlaw.losses.kernels.softmax import chunk_losses
 
         self.head, self.scores, self.targets = head, scores, targets
-        self.found = chunk_losses(scores, targets)
-        self.nll, self.hit = self.found.nll, self.found.hit
+        self.losses = chunk_losses(scores, targets)
+        self.nll, self.hit = self.losses.nll, self.losses.hit
 
-    def pull(self, active: Tensor, weights: Tensor, out: Tensor) -> None:
-        from memlaw.losses.kernels.softmax import chunk_pull
+    def write_gradient(self, active: Tensor, weights: Tensor, out: Tensor) -> None:
+        from memlaw.losses.kernels.softmax import chunk_gradient
 
-        chunk_pull(
-            self.scores, self.targets, active, weights, self.found,
+        chunk_gradient(
+            self.scores, self.targets, active, weights, self.losses,
             softcap=self.head.softcap, scale=self.head.scale, out=out,
         )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -19,30 +20,53 @@ IGNORED = -100
 SampleIds = Tensor | Sequence[Hashable]
 
 
+class BatchKeywords(TypedDict, total=False):
+    """The fields of `Batching`, as keywords."""
+
+    position_ids: Tensor | None
+    sample_ids: SampleIds | None
+    state: WindowState | None
+    shift: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Batching:
+    """How samples lie in the rows of a batch, and which samples they are."""
+
+    position_ids: Tensor | None = None
+    """[batch, time]; a sample begins where they do not increase by one."""
+    sample_ids: SampleIds | None = None
+    """[batch, time], or one for each row."""
+    state: WindowState | None = None
+    """Of sw, by sample id; None starts every window afresh."""
+    shift: bool = True
+    """Place t predicts labels[:, t + 1]; otherwise labels[:, t]."""
+
+
 @dataclass(frozen=True, eq=False)
 class Targets:
     """The n target tokens of a batch, row after row and sample after sample."""
 
     place: Tensor
-    """[n], where each is predicted: an index into [batch * time]."""
+    """[n], the index in [batch * time] at which each is predicted."""
     token: Tensor
     """[n]"""
     samples: Samples
     row: Tensor
-    """[n], its row in the batch."""
+    """[n], the row of each in the batch."""
     shape: torch.Size
     """[batch, time]"""
 
     @classmethod
-    def of(cls, labels: Tensor, position_ids: Tensor | None, sample_ids: SampleIds | None, *, shift: bool) -> Targets:
-        """`labels` [batch, time] with -100 where there is no target; with `shift`, place t predicts labels[:, t + 1].
+    def from_labels(cls, labels: Tensor, batching: Batching) -> Targets:
+        """`labels` [batch, time], -100 at places that are not targets.
 
-        A sample begins with each row, where `position_ids` [batch, time] do not go on by one, and where `sample_ids`
-        [batch, time] change. Its first token is predicted from another sample, so it is no target.
+        A sample begins with each row, where `position_ids` do not increase by one, and where `sample_ids` [batch, time]
+        change. Its first token would be predicted from another sample, so it is not a target.
         """
-        begins = _begins(labels, position_ids, sample_ids)
+        begins = _begins(labels, batching.position_ids, batching.sample_ids)
         number = begins.flatten().cumsum(0) - 1
-        ahead = F.pad(labels[:, 1:], (0, 1), value=IGNORED) if shift else labels
+        ahead = F.pad(labels[:, 1:], (0, 1), value=IGNORED) if batching.shift else labels
         crosses = F.pad(begins[:, 1:], (0, 1), value=False)
         place = ((ahead != IGNORED) & ~crosses).flatten().nonzero()[:, 0]
         samples = Samples(number[place], int(begins.sum()))
@@ -65,7 +89,7 @@ class Targets:
 
 
 def _begins(labels: Tensor, position_ids: Tensor | None, sample_ids: SampleIds | None) -> Tensor:
-    """Where a sample begins: [batch, time] bool."""
+    """The first token of every sample: [batch, time] bool."""
     begins = torch.zeros_like(labels, dtype=torch.bool)
     begins[:, :1] = True
     if position_ids is not None:
@@ -75,13 +99,15 @@ def _begins(labels: Tensor, position_ids: Tensor | None, sample_ids: SampleIds |
         sample_ids = _expanded("sample_ids", sample_ids, labels)
         begins[:, 1:] |= sample_ids[:, 1:] != sample_ids[:, :-1]
     elif sample_ids is not None and len(sample_ids) != len(labels):
-        raise ConfigError(f"{len(sample_ids)} sample_ids for {len(labels)} rows: give one a row, or one a token.")
+        raise ConfigError(
+            f"{len(sample_ids)} sample_ids for {len(labels)} rows: give one for each row, or one for each token."
+        )
     return begins
 
 
 def _expanded(name: str, ids: Tensor, labels: Tensor) -> Tensor:
     if ids.shape not in {labels.shape, (1, labels.shape[1])}:
         raise ConfigError(
-            f"{name} have the shape {list(ids.shape)}, the labels {list(labels.shape)}: they go together."
+            f"{name} have the shape {list(ids.shape)} and the labels {list(labels.shape)}: give one for each label."
         )
     return ids.to(labels.device).expand_as(labels)

@@ -1,4 +1,4 @@
-"""Token weights as pure functions of what the model gave each target token. All [n], all without gradient."""
+"""Token weights as pure functions of the losses of target tokens. All [n], all without gradient."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from memlaw.core.recall import LN2
 from memlaw.losses.checks import require_known
 
 EPS = 1e-8
-"""Keeps 0/0 at 0 once no token is left; nothing beside weights that sum to one or more."""
+"""Makes 0/0 a 0 once no token is left; negligible beside weights that sum to one or more."""
 
 
 def disordered(nll: Tensor, critical: Tensor | float) -> Tensor:
-    """Where nll >= critical, bool: a tie at p = 1/2 proves nothing, and a loss that is no number is not recall."""
+    """nll >= critical, or NaN: bool. A tie at p = 1/2 is not recall, and neither is a loss that is not a number."""
     return ~(nll.detach() < critical)
 
 
 def pointwise_weights(nll: Tensor, *, every: Tensor | bool, critical: Tensor | float) -> Tensor:
-    """1 where `every` or nll >= critical, else 0: sft and ot of tokens that may each have a threshold of their own.
+    """1 where `every` or nll >= critical, else 0: sft and ot, with one threshold or one for each token.
 
-    All of shapes that go together with `nll` [...]; without gradient, in the dtype of `nll`.
+    All shapes broadcast with `nll` [...]; without gradient, in the dtype of `nll`.
     """
     return (disordered(nll, critical) | torch.as_tensor(every, device=nll.device)).to(nll.dtype)
 
@@ -32,32 +32,32 @@ def pointwise_weights(nll: Tensor, *, every: Tensor | bool, critical: Tensor | f
 def token_weights(
     nll: Tensor, target: Tensor, *, method: Method = "ot", rule: Rule = "zero", critical: float = LN2
 ) -> Tensor:
-    """sft and ot weights of sets of tokens along the last dimension, each set with a fallback of its own.
+    """sft and ot weights of sets of tokens along the last dimension; a fallback is decided for each set.
 
-    `nll` [..., tokens] in nats, `target` [..., tokens] bool, True where there is a target token; ot keeps a token until
-    its nll is below `critical`. Returns the shape and dtype of `nll`. Raises ConfigError for sw, which needs more than
+    `nll` [..., tokens] in nats, `target` [..., tokens] bool, False in padding; ot keeps a token until its nll is below
+    `critical`. Returns the shape and dtype of `nll`. Raises ConfigError for sw, which needs more than
     the losses (`WindowPass`).
     """
     require_known("method", method, METHODS)
     if method == "sw":
-        raise ConfigError("Method sw weighs a token by the errors before it: its weights come from a WindowPass.")
+        raise ConfigError("Method sw weighs a token by the errors before it: its weights come from a `WindowPass`.")
     return with_rule(target * pointwise_weights(nll, every=method == "sft", critical=critical), target, rule)
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Which sample each of n target tokens belongs to. Tokens come sample after sample, in order within each."""
+    """The sample of each of n target tokens. Tokens are ordered by sample, and by position within a sample."""
 
     index: Tensor
-    """[n], rising, from 0 to below `count`."""
+    """[n], increasing, from 0 to below `count`."""
     count: int
 
     def totals(self, chosen: Tensor) -> Tensor:
-        """How many tokens of its own sample are `chosen` [n] bool: [n]."""
+        """For each token, the number of `chosen` [n] bool tokens in its sample: [n]."""
         return self._by_sample(chosen)[self.index]
 
     def ranks(self, chosen: Tensor) -> Tensor:
-        """How many chosen tokens of its own sample come before each token: [n]."""
+        """For each token, the number of chosen tokens before it in its sample: [n]."""
         by_sample = self._by_sample(chosen)
         earlier_samples = by_sample.cumsum(0) - by_sample
         return chosen.cumsum(0) - chosen.long() - earlier_samples[self.index]
@@ -80,8 +80,8 @@ def position_factor(nll: Tensor, samples: Samples, *, critical: Tensor | float, 
 def focus_factor(nll: Tensor, samples: Samples, *, critical: Tensor | float, exponent: Tensor | float) -> Tensor:
     """n^-exponent for all tokens of a sample with n disordered ones; 1 where none is left.
 
-    memlaw's own. Under ot a sample's total weight is n^(1 - exponent): at 1 every unfinished sample counts the same,
-    above 1 those with the fewest tokens left count most; 0 turns it off. `critical` and `exponent` may be [n].
+    memlaw's own. Under ot a sample's total weight is n^(1 - exponent): with exponent 1 all unfinished samples count the
+    same, above 1 those with the fewest tokens left count most; 0 turns it off. `critical` and `exponent` may be [n].
     """
     left = samples.totals(disordered(nll, critical)).clamp(min=1)
     return (left.to(nll.dtype) ** -exponent).to(nll.dtype)
@@ -90,7 +90,7 @@ def focus_factor(nll: Tensor, samples: Samples, *, critical: Tensor | float, exp
 def record_factor(
     nll: Tensor, samples: Samples, *, critical: Tensor | float, position: Tensor | float, focus: Tensor | float
 ) -> Tensor:
-    """What multiplies a token's weight for its place among those of its sample: both factors, of which 0 is none."""
+    """The product of `position_factor` and `focus_factor`; 0 turns either off."""
     by_place = position_factor(nll, samples, critical=critical, decay=position)
     return by_place * focus_factor(nll, samples, critical=critical, exponent=focus)
 
@@ -107,12 +107,12 @@ def weighted_mean(nll: Tensor, weights: Tensor) -> Tensor:
 
 
 def with_rule(weights: Tensor, target: Tensor, rule: Rule) -> Tensor:
-    """Under rule "fallback", 1 for each `target` [..., tokens] of a set along the last dimension without any weight."""
+    """`weights` [..., tokens]; under rule "fallback", 1 for the targets of a set (last dimension) without weight."""
     if rule == "zero":
         return weights
     return torch.where(weights.any(-1, keepdim=True), weights, target.to(weights.dtype))
 
 
 def divisor(weights: Tensor, num_items: int | Tensor | None) -> Tensor:
-    """What turns sum_t w_t L_t into a mean; never 0."""
+    """The divisor that makes a mean of sum_t w_t L_t; never 0."""
     return weights.sum() + EPS if num_items is None else torch.as_tensor(num_items, device=weights.device).clamp(min=1)

@@ -3,8 +3,8 @@
     w_t = sigmoid(kappa (L_t - L_crit)) * { exp(-max(t - a, 0) / tau)   for t - a < W
                                           { floor                       beyond
 
-with the anchor a, the first position whose target is not the argmax; without an error the second factor is 1. An anchor
-that stays where it is for three successive steps of its sample widens W, from then on at every step it still stays.
+with the anchor a, the first position whose target is not the argmax; without an error the second factor is 1. W grows
+from the third successive step of a sample at which its anchor stays in place.
 """
 
 from __future__ import annotations
@@ -19,22 +19,16 @@ from torch import Tensor
 from memlaw.core.errors import ConfigError
 from memlaw.core.recall import LN2
 
+# As published: kappa, tau and W as above, and how W grows while the anchor stays in place.
 KAPPA = 10.0
-
 TAU = 20.0
-
 WIDTH = 50.0
-
 FLOOR = 0.01
-
 PATIENCE = 3
-
 GROWTH = 0.5
-
 WIDEST = 4.0
 
 _NO_ERROR = -1
-
 _NOT_YET = torch.iinfo(torch.long).max
 
 
@@ -44,31 +38,31 @@ def expansion(unmoved: Tensor) -> Tensor:
 
 
 def window_factor(distance: Tensor, unmoved: Tensor) -> Tensor:
-    """What multiplies a token `distance` = t - a behind the anchor, which has not moved for `unmoved` steps: [n]."""
+    """The factor of a token at `distance` = t - a from an anchor that has not moved for `unmoved` steps: [n]."""
     decay = torch.exp(-distance.clamp(min=0) / TAU)
     return torch.where(distance < WIDTH * expansion(unmoved), decay, FLOOR)
 
 
 class WindowState:
-    """What SW remembers of each sample from step to step, in one slot a sample.
+    """What sw remembers of each sample from step to step, in one slot for each sample.
 
-    A step of a sample is an optimizer step that sees it, so neither shuffling nor sampling disturbs the count. Slots
-    are addressed by integer tensors; `slots` gives samples with ids of any hashable kind their slots. Under data
-    parallelism each process remembers the samples that it has seen itself.
+    A step of a sample is an optimizer step that sees it, so shuffling and sampling do not disturb the count. Slots are
+    addressed by integer tensors; `slots` assigns them to sample ids, which may be any hashable. Under data parallelism
+    each process remembers the samples it has seen.
     """
 
     def __init__(self, samples: int = 0, device: torch.device | str = "cpu") -> None:
         self.anchor = torch.full((samples,), _NO_ERROR, dtype=torch.long, device=device)
-        """[slots] position of the first error at the sample's last step, -1 for none."""
+        """[slots] position of the first error at the sample's last step; -1 without an error."""
         self.unmoved = torch.zeros(samples, dtype=torch.long, device=device)
-        """[slots] successive steps at which the anchor was where it had been the step before."""
+        """[slots] successive steps at which the anchor was where it was at the step before."""
         self._slot_of: dict[Hashable, int] = {}
 
     def __len__(self) -> int:
         return len(self.anchor)
 
     def slots(self, ids: Iterable[Hashable]) -> Tensor:
-        """The slot of each sample id, [ids]; an id not seen before gets a new one."""
+        """The slot of each sample id, [ids]; a new id gets a new slot."""
         ids = list(ids)
         new = [key for key in dict.fromkeys(ids) if key not in self._slot_of]
         self._slot_of.update(zip(new, range(len(self), len(self) + len(new)), strict=True))
@@ -77,23 +71,25 @@ class WindowState:
         return torch.tensor([self._slot_of[key] for key in ids], dtype=torch.long, device=self.anchor.device)
 
     def to(self, device: torch.device | str) -> WindowState:
-        """Itself, moved in place."""
+        """Moves the state in place and returns it."""
         self.anchor, self.unmoved = self.anchor.to(device), self.unmoved.to(device)
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """Integer tensors `anchor` and `unmoved` [slots], and the list `ids` of those that `slots` put in the last."""
+        """Integer tensors `anchor` and `unmoved` [slots], and `ids`, those of the last slots."""
         return {"anchor": self.anchor.clone(), "unmoved": self.unmoved.clone(), "ids": list(self._slot_of)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave; without `ids`, the slots are those of integer tensors alone."""
+        """Inverse of `state_dict`; without `ids`, slots are addressed by integer tensors alone. Raises ConfigError."""
         try:
             anchor, unmoved, ids = state["anchor"], state["unmoved"], list(state.get("ids", ()))
         except KeyError as missing:
-            raise ConfigError(f"This is no state of a sliding window: it has no {missing}.") from None
+            raise ConfigError(
+                f"This is not the state of a sliding window: {missing} is missing. Pass what `state_dict` returned."
+            ) from None
         if anchor.shape != unmoved.shape or anchor.dim() != 1 or len(ids) > len(anchor):
             raise ConfigError(
-                f"The state of the sliding window does not fit together: {list(anchor.shape)} anchors, "
+                f"The state of the sliding window is inconsistent: {list(anchor.shape)} anchors, "
                 f"{list(unmoved.shape)} counts and {len(ids)} sample ids. Start from a fresh WindowState."
             )
         device = self.anchor.device
@@ -102,17 +98,17 @@ class WindowState:
 
 
 class WindowPass:
-    """SW weights of n target tokens in one pass: `head.head_pass` may call it as its `weigh`.
+    """sw weights of n target tokens in one pass; `head_pass` can call it as its `weigh`.
 
-    The tokens come sample after sample, positions rising within a sample. An error counts from where it stands, and
-    what comes before it has the factor 1 whatever comes later: so a chunk needs no more than the chunks before it.
-    An anchor that did not move widens the window in the same step. The state stays as it is until `commit`.
+    Tokens are ordered by sample, and by position within a sample. Tokens before the first error have the factor 1, so
+    the weights of a chunk depend on the chunks before it and on no later one. An anchor that stays in place widens the
+    window at the same step. The state does not change before `commit`.
     """
 
     def __init__(self, state: WindowState, slots: Tensor, positions: Tensor, *, critical: Tensor | float = LN2) -> None:
-        """`slots` [n], the slot of each token's sample, -1 where a token is none of SW's: its weight is 1.
+        """`slots` [n], the slot of each token's sample; -1 for tokens of another method, whose weight is 1.
 
-        `positions` [n] within the sample; `critical` in nats, for all tokens or one by one: [n].
+        `positions` [n] within the sample; `critical` in nats, one for all tokens or [n].
         """
         self.state = state.to(slots.device)
         self.slots, self.positions, self.critical = slots, positions, critical
@@ -126,7 +122,7 @@ class WindowPass:
 
     @torch.no_grad()
     def __call__(self, nll: Tensor, hit: Tensor, rows: slice) -> Tensor:
-        """Weights [m] of the tokens `rows`, from their nll [m] in nats and top-1 hits [m]; each once and in order."""
+        """Weights [m] of the tokens `rows`, from nll [m] in nats and top-1 hits [m]. Call it in order, once a row."""
         sample, position, ours = self.sample[rows], self.positions[rows], self.slots[rows] >= 0
         errors = torch.where(hit, _NOT_YET, position)
         self.anchor.scatter_reduce_(0, sample, errors, "amin")
@@ -136,7 +132,7 @@ class WindowPass:
         return torch.where(ours, base * window_factor(distance, self._unmoved(sample)), 1.0)
 
     def commit(self) -> None:
-        """The step is over: the state remembers where each sample's first error was."""
+        """Ends the step: the state remembers where the first error of each sample was."""
         ours = self.sample_slots >= 0
         slots = self.sample_slots[ours]
         self.state.anchor[slots] = self.anchor.where(self.anchor != _NOT_YET, _NO_ERROR)[ours]

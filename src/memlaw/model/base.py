@@ -1,4 +1,4 @@
-"""Load a frozen base model with its tokenizer, tell it from any other, and name its parts."""
+"""Load a frozen base model with its tokenizer, check that it can serve, and fingerprint it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from memlaw.model.tokenizer import auto_tokenizer, tokenizer_fingerprint
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 TIED = (
-    "The head of {name} is its input embedding. That can leave tokens that no hidden state makes more likely than all "
-    "others together, so no adapter of any rank is sure to recall them; memlaw.reach.reach_bounds tells which they are."
+    "The head of {name} is its input embedding. Some tokens may then stay below p = 1/2 at every hidden state, so no "
+    "adapter of any rank is certain to recall them; `memlaw.model.reach.reach_bounds` tells which they are."
 )
-"""Why a tied head deserves a warning."""
+"""The warning for a tied head."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen causal language model with what memlaw needs to know about it."""
+    """A frozen causal language model, its tokenizer, and what identifies them."""
 
     model: Any
     tokenizer: Any
@@ -39,7 +39,7 @@ class Base:
     context: int | None
     """Positions the model was built for; None where its configuration does not say."""
     warnings: tuple[str, ...] = ()
-    """What about this base may keep facts from being recalled, a sentence each."""
+    """Properties of this base that may keep facts from being recalled, one sentence each."""
 
     @property
     def layers(self) -> int:
@@ -50,22 +50,22 @@ class Base:
 def load(name: str = BUNDLED, *, dtype: str = "auto", device: str = "auto") -> Base:
     """Load a Hub id, a local directory or `memlaw/base`, frozen and in evaluation mode.
 
-    `dtype="auto"` is float32 wherever the weights fit in half of the free memory (recall is judged there), else
-    bfloat16; a quantised checkpoint keeps its own. Only safetensors are read and no code from the repository runs.
-    Raises ModelError.
+    `dtype="auto"` is float32 if the weights fit in half of the free memory (recall is judged most reliably there), else
+    bfloat16; a quantised checkpoint keeps its own dtype. Only safetensors are read, and no code from the repository
+    runs. Raises ModelError.
     """
     import transformers
 
     source = source_of(name)
     if dtype not in ("auto", *DTYPES):
         raise ModelError(f"Unknown dtype {dtype!r}; known: auto, {', '.join(DTYPES)}.")
-    place = _device(device)
+    where = _usable_device(device)
     tokenizer = auto_tokenizer(name)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True)
     except ImportError as error:  # a quantised checkpoint needs the library that packed it
         raise ModelError(
-            f"{name} needs a library that is not installed: {first_line(error)}. Install it, or load weights that are "
+            f"{name} needs a library that is not installed ({first_line(error)}). Install it, or load weights that are "
             "not quantised."
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -74,35 +74,39 @@ def load(name: str = BUNDLED, *, dtype: str = "auto", device: str = "auto") -> B
             "unpickles weights: convert them with `model.save_pretrained(...)`, or check the name."
         ) from error
     if getattr(model, "is_quantized", False):
-        return wrap(_packed(model, name, place, dtype), tokenizer, name=name)
-    return wrap(model.to(device=place, dtype=_dtype(dtype, model, place)), tokenizer, name=name)
+        return wrap(_quantised_on(where, model, name, dtype), tokenizer, name=name)
+    return wrap(model.to(device=where, dtype=_dtype(dtype, model, where)), tokenizer, name=name)
 
 
-def _packed(model: Any, name: str, device: str, dtype: str) -> Any:
-    """A quantised model on `device`; its library has placed it already, and some libraries cannot move it again."""
+def _quantised_on(device: str, model: Any, name: str, dtype: str) -> Any:
+    """A quantised model on `device`. Its library has placed it already, and some libraries cannot move it again."""
     if dtype != "auto":
         raise ModelError(
-            f"The weights of {name} are quantised, and packed weights cannot be turned into {dtype}. Leave the dtype "
-            "at auto: its layers compute in the dtype that its quantisation config names."
+            f"The weights of {name} are quantised, and packed weights cannot be converted to {dtype}. Leave the dtype "
+            "at auto: the layers compute in the dtype of the quantisation config."
         )
     if model.device.type == torch.device(device).type:
         return model
     try:
         return model.to(device)
     except (ValueError, RuntimeError) as error:
-        raise ModelError(f"The quantised weights of {name} cannot go to {device} ({first_line(error)}).") from error
+        raise ModelError(
+            f"The quantised weights of {name} cannot be moved to {device} ({first_line(error)}). Use the device that "
+            "its library supports, or weights that are not quantised."
+        ) from error
 
 
 def wrap(model: Any, tokenizer: Any, *, name: str | None = None) -> Base:
-    """A `Base` of a model and tokenizer already in memory, by default under the name it was loaded by.
+    """Make a `Base` of a model and tokenizer in memory, by default under the name it was loaded from.
 
-    The model is not changed. Raises ModelError.
+    The model is not changed. Raises ModelError for a model that cannot serve: its tokenizer has more ids than it has
+    rows, its head is quantised, or bitsandbytes computes it on a CPU.
     """
     name = name or model.config.name_or_path or type(model).__name__
     if getattr(model, "quantization_method", None) == "bitsandbytes" and model.device.type == "cpu":
         raise ModelError(
-            f"{name} is packed by bitsandbytes, which on a CPU may compute in bfloat16 and without a gradient: nothing "
-            "could be trained, and no certificate would hold. Use a GPU, or weights that are not quantised."
+            f"{name} is packed by bitsandbytes, which on a CPU may compute in bfloat16 and without gradients, so "
+            "training is impossible and no certificate would hold. Use a GPU, or weights that are not quantised."
         )
     embedding, head = model.get_input_embeddings(), getattr(model.get_output_embeddings(), "weight", None)
     _check_vocabulary(tokenizer, name, embedding.num_embeddings, head)
@@ -113,7 +117,7 @@ def wrap(model: Any, tokenizer: Any, *, name: str | None = None) -> Base:
         name=name,
         fingerprint=fingerprint(model),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        dtype=str(model.dtype).removeprefix("torch."),  # of what is not packed
+        dtype=str(model.dtype).removeprefix("torch."),  # of the weights that are not packed
         device=str(model.device),
         context=getattr(config, "max_position_embeddings", None),
         warnings=(TIED.format(name=name),) if head is embedding.weight else (),
@@ -121,34 +125,34 @@ def wrap(model: Any, tokenizer: Any, *, name: str | None = None) -> Base:
 
 
 def _check_vocabulary(tokenizer: Any, name: str, rows: int, head: Tensor | None) -> None:
-    """Refuse a tokenizer with more ids than there are embeddings or logits, and a head whose rows cannot be read."""
+    """Refuse a tokenizer with more ids than embeddings or logits, and a head whose rows cannot be read."""
     ids = 1 + max(tokenizer.get_vocab().values())
     if ids > rows:
         raise ModelError(
-            f"The tokenizer of {name} has ids up to {ids - 1}, but the embedding has {rows} rows, so some text cannot "
-            f"be shown to the model. Use the tokenizer it was trained with, or `model.resize_token_embeddings({ids})`."
+            f"The tokenizer of {name} has ids up to {ids - 1}, but the embedding has {rows} rows, so the model cannot "
+            f"read some texts. Use the tokenizer it was trained with, or `model.resize_token_embeddings({ids})`."
         )
     if head is not None and not head.is_floating_point():
         raise ModelError(
             f"The head of {name} is quantised ({head.dtype}), and memlaw reads its rows to compute losses. Quantise "
-            'the model with its head left out: `llm_int8_skip_modules=["lm_head"]` in a BitsAndBytesConfig.'
+            'the model without its head: `llm_int8_skip_modules=["lm_head"]` in a BitsAndBytesConfig.'
         )
     if head is not None and ids > len(head):
         raise ModelError(
-            f"The tokenizer of {name} has ids up to {ids - 1}, but the head has {len(head)} rows, so some text can "
-            "never be emitted. The vocabulary was resized in one place only: use "
+            f"The tokenizer of {name} has ids up to {ids - 1}, but the head has {len(head)} rows, so the model cannot "
+            "emit some texts. The vocabulary was resized in one place only: use "
             f"`model.resize_token_embeddings({ids})`, which resizes both."
         )
 
 
-def _device(device: str) -> str:
+def _usable_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"The device {device!r} cannot be used here ({first_line(error)}). Give cpu, or auto for the best."
+            f"The device {device!r} cannot be used here ({first_line(error)}). Choose cpu, or auto."
         ) from error
     return device
 
@@ -164,15 +168,15 @@ def _dtype(dtype: str, model: nn.Module, device: str) -> torch.dtype:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of the weights; of large tensors, 65,536 evenly spaced values.
+    """SHA-256 over names, shapes and values of the weights; of large tensors, at least 65,536 evenly spaced values.
 
-    Values are rounded to bfloat16 first: the same checkpoint has one fingerprint in every dtype it is loaded in. That
-    changes no packed byte of a quantised weight; what unpacks them is saved with the model, and counted too.
+    Values are rounded to bfloat16 first, so that a checkpoint has one fingerprint in every dtype it is loaded in. The
+    packed bytes of a quantised weight survive that unchanged, and the scales that unpack them are included.
     """
     weights: dict[str, Tensor] = dict(model.named_parameters())
-    known = {id(weight) for weight in weights.values()}  # a tied weight has a second name, but is no second weight
+    parameters = {id(weight) for weight in weights.values()}  # a tied weight is saved under two names: count it once
     saved = model.state_dict(keep_vars=True).items()
-    weights |= {name: value for name, value in saved if isinstance(value, Tensor) and id(value) not in known}
+    weights |= {name: value for name, value in saved if isinstance(value, Tensor) and id(value) not in parameters}
     hasher = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         hasher.update(f"{name}:{tuple(tensor.shape)};".encode())

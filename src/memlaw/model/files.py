@@ -12,24 +12,27 @@ BUNDLED = "memlaw/base"
 
 
 def source_of(name: str) -> str:
-    """What transformers is to load `name` from: a directory or a Hub id. Raises ModelError for a directory without one.
+    """The directory or Hub id from which transformers loads `name`.
 
-    A path that does not exist would be taken for a Hub id, with a puzzling message.
+    Raises ModelError for a directory without a model, and for a missing one, which transformers would take for a Hub id
+    and report with a puzzling message.
     """
     source = str(importlib.resources.files("memlaw.model") / "bundled") if name == BUNDLED else name
     path = Path(source)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not path.is_dir():
-        raise ModelError(f"There is no model directory {name}. Give a directory, a Hub id (owner/name) or {BUNDLED}.")
+        raise ModelError(
+            f"The model directory {name} does not exist. Give a directory, a Hub id (owner/name) or {BUNDLED}."
+        )
     if path.is_dir() and not (path / "config.json").exists():
         raise ModelError(f"The directory {name} has no config.json, so it is not a model saved by `save_pretrained`.")
     return source
 
 
 def file_of(source: str, file: str) -> Path | None:
-    """Where one file of a source is: in its directory, in the Hub's cache, or downloaded into it; None if nowhere.
+    """Path of one file of a source: in its directory, in the Hub's cache, or downloaded into it; None if nowhere.
 
-    Raises ModelError for a repository that the Hub does not give out.
+    Raises ModelError for a repository that cannot be loaded from the Hub.
     """
     if Path(source).is_dir():
         path = Path(source, file)
@@ -39,20 +42,20 @@ def file_of(source: str, file: str) -> Path | None:
 
     try:
         return Path(hf_hub_download(source, file))
-    except EntryNotFoundError:  # also where nobody can be asked and the cache has no such file
+    except EntryNotFoundError:  # also when offline and not in the cache
         return None
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{source} is neither a directory here nor a model that the Hub gives out ({first_line(error)}). Check the "
-            "name, the network and, for a private model, your login."
+            f"{source} is neither a local directory nor a model that can be loaded from the Hub ({first_line(error)}). "
+            "Check the name, the network and, for a private model, your login."
         ) from error
 
 
 def cached(source: str, file: str) -> Path | None:
-    """Where one file of a source is on this machine; None if nowhere. Downloads nothing."""
+    """Path of one file of a source on this machine; None if it is not there. Downloads nothing."""
     if Path(source).is_dir():
         return file_of(source, file)
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source, file)
-    return Path(found) if isinstance(found, str) else None
+    path = try_to_load_from_cache(source, file)
+    return Path(path) if isinstance(path, str) else None

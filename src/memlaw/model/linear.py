@@ -1,9 +1,9 @@
-"""Products with weights that take no gradient: most of what a step costs.
+"""Products with frozen weights, which make up most of the cost of a step, on the faster of two CPU libraries.
 
-On the CPU, PyTorch multiplies float32 matrices with MKL, which keeps its widest instructions for Intel's processors.
-oneDNN, in the same wheel, does not: 2.4 times as fast on an AMD EPYC of 2024 (docs/log.md). PyTorch uses it for Linear
-layers it has compiled for inference only; here it serves training, since a frozen weight asks for one product in the
-forward pass and one in the backward pass, both of this form. Sums are in float32 in either library, in another order.
+On the CPU, PyTorch multiplies float32 matrices with MKL, which reserves its widest instructions for Intel processors.
+oneDNN, in the same wheel, does not: it is 2.4 times as fast on an AMD EPYC of 2024 (docs/log.md). PyTorch uses it only
+for Linear layers compiled for inference; here it serves training, since a frozen weight needs one product in the
+forward pass and one in the backward pass, both of this form. Both libraries sum in float32, in a different order.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 FEW_ROWS = 32
-"""Below this oneDNN's start-up costs more than it saves."""
+"""Rows below which starting oneDNN costs more than it saves."""
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., k] @ weight [n, k].T + bias [n] -> [..., n], without gradients; `weight` may be a transposed view."""
-    if _quick(x, weight):
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return found
+    if _fast(x, weight):
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return result
     return F.linear(x, weight, bias)
 
 
 def product_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
-    """The same for matrices, written to `out` [m, n]."""
-    if _quick(x, weight):
-        out.copy_(product(x, weight, bias))  # oneDNN's has no `out`; a copy of the result is cheap beside its making
+    """`product` of matrices, written to `out` [m, n]."""
+    if _fast(x, weight):
+        out.copy_(product(x, weight, bias))  # oneDNN has no `out`; the copy is cheap next to the product
     elif bias is None:
         torch.mm(x, weight.T, out=out)
     else:
@@ -42,12 +42,12 @@ def product_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = N
 
 @contextmanager
 def use_onednn(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, every frozen linear module below `modules` computes with `product`, forwards and backwards."""
+    """Inside, every frozen linear module in `modules` computes with `product`, forward and backward."""
     changed: list[Any] = [
         module
         for root in modules
         for module in root.modules()
-        if type(module) in (nn.Linear, Conv1D) and _suits(module.weight) and "forward" not in vars(module)
+        if type(module) in (nn.Linear, Conv1D) and _supported(module.weight) and "forward" not in vars(module)
     ]
     for module in changed:
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight
@@ -80,26 +80,27 @@ class _Product(torch.autograd.Function):
         return product(gradients[0], ctx.weight.T), None, None
 
 
-def _suits(weight: Any) -> bool:
-    return not weight.requires_grad and weight.dtype == torch.float32 and weight.is_cpu and _onednn_is_there()
+def _supported(weight: Any) -> bool:
+    return not weight.requires_grad and weight.dtype == torch.float32 and weight.is_cpu and _has_onednn()
 
 
-def _quick(x: Tensor, weight: Tensor) -> bool:
+def _fast(x: Tensor, weight: Tensor) -> bool:
     many_rows = x.shape[-1] * FEW_ROWS <= x.numel()
-    return many_rows and x.dtype == torch.float32 and x.is_cpu and _suits(weight.detach())
+    return many_rows and x.dtype == torch.float32 and x.is_cpu and _supported(weight.detach())
 
 
 @cache
-def _onednn_is_there() -> bool:
-    """Whether this build of PyTorch has oneDNN's product, and it gives what a product gives."""
+def _has_onednn() -> bool:
+    """Whether this build of PyTorch has oneDNN's product, and its result is right."""
     x, weight = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4).T
     try:
-        found = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        result = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     except (AttributeError, RuntimeError, TypeError):
         return False
-    return bool(torch.equal(found, x @ weight.T))
+    return bool(torch.equal(result, x @ weight.T))
 
 
+# Under torch.compile `_forward` calls this operator, which the compiler does not look into.
 @torch.library.custom_op("memlaw::product", mutates_args=())
 def _opaque(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product(x, weight, bias).contiguous()

@@ -1,4 +1,4 @@
-"""Memory: how much there is, and whether it was that which ran out."""
+"""Memory: how much is free, whether it ran out, and what a backward pass will need."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch or Python says so: on the CPU, PyTorch does in an ordinary RuntimeError."""
+    """Whether PyTorch or Python ran out of memory; on the CPU, PyTorch raises an ordinary RuntimeError."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def free_bytes(device: str) -> int:
-    """What a process may still take: of the accelerator's memory, or of this machine's (Linux; elsewhere 4 GiB)."""
+    """Bytes a process may still allocate: on the accelerator, or in main memory (Linux; elsewhere 4 GiB)."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if "SC_AVPHYS_PAGES" not in os.sysconf_names:
@@ -25,25 +25,25 @@ def free_bytes(device: str) -> int:
 
 
 def storage_device(nbytes: int, device: torch.device) -> torch.device:
-    """Where something large and rarely read is kept: on `device` if it takes at most a quarter of what is free there,
+    """Where to keep large data that is rarely read: on `device` if it takes at most a quarter of the free memory there,
     else on the CPU."""
     return device if device.type == "cpu" or nbytes <= free_bytes(str(device)) / 4 else torch.device("cpu")
 
 
 @contextmanager
 def counting_saved(ignored: Iterable[Tensor]) -> Iterator[Callable[[], int]]:
-    """How many bytes the operations inside save for their backward pass, beside the tensors `ignored`.
+    """Count the bytes that the operations inside save for their backward pass, without the tensors `ignored`.
 
-    The same on every device, and exact where a peak of resident memory depends on what ran before.
+    The count is the same on every device and exact, while a peak of resident memory depends on what ran before.
     """
-    known = {tensor.untyped_storage().data_ptr() for tensor in ignored}
+    counted_elsewhere = {tensor.untyped_storage().data_ptr() for tensor in ignored}
     sizes: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
+        if storage.data_ptr() not in counted_elsewhere:
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         yield lambda: sum(sizes.values())

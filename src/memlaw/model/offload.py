@@ -1,4 +1,4 @@
-"""Layers that have done their work leave the accelerator: only the part that trains has to fit there."""
+"""Offload the layers below the adapter to main memory, so that only the part that trains must fit the accelerator."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from memlaw.model.parts import decoder_layers
 def evicted(base: Base, first: int, *, wanted: bool) -> Iterator[None]:
     """Inside, if `wanted`, the input embedding and the layers below `first` keep their weights in main memory.
 
-    They can still be called - measuring recall does - and then borrow the accelerator one module at a time. On the CPU
-    there is nothing to gain, and a warning says so.
+    They can still be called, as measuring recall does, and then move to the accelerator one module at a time. On the
+    CPU this changes nothing, and a warning says so.
     """
     if not wanted:
         yield
         return
     if torch.device(base.device).type == "cpu":
-        sentence = "The model is in main memory already: there is no accelerator to evict its layers from."
-        warnings.warn(sentence, stacklevel=3)
+        warnings.warn("The model is already in main memory, so evicting its layers changes nothing.", stacklevel=3)
         yield
         return
     with offloaded(below(base.model, first), base.device):
@@ -35,7 +34,7 @@ def evicted(base: Base, first: int, *, wanted: bool) -> Iterator[None]:
 
 
 def below(model: Any, first: int) -> list[nn.Module]:
-    """The layers below `first`, and the input embedding unless the head is made of the same weights."""
+    """The layers below `first`, and the input embedding unless the head shares its weights."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and head.weight is embedding.weight
     return [*([] if tied else [embedding]), *decoder_layers(model)[:first]]
@@ -43,7 +42,7 @@ def below(model: Any, first: int) -> list[nn.Module]:
 
 @contextmanager
 def offloaded(modules: list[nn.Module], device: str) -> Iterator[None]:
-    """Weights of `modules` on the CPU; a module's come to `device` while it runs."""
+    """Inside, the weights of `modules` are on the CPU; those of a module move to `device` while it runs."""
     from accelerate import cpu_offload
     from accelerate.hooks import remove_hook_from_module
 

@@ -1,4 +1,4 @@
-"""The shape of a causal language model: its modules and sizes, without a weight. No torch."""
+"""The shape of a causal language model: its modules and sizes, without the weights. No torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from memlaw.core.canonical import digest
 
 MLP = "mlp"
-"""What a decoder layer calls its MLP block, where it has one of that name."""
+"""Name of the MLP block of a decoder layer, in most families."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """One module that an adapter can add to."""
+    """One module whose output an adapter can add to."""
 
     path: str
     """Dotted path in the causal LM, such as `model.layers.4.mlp.down_proj`."""
@@ -21,17 +21,17 @@ class Site:
     d_in: int
     d_out: int
     transposed: bool = False
-    """Whether the module stores its weight [d_in, d_out], as GPT-2's Conv1D does; only PEFT needs to be told."""
+    """Whether the module stores its weight as [d_in, d_out], like GPT-2's Conv1D; only PEFT needs to know."""
 
     @property
     def module(self) -> str:
-        """The last component of the path, such as `down_proj`: what PEFT calls the module."""
+        """The last component of the path, such as `down_proj`: PEFT's name of the module."""
         return self.path.rpartition(".")[2]
 
 
 @dataclass(frozen=True)
 class Outline:
-    """The shape of a causal language model: what tells where an adapter fits and what it costs, but no weight."""
+    """The shape of a causal language model: enough to tell where an adapter fits and what it costs."""
 
     name: str
     family: str
@@ -41,15 +41,15 @@ class Outline:
     vocabulary: int
     """Rows of the head."""
     context: int | None
-    """Positions the model was built for; None where its configuration does not say."""
+    """Positions the model was built for; None if its configuration does not say."""
     linear: tuple[Site, ...]
-    """Every linear module of the decoder layers, by layer and path."""
+    """All linear modules of the decoder layers, by layer and path."""
     blocks: tuple[Site, ...]
-    """The MLP block of every layer whose block is called `mlp`, width to width."""
+    """The MLP block of every layer whose block is called `mlp`; its d_in and d_out are the width."""
     layer_weights: tuple[int, ...]
-    """Number of weights of each decoder layer, but for single numbers: families differ in whether those are weights."""
+    """Number of weights of each decoder layer, scalars left out: families differ in whether those are weights."""
     head_weights: int
-    """Number of weights of the head, be they its own or the input embedding's."""
+    """Number of weights of the head, its own or shared with the input embedding."""
 
     @property
     def layers(self) -> int:
@@ -57,15 +57,15 @@ class Outline:
         return len(self.layer_weights)
 
     def weights_from(self, layer: int) -> int:
-        """Number of weights of the layers from `layer` up, and of the head: what training there runs through."""
+        """Number of weights of the head and the layers from `layer` up, which training a site there runs through."""
         return sum(self.layer_weights[layer:]) + self.head_weights
 
     @property
     def digest(self) -> str:
         """SHA-256 over the family and the names and shapes of its modules.
 
-        It tells architectures and sizes apart, not the fine-tunes of one: those differ in weights alone, and it is
-        the same for all of them, under whatever name and context.
+        It tells architectures and sizes apart, but is the same for all fine-tunes of a model, whatever their name and
+        context.
         """
         rows = [[s.path.partition(f"{s.layer}.")[2], s.layer, s.d_in, s.d_out, s.transposed] for s in self.linear]
         sizes = [self.width, self.vocabulary, self.head_weights, list(self.layer_weights), len(self.blocks)]
@@ -73,10 +73,10 @@ class Outline:
 
 
 def by_layer_and_path(site: Site) -> tuple[int, str]:
-    """The order of sites, in outlines and placements alike."""
+    """Sort key of sites, in outlines and placements alike."""
     return site.layer, site.path
 
 
 def count_weights(sizes: Iterable[int]) -> int:
-    """The sum of the sizes of a layer's tensors, see `Outline.layer_weights`."""
+    """Number of weights of a layer, from the sizes of its tensors; see `Outline.layer_weights`."""
     return sum(size for size in sizes if size > 1)

@@ -17,12 +17,12 @@ from memlaw.model.outline import MLP, Outline, Site, by_layer_and_path, count_we
 
 
 def outline_of_files(name: str) -> Outline:
-    """The outline of a local directory, `memlaw/base` or a Hub id, from its config.json and its safetensors headers.
+    """Read the outline of a local directory, `memlaw/base` or a Hub id from config.json and its safetensors headers.
 
-    It equals that of the loaded model, up to what the files put before the layers (`h.0` where the model that is made
-    of them has `transformer.h.0`). Of a Hub id nothing is downloaded but config.json and, unless the weights are in
-    the cache, their headers. Raises ModelError for files that are missing, damaged or quantised, and for a model whose
-    files do not tell which of its modules are linear.
+    It equals the outline of the loaded model, up to the prefix of the layers in the files (`h.0` where the loaded model
+    has `transformer.h.0`). For a Hub id, only config.json is downloaded and, unless the weights are cached, their
+    headers. Raises ModelError for files that are missing, damaged or quantised, and for a model whose files do not show
+    which of its modules are linear.
     """
     source = source_of(name)
     config = _config(name, source)
@@ -46,14 +46,13 @@ def outline_of_files(name: str) -> Outline:
 
 
 _CALIBRATE = "Use --calibrate, which loads the model itself."
-
 _OTHER_NAMES = {
     "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
     "hidden_size": ("n_embd", "d_model"),
     "vocab_size": (),
     "max_position_embeddings": ("n_positions", "context_length"),
 }
-"""What a few families call a size in their config.json."""
+"""Names of the same sizes in the config.json of a few families."""
 
 
 def _config(name: str, source: str) -> Mapping[str, Any]:
@@ -61,14 +60,14 @@ def _config(name: str, source: str) -> Mapping[str, Any]:
     path = file_of(source, "config.json")
     if path is None:
         raise ModelError(
-            f"{name} has no config.json in the cache of this machine, and none can be had from the Hub. Check the name "
+            f"{name} has no config.json in the local cache, and it cannot be downloaded from the Hub. Check the name "
             "and the network, or give a directory."
         )
     config = _json(name, path)
     if config.get("quantization_config"):
         raise ModelError(
-            f"The weights of {name} are quantised: its files have the shapes of packed bytes, which do not tell those "
-            f"of its modules. {_CALIBRATE}"
+            f"The weights of {name} are quantised: the files hold packed bytes, whose shapes are not those of the "
+            f"modules. {_CALIBRATE}"
         )
     text = config.get("text_config")
     return text if isinstance(text, dict) else config
@@ -76,14 +75,16 @@ def _config(name: str, source: str) -> Mapping[str, Any]:
 
 def _json(name: str, path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ModelError(
             f"{path.name} of {name} is not JSON ({first_line(error)}): damaged or cut short. Fetch it again."
         ) from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path.name} of {name} is not a JSON object, so it was not saved by `save_pretrained`.")
-    return found
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"{path.name} of {name} is not a JSON object, so it was not saved by `save_pretrained`. Fetch it again."
+        )
+    return content
 
 
 def _setting(config: Mapping[str, Any], key: str) -> int | None:
@@ -97,35 +98,35 @@ def _setting(config: Mapping[str, Any], key: str) -> int | None:
 def _size(name: str, config: Mapping[str, Any], key: str) -> int:
     size = _setting(config, key)
     if size is None:
-        raise ModelError(f"config.json of {name} does not say its {key}, so its files do not tell it. {_CALIBRATE}")
+        raise ModelError(f"config.json of {name} does not give its {key}. {_CALIBRATE}")
     return size
 
 
 Shape = tuple[int, ...]
 
 _WEIGHTS = "model.safetensors"
-
 _INDEX = "model.safetensors.index.json"
 
 
 def _shapes(name: str, source: str) -> dict[str, Shape]:
-    """Tensor name -> shape, of all safetensors files of the model."""
+    """Tensor name -> shape, for all safetensors files of the model."""
     index = file_of(source, _INDEX)
     files = [_WEIGHTS] if index is None else _shards(name, index)
-    here = [cached(source, file) for file in files]
-    found: dict[str, Shape] = {}
-    for path in here:
+    shapes: dict[str, Shape] = {}
+    for file, path in [(file, cached(source, file)) for file in files]:
         if path is None:
-            return _missing(name, source, files[here.index(None)])
-        found |= _header(name, path)
-    return found
+            return _shapes_from_hub(name, source, file)
+        shapes |= _header(name, path)
+    return shapes
 
 
 def _shards(name: str, index: Path) -> list[str]:
     weight_map = _json(name, index).get("weight_map")
     files = set(weight_map.values()) if isinstance(weight_map, dict) else set()
     if not files or not all(isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file) for file in files):
-        raise ModelError(f"{_INDEX} of {name} does not name the safetensors files beside it: damaged. Fetch it again.")
+        raise ModelError(
+            f"{_INDEX} of {name} does not name the safetensors files beside it, so it is damaged. Fetch it again."
+        )
     return sorted(files)
 
 
@@ -133,7 +134,7 @@ def _header(name: str, path: Path) -> dict[str, Shape]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="numpy") as file:  # reads the header alone
+        with safe_open(path, framework="numpy") as file:  # reads only the header
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelError(
@@ -141,8 +142,8 @@ def _header(name: str, path: Path) -> dict[str, Shape]:
         ) from error
 
 
-def _missing(name: str, source: str, file: str) -> dict[str, Shape]:
-    """The shapes, where a file is not on this machine: the Hub is asked for the headers."""
+def _shapes_from_hub(name: str, source: str, file: str) -> dict[str, Shape]:
+    """The shapes in the headers of the safetensors files on the Hub, since `file` is not on this machine."""
     if Path(source).is_dir():
         raise ModelError(
             f"{name} lacks {file}. memlaw never unpickles weights: save them with `model.save_pretrained(...)`."
@@ -151,11 +152,11 @@ def _missing(name: str, source: str, file: str) -> dict[str, Shape]:
 
     try:
         metadata = get_safetensors_metadata(source)
-    # The client lets through its own errors, those of the HTTP library under it and built-in ones: all mean unreadable.
+    # Errors of the client, of its HTTP library and built-in ones arrive here, and all mean that it is unreadable.
     except Exception as error:
         raise ModelError(
-            f"The weights of {name} are not in the cache of this machine, and the Hub did not give the headers of its "
-            f"safetensors files ({first_line(error)}). Check the network and, for a private model, your login."
+            f"The weights of {name} are not in the local cache, and the headers of its safetensors files cannot be "
+            f"read from the Hub ({first_line(error)}). Check the network and, for a private model, your login."
         ) from error
     files = metadata.files_metadata.values()
     return {key: tuple(tensor.shape) for file in files for key, tensor in file.tensors.items()}
@@ -166,11 +167,11 @@ class _Layer:
     path: str
     index: int
     shapes: dict[str, Shape]
-    """Of its parameters, by their name below the layer."""
+    """Shapes of its parameters, by their name below the layer."""
 
 
 def _by_layer(name: str, shapes: Mapping[str, Shape], count: int) -> tuple[list[_Layer], dict[str, Shape]]:
-    """The tensors of each decoder layer, and those of none: layers are what is numbered 0..count-1 next to the root."""
+    """The tensors of each decoder layer, and the others: the layers are the outermost list numbered 0..count-1."""
     lists: dict[str, dict[int, dict[str, Shape]]] = defaultdict(lambda: defaultdict(dict))
     rest = {}
     for key, shape in shapes.items():
@@ -179,26 +180,26 @@ def _by_layer(name: str, shapes: Mapping[str, Shape], count: int) -> tuple[list[
             rest[key] = shape
         elif not _is_buffer(match[3], shape):
             lists[match[1]][int(match[2])][match[3]] = shape
-    found = [prefix for prefix, numbered in lists.items() if len(numbered) == count == 1 + max(numbered)]
-    if len(found) != 1:
-        several = f"{len(found)} lists ({', '.join(sorted(found))})" if found else "no list"
+    complete = [prefix for prefix, numbered in lists.items() if len(numbered) == count == 1 + max(numbered)]
+    if len(complete) != 1:
+        several = f"{len(complete)} lists ({', '.join(sorted(complete))})" if complete else "no list"
         raise ModelError(
-            f"The files of {name} hold {several} of {count} numbered layers, so they do not tell which are its "
-            f"decoder's. {_CALIBRATE}"
+            f"The files of {name} hold {several} of {count} numbered layers, so the layers of its decoder cannot be "
+            f"identified. {_CALIBRATE}"
         )
-    numbered = lists[found[0]]
-    return [_Layer(f"{found[0]}.{index}", index, numbered[index]) for index in range(count)], rest
+    (prefix,) = complete
+    return [_Layer(f"{prefix}.{index}", index, lists[prefix][index]) for index in range(count)], rest
 
 
 def _is_buffer(name: str, shape: Shape) -> bool:
-    """Whether this is a mask or a table of angles, which older checkpoints hold beside the weights."""
+    """Whether this is a mask or a table of rotary frequencies, which older checkpoints save beside the weights."""
     last = name.rpartition(".")[2]
     return last in ("inv_freq", "masked_bias") or (last == "bias" and len(shape) != 1)
 
 
 def _linear(name: str, layers: Iterable[_Layer]) -> list[Site]:
-    """The linear modules: those with a `weight` of two dimensions that is no normalisation's."""
-    found, square, turned = [], [], False
+    """The linear modules: those with a two-dimensional `weight`, except normalisations."""
+    sites, square, transposed = [], [], False
     for layer in layers:
         for inner, (d_out, d_in) in _matrices(name, layer):
             site = Site(f"{layer.path}.{inner}", layer.index, d_in, d_out)
@@ -208,10 +209,10 @@ def _linear(name: str, layers: Iterable[_Layer]) -> list[Site]:
                 continue
             if bias == (d_in,):  # GPT-2's Conv1D: [d_in, d_out], and always a bias
                 site = replace(site, d_in=d_out, d_out=d_in, transposed=True)
-                turned = True
-            found.append(site)
-    # A square weight does not tell how it is stored; a model stores all of its weights in one way.
-    return found + [replace(site, transposed=turned) for site in square]
+                transposed = True
+            sites.append(site)
+    # A square weight does not show how it is stored, but a model stores all of its weights in the same way.
+    return sites + [replace(site, transposed=transposed) for site in square]
 
 
 def _matrices(name: str, layer: _Layer) -> Iterable[tuple[str, tuple[int, int]]]:
@@ -219,7 +220,7 @@ def _matrices(name: str, layer: _Layer) -> Iterable[tuple[str, tuple[int, int]]]
         inner, _, last = key.rpartition(".")
         if re.search(r"(^|\.)(experts|\w*moe)(\.|$)", inner):
             raise ModelError(
-                f"{name} is a mixture of experts, and its files do not tell which of its weights are modules that can "
+                f"{name} is a mixture of experts, and its files do not show which of its weights are modules that can "
                 f"be adapted. {_CALIBRATE}"
             )
         if last == "weight" and len(shape) == 2 and "norm" not in inner.rpartition(".")[2]:
@@ -227,11 +228,11 @@ def _matrices(name: str, layer: _Layer) -> Iterable[tuple[str, tuple[int, int]]]
 
 
 def _head_width(name: str, rest: Mapping[str, Shape], vocabulary: int, width: int) -> int:
-    """Columns of the head: of the matrices with a row for each token, all of one width but for a few families."""
+    """Columns of the head: of the matrices with a row for each token, of one width in all but a few families."""
     widths = {shape[1] for shape in rest.values() if len(shape) == 2 and shape[0] == vocabulary}
     if widths and (len(widths) == 1 or width in widths):
         return width if width in widths else widths.pop()
     raise ModelError(
-        f"The files of {name} hold no embedding or head with the {vocabulary} rows of the vocabulary that config.json "
-        f"names. Resize both with `model.resize_token_embeddings(...)` and save again. {_CALIBRATE}"
+        f"The files of {name} hold no embedding or head with the {vocabulary} rows that config.json gives the "
+        f"vocabulary. Resize both with `model.resize_token_embeddings(...)` and save again. {_CALIBRATE}"
     )

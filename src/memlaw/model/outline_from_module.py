@@ -1,4 +1,4 @@
-"""The outline of a model that is loaded."""
+"""The outline of a loaded model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from memlaw.model.parts import decoder_layers, layer_prefix
 
 
 def outline_of_model(model: Any, *, name: str | None = None) -> Outline:
-    """The outline of a causal LM in memory, by default under the name it was loaded by. Raises ModelError."""
+    """The outline of a causal LM in memory, by default under the name it was loaded from. Raises ModelError."""
     config, head = model.config.get_text_config(), model.get_output_embeddings() or model.get_input_embeddings()
     layers, prefix, width = decoder_layers(model), layer_prefix(model), config.hidden_size
     linear = [
@@ -45,16 +45,16 @@ def _linear_modules(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _shape(module: Any) -> tuple[int, int, bool]:
-    """(d_in, d_out, transposed) of a linear module, which are not the shape of its weight where that is packed."""
+    """(d_in, d_out, transposed) of a linear module; a packed weight has another shape."""
     if isinstance(module, Conv1D):
         return module.nx, module.nf, True
     return module.in_features, module.out_features, False
 
 
 def _weights(layer: nn.Module) -> int:
-    """Number of weights, each once; a packed matrix counts what it holds, not its bytes."""
-    held: dict[int, int] = {}
+    """Number of weights, shared ones counted once; a packed matrix counts its elements, not its bytes."""
+    elements: dict[int, int] = {}
     for _, module in _linear_modules(layer):
         d_in, d_out, _ = _shape(module)
-        held[id(module.weight)] = d_in * d_out
-    return count_weights(held.get(id(weight), weight.numel()) for weight in layer.parameters())
+        elements[id(module.weight)] = d_in * d_out
+    return count_weights(elements.get(id(weight), weight.numel()) for weight in layer.parameters())

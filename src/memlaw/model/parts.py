@@ -13,7 +13,7 @@ from memlaw.core.errors import ModelError
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, no gradients on its weights and no checkpointing; restored as found afterwards."""
+    """Inside, the model is in evaluation mode, without gradients on its weights and without gradient checkpointing."""
     modes = {module: module.training for module in model.modules()}
     gradients = {p: p.requires_grad for p in model.parameters()}
     checkpointing = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
@@ -32,7 +32,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def decoder(model: Any) -> Any:
-    """The module that turns ids into final hidden states (the causal LM without its head)."""
+    """The module that turns ids into final hidden states: the causal LM without its head."""
     return model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
 
 
@@ -53,11 +53,11 @@ def layer_prefix(model: Any) -> str:
 
 
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
-"""What families call the normalisation after the last layer."""
+"""Names of the normalisation after the last layer, in all known families."""
 
 
 def final_norm(model: Any) -> nn.Module | None:
-    """The normalisation after the last layer; None where the family has it under no known name."""
+    """The normalisation after the last layer; None if it has no known name."""
     inner = decoder(model)
-    found = (getattr(inner, name, None) for name in FINAL_NORMS)
-    return next((norm for norm in found if isinstance(norm, nn.Module)), None)
+    candidates = (getattr(inner, name, None) for name in FINAL_NORMS)
+    return next((norm for norm in candidates if isinstance(norm, nn.Module)), None)

@@ -1,7 +1,7 @@
 """The constant part of a forward pass, kept on disk for the next pack of the same rows, on this machine or another.
 
-A file is named by everything that determines what is in it, so it is never out of date, and it is checked against its
-own SHA-256 when it is read. The tokens can be made out again from what is kept: the directory is as secret as they are.
+The name of a file is a digest of everything that determines its contents, so it cannot be out of date; its own SHA-256
+is checked when it is read. Tokens can be reconstructed from the states: the directory is as secret as the facts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from memlaw.model.memory import storage_device
 from memlaw.model.split import Forward, SplitForward
 
 VERSION = 1
-"""Raised when `memlaw.model.split` changes what it caches."""
+"""Increase when `memlaw.model.split` changes what it caches."""
 
 _NAME = "states"
 
@@ -38,10 +38,10 @@ class PrefixCache:
     def states(self, base: Base, sites: Sequence[str], forward: Forward, ids: Tensor) -> Tensor:
         """`forward.cache(ids)`, [rows, time, ...], computed only if the directory does not hold it.
 
-        `sites` are the adapted modules of the first adapted layer, where `forward` splits `base`. A file that is
-        damaged costs a warning and the computation; one that cannot be written costs a warning.
+        `sites` are the adapted modules of the first adapted layer, where `forward` splits `base`. Warns of a damaged
+        file, and computes the states again; warns if a file cannot be written.
         """
-        if not isinstance(forward, SplitForward):  # what it caches are the tokens
+        if not isinstance(forward, SplitForward):  # a full forward caches only the tokens
             return forward.cache(ids)
         key = digest(
             {
@@ -57,24 +57,27 @@ class PrefixCache:
         path = self.folder / f"{key}.safetensors"
         damaged = path.exists()
         if damaged:
-            kept = _read(path)
-            if kept is not None:
-                return kept.to(storage_device(kept.nbytes, ids.device))
+            saved = _read(path)
+            if saved is not None:
+                return saved.to(storage_device(saved.nbytes, ids.device))
         states = forward.cache(ids)
-        self._keep(path, states.cpu().contiguous(), replace=damaged)
+        self._write(path, states.cpu().contiguous(), replace=damaged)
         return states
 
-    def _keep(self, path: Path, states: Tensor, *, replace: bool) -> None:
+    def _write(self, path: Path, states: Tensor, *, replace: bool) -> None:
         try:
             files.make_folders(self.folder)
             files.write(path, save({_NAME: states}, {"sha256": _sha256(states)}), replace=replace, mode=0o600)
         except OSError as error:
-            sentence = f"The states below the adapters cannot be kept in {self.folder}: {error.strerror or error}."
-            warnings.warn(sentence, stacklevel=2)
+            warnings.warn(
+                f"The prefix cache cannot be written to {self.folder}: {error.strerror or error}. Training goes on "
+                "without it.",
+                stacklevel=2,
+            )
 
 
 def _read(path: Path) -> Tensor | None:
-    """What a file holds; None, with a warning, if it is not what was written there."""
+    """The states in a file; None, with a warning, if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             states: Tensor = file.get_tensor(_NAME)
@@ -84,13 +87,13 @@ def _read(path: Path) -> Tensor | None:
         intact, reason = False, str(error)
     if intact:
         return states
-    warnings.warn(f"The kept states {path} are damaged ({reason}): they are computed again.", stacklevel=2)
+    warnings.warn(f"The cached states {path} are damaged ({reason}) and will be computed again.", stacklevel=2)
     return None
 
 
 def _sha256(tensor: Tensor) -> str:
-    """Of its type, shape and bytes."""
-    held = tensor.detach().cpu().contiguous()
-    hasher = hashlib.sha256(f"{held.dtype} {tuple(held.shape)} ".encode())
-    hasher.update(held.flatten().view(torch.uint8).numpy().tobytes())
+    """SHA-256 of a tensor's dtype, shape and bytes."""
+    on_cpu = tensor.detach().cpu().contiguous()
+    hasher = hashlib.sha256(f"{on_cpu.dtype} {tuple(on_cpu.shape)} ".encode())
+    hasher.update(on_cpu.flatten().view(torch.uint8).numpy().tobytes())
     return hasher.hexdigest()

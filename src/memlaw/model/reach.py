@@ -1,18 +1,17 @@
-"""What the frozen head allows: the largest probability any adapter can give a token.
+"""Reach: the largest probability that any adapter can give a token under the frozen head.
 
-The head and the final norm of the base are frozen. Whatever an adapter does below them, the last
-hidden state leaves the norm as `h = g * u * sqrt(d) (+ bias)` with `|u| = 1`, so
+The head and the final norm of the base are frozen. Whatever an adapter does below them, the last hidden state leaves
+the norm as `h = g * u * sqrt(d) (+ bias)` with `|u| = 1`, so
 
     reach(v) = max over |u| = 1 of softmax(head(h(u)))[v].
 
-A token with reach(v) <= 1/2 can never be ordered (p > 1/2): no rank, no method, no number of steps
-makes it so. That is a property of the base alone, it needs no training to know, and memlaw draws
-random targets only from tokens that can be reached. The threshold p > 1/2 is from arXiv 2605.30260;
-reachability is memlaw's own.
+A token with reach(v) <= 1/2 can never be ordered (p > 1/2), at any rank, with any method, after any number of steps.
+Reach is a property of the base alone and can be computed before training; memlaw draws random targets only from tokens
+with a high one. The threshold p > 1/2 is from arXiv 2605.30260; reach is memlaw's own.
 
-Log p is concave in u as long as the logits are linear in it. Its maximum over the ball |u| <= 1 is
-therefore unique, and the tangent plane at any point proves how much more there can be: that is
-`Reach.upper`. (The ball, not only the sphere: the epsilon of the norm keeps |u| a little below 1.)
+Log p is concave in u as long as the logits are linear in it. Its maximum over the ball |u| <= 1 is therefore unique,
+and the tangent plane at any point bounds how much higher it can be: that is `Reach.upper`. (The ball, not only the
+sphere, because the epsilon of the norm keeps |u| a little below 1.)
 """
 
 from __future__ import annotations
@@ -29,10 +28,14 @@ from memlaw.model.head import FrozenHead, frozen_head
 from memlaw.model.parts import frozen
 
 _CANDIDATES = 128
-
 _RANDOM_STARTS = 4
+_SMALLEST_MOVE = 1e-6  # shorter steps of a unit vector drown in float32 rounding
 
-_SMALLEST_MOVE = 1e-6  # of a unit vector in float32
+REACHABLE = 0.9
+"""Random targets are drawn from tokens with a reach above this."""
+
+_JUDGED = 4096
+"""Tokens of a large vocabulary whose reach is computed to draw random targets from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +45,9 @@ class Reach:
     tokens: Tensor
     """Token ids, int64."""
     lower: Tensor
-    """A probability that some unit vector u really attains, float32: the number called reach(v)."""
+    """A probability that some unit vector u attains, float32: the number called reach(v)."""
     upper: Tensor
-    """A probability that no |u| <= 1 exceeds, float32; 1 where soft-capped logits prove nothing."""
+    """A probability that no |u| <= 1 exceeds, float32; 1 where soft-capped logits give no proof."""
 
 
 def reach(
@@ -55,11 +58,11 @@ def reach(
     steps: int = 2000,
     chunk_elements: int = 1 << 24,
 ) -> Tensor:
-    """Largest probability, float32 [n], that any adapter below the final norm can give n tokens.
+    """Largest probability, float32 [n], that any adapter below the final norm can give each of n tokens.
 
-    Same as `max over |u| = 1 of softmax(rows @ u + offset)[v]`. All rows of the head compete,
-    whichever tokens are asked for; `tokens=None` asks for the whole vocabulary. See `reach_bounds`
-    for the tolerance.
+    Same as `max over |u| = 1 of softmax(rows @ u + offset)[v]`, with all rows of the head in the softmax. `tokens=None`
+    means the whole vocabulary. See `reach_bounds` for the other parameters. Raises MemlawError for ids that the head
+    does not have.
     """
     return reach_bounds(head, tokens, tolerance=tolerance, steps=steps, chunk_elements=chunk_elements).lower
 
@@ -72,20 +75,19 @@ def reach_bounds(
     steps: int = 2000,
     chunk_elements: int = 1 << 24,
 ) -> Reach:
-    """`reach` with its proof: attained probability and the bound no adapter exceeds.
+    """`reach` with its proof: the attained probability and the bound that no adapter exceeds.
 
-    Projected gradient ascent on log p, started at u = normalize(rows[v]), until upper - lower <
-    `tolerance` (a probability), float32 allows no more progress, or `steps` ascents are done; in
-    chunks whose logits hold at most `chunk_elements` numbers. On the bundled base (1024 tokens) the
-    bounds meet within 2e-4 after 35 ascents. A token whose best u lies inside the ball (its row is surrounded by
-    other rows) is not settled by concavity on the sphere itself: it gets a few more starts there,
-    and its `upper` stays that of the whole ball.
+    Projected gradient ascent on log p from u = normalize(rows[v]), until upper - lower < `tolerance` (a probability),
+    float32 allows no more progress, or `steps` are done; in chunks of at most `chunk_elements` logits. On the bundled
+    base (1024 tokens) the bounds meet within 2e-4 after 35 steps. If the best u of a token lies inside the ball (other
+    rows surround its row), concavity does not settle the sphere: the search tries a few more starts there, and `upper`
+    remains that of the whole ball.
     """
     rows, offset = head.affine()
     wanted = _token_ids(tokens, len(rows)).to(rows.device)
     size = max(1, chunk_elements // len(rows))
     ascent = _Ascent(rows, offset, head.softcap, head.norm == "layer", tolerance, steps)
-    parts = [_bounds(ascent, wanted[first : first + size]) for first in range(0, max(1, len(wanted)), size)]
+    parts = [_chunk_bounds(ascent, wanted[first : first + size]) for first in range(0, max(1, len(wanted)), size)]
     return Reach(
         tokens=wanted.cpu(),
         lower=torch.cat([lower for lower, _ in parts]).cpu(),
@@ -94,14 +96,14 @@ def reach_bounds(
 
 
 def reachable_tokens(head: FrozenHead, *, above: float = 0.9, tokens: Sequence[int] | Tensor | None = None) -> Tensor:
-    """The ids, int64 and in the order asked for, of the tokens with reach(v) > `above`."""
+    """The ids, int64 in the given order, of the tokens with reach(v) > `above`."""
     bounds = reach_bounds(head, tokens)
     return bounds.tokens[bounds.lower > above]
 
 
 @dataclass(frozen=True, eq=False)
 class _Ascent:
-    """Maximises log p of one token per row of u, all at once; the constants of that problem."""
+    """Maximises log p of one token per row of u, for many tokens at once."""
 
     rows: Tensor
     offset: Tensor
@@ -111,7 +113,7 @@ class _Ascent:
     steps: int
 
     def log_p(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
-        """log p [n, vocab] of every token at `u` [n, d], and the slope of the soft-cap, if any."""
+        """log p [n, vocab] of every token at `u` [n, d], and the derivative of the soft-cap, if any."""
         z = u @ self.rows.T + self.offset
         if self.softcap is None:
             return z.log_softmax(dim=1), None
@@ -122,18 +124,18 @@ class _Ascent:
         """log p [n] of `tokens` at `u` [n, d], and its gradient [n, d] with respect to u."""
         log_p, slope = self.log_p(u)
         value = log_p.gather(1, tokens[:, None])[:, 0]
-        pull = log_p.exp_().neg_()
-        pull.scatter_add_(1, tokens[:, None], torch.ones_like(pull[:, :1]))
+        by_logit = log_p.exp_().neg_()  # d log p[v] / d logits = onehot(v) - p, in place: the largest tensor here
+        by_logit.scatter_add_(1, tokens[:, None], torch.ones_like(by_logit[:, :1]))
         if slope is not None:
-            pull *= slope
-        return value, pull @ self.rows
+            by_logit *= slope
+        return value, by_logit @ self.rows
 
     def climb(self, u: Tensor, tokens: Tensor, *, on_sphere: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Best u [n, d] found, its log p [n], and the log p [n] that its tangent plane allows.
+        """The best u [n, d] reached, its log p [n], and the log p [n] that its tangent plane allows.
 
-        Each token has its own step size: doubled after a step that helps, quartered after one that
-        does not. A token leaves the batch once what its tangent plane still promises is below the
-        tolerance, or once its steps are so short that rounding decides whether they help.
+        Each token has its own step size: doubled after a step that helps, quartered after one that does not. A token
+        leaves the batch once its tangent plane promises less than the tolerance, or once its steps are so short that
+        rounding decides whether they help.
         """
         best = u.clone()
         value, gradient = self.value_and_gradient(best, tokens)
@@ -160,19 +162,18 @@ class _Ascent:
 
     @staticmethod
     def _promise(u: Tensor, gradient: Tensor, *, on_sphere: bool) -> Tensor:
-        """How much more log p [n] the tangent plane at `u` allows.
+        """How much more log p [n] the tangent plane at `u` allows: max over |v| <= 1 of gradient . (v - u).
 
-        Same as the max over |v| <= 1 of gradient . (v - u). Over the ball this bounds the whole
-        concave problem. On the sphere it is taken around the nearer of u and -u: zero exactly where
-        the gradient has no part along the sphere.
+        Over the ball this bounds the concave problem. On the sphere it is taken around the nearer of u and -u, so that
+        it is zero exactly where the gradient has no component along the sphere.
         """
         along = (gradient * u).sum(dim=1)
         best: Tensor = gradient.norm(dim=1)
         return (best - (along.abs() if on_sphere else along)).clamp(min=0)
 
 
-def _bounds(ascent: _Ascent, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Attained probability and proven bound, each float32 [n], of one chunk of tokens."""
+def _chunk_bounds(ascent: _Ascent, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Attained probability and proven bound, each float32 [n], for one chunk of tokens."""
     own = ascent.rows[tokens]
     if ascent.softcap is not None:
         return _best_on_sphere(ascent, own, tokens), torch.ones_like(own[:, 0])
@@ -185,10 +186,9 @@ def _bounds(ascent: _Ascent, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _best_on_sphere(ascent: _Ascent, guess: Tensor, tokens: Tensor) -> Tensor:
-    """Largest p [n] over ascents on the sphere from several starts.
+    """Largest p [n] over ascents on the sphere from several starts. This is a search, not a proof.
 
-    They are `guess`, each token's own row and random points: the best few, for each token, of a
-    common set. This is a search, not a proof.
+    The starts are `guess`, each token's own row, and for each token the best few of a common set of random points.
     """
     n, width = guess.shape
     noise = torch.randn(_CANDIDATES, width, generator=torch.Generator().manual_seed(0)).to(guess)
@@ -198,7 +198,7 @@ def _best_on_sphere(ascent: _Ascent, guess: Tensor, tokens: Tensor) -> Tensor:
     ranked = ascent.log_p(noise)[0][:, tokens].topk(_RANDOM_STARTS, dim=0).indices
     best = guess.new_zeros(n)
     for start in (guess, ascent.rows[tokens], *noise[ranked]):
-        # A zero vector has no direction to be stretched along: take any.
+        # A zero vector has no direction to project onto the sphere: take any.
         start = torch.where(start.norm(dim=1, keepdim=True) > 0, start, noise[0])
         _, value, _ = ascent.climb(_onto(start, on_sphere=True), tokens, on_sphere=True)
         best = torch.maximum(best, value.exp())
@@ -217,22 +217,17 @@ def _token_ids(tokens: Sequence[int] | Tensor | None, vocabulary: int) -> Tensor
     ids = torch.as_tensor(tokens, dtype=torch.int64).flatten()
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
         raise MemlawError(
-            f"Token ids from {int(ids.min())} to {int(ids.max())} were asked for, but the head has "
-            f"rows 0 to {vocabulary - 1}. They come from another tokenizer: use the one saved with "
-            "the model."
+            f"Token ids from {int(ids.min())} to {int(ids.max())} were requested, but the head has rows 0 to "
+            f"{vocabulary - 1}. They come from another tokenizer: use the one saved with the model."
         )
     return ids
 
 
-REACHABLE = 0.9
-"""Random targets are drawn from tokens that some hidden state gives more than this probability."""
-
-_JUDGED = 4096
-"""Tokens of a large vocabulary whose reach is computed to draw random targets from."""
-
-
 def reachable_ids(base: Base) -> list[int]:
-    """Ids of ordinary tokens with reach > 0.9, rising; of a large vocabulary, among 4,096 drawn with a fixed seed."""
+    """Ids of ordinary tokens with reach above REACHABLE, ascending.
+
+    Of a large vocabulary, only 4,096 tokens are considered, drawn with a fixed seed: a task must not change for a base.
+    """
     special = set(base.tokenizer.all_special_ids)
     ordinary = [token for token in sorted(base.tokenizer.get_vocab().values()) if token not in special]
     if len(ordinary) > _JUDGED:

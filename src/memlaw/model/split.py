@@ -1,13 +1,13 @@
-"""The part of a forward pass that training repeats, and the part that it need not.
+"""Split a forward pass into the part that training repeats and the part that is constant.
 
-Everything below the first adapted module sees the same tokens at every step of every adapter, so its output is a
-constant: computed once, kept, and only the rest - the *suffix* - runs in training. The split knows no architecture. It
-records how the model itself calls its decoder layers (masks, rotary embeddings, positions) and calls the suffix layers
-again with what it recorded; then it proves itself against the full forward, or steps aside for it.
+Everything below the first adapted module sees the same tokens at every step of every adapter, so its output is
+constant: it is computed once and cached, and only the rest, the *suffix*, runs in training. The split knows no
+architecture. It records how the model calls its own decoder layers (masks, rotary embeddings, positions) and repeats
+those calls for the suffix; then it is compared with the full forward pass, which takes its place if they differ.
 
-Rows are right-padded and carry no padding mask: under causal attention a token never sees what follows it. So
-everything the model passes to its layers beside the hidden states depends on positions alone, and the calls recorded on
-one row of some length serve any number of rows of that length.
+Rows are right-padded and have no padding mask, since under causal attention a token never sees what follows it. So all
+that the model passes to its layers besides hidden states depends on positions alone, and the calls recorded on one row
+serve any number of rows of the same length.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from memlaw.core.errors import ModelError
+from memlaw.core.errors import ModelError, first_line
 from memlaw.model.memory import out_of_memory, storage_device
 from memlaw.model.parts import decoder, decoder_layers, final_norm
 
 CACHING_TOKENS = 16384
-"""Tokens of one forward while the constant part is computed: bounds its memory."""
+"""Tokens per forward pass while the constant part is computed, which bounds its memory."""
 
 COMPILED_DIFFERENCE = 256
-"""Largest difference of compiled layers from the model's own, in units of the precision: they round in other places."""
+"""Largest difference of compiled layers from the model's own, in units of the dtype's epsilon: they round elsewhere."""
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Forward(Protocol):
-    """Rows of tokens -> final hidden states, in two parts: what is constant in training and what is not."""
+    """Rows of tokens -> final hidden states, in two parts: one constant in training, one not."""
 
     def cache(self, ids: Tensor) -> Tensor:
-        """`ids` [rows, time] -> the constant part, one entry a row along the first dimension."""
+        """`ids` [rows, time] -> the output of the constant part, one entry per row along the first dimension."""
         ...
 
     def __call__(self, cached: Tensor) -> Tensor:
@@ -45,12 +45,12 @@ class Forward(Protocol):
         ...
 
     def compile_above(self) -> None:
-        """From now on, compute what lies above the last adapted layer with `torch.compile` wherever gradients are."""
+        """From now on, run the layers above the last adapted one with `torch.compile` wherever gradients are on."""
         ...
 
 
 class FullForward:
-    """The model's own forward, nothing cached: always right, and what every split must agree with."""
+    """The model's own forward pass, nothing cached: the reference that every split must agree with."""
 
     def __init__(self, model: Any) -> None:
         self.decoder = decoder(model)
@@ -63,17 +63,17 @@ class FullForward:
         return hidden
 
     def compile_above(self) -> None:
-        warnings.warn("The model runs whole in every step, so nothing of it is compiled.", stacklevel=2)
+        warnings.warn("Every step runs the whole model, and none of it is compiled.", stacklevel=2)
 
 
 class SplitForward:
-    """Layers below `first` once; layers from `first` on at every call. No layer above `last` is adapted."""
+    """Runs the layers below `first` once and the others at every call; no layer above `last` is adapted."""
 
     def __init__(self, model: Any, first: int, time: int, last: int) -> None:
         self.decoder = decoder(model)
         self.layers = list(decoder_layers(model))[first:]
         self.adapted = last + 1 - first
-        """How many of the layers may be."""
+        """How many of the layers may be adapted."""
         norm = final_norm(model)
         if norm is None:
             raise ModelError("no final normalisation found")
@@ -83,15 +83,15 @@ class SplitForward:
 
     @torch.no_grad()
     def _record(self, row: Tensor) -> list[_Call]:
-        """What the model passes to each suffix layer beside the hidden states."""
+        """What the model passes to each suffix layer besides the hidden states."""
         calls: list[_Call] = []
 
-        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls.append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
 
         with ExitStack() as hooks:
             for layer in self.layers:
-                hooks.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
+                hooks.callback(layer.register_forward_pre_hook(record, with_kwargs=True).remove)
             self.decoder(input_ids=row, use_cache=False)
         if len(calls) != len(self.layers):
             raise ModelError("its forward does not call each decoder layer once")
@@ -99,24 +99,24 @@ class SplitForward:
 
     @torch.no_grad()
     def cache(self, ids: Tensor) -> Tensor:
-        """`ids` [rows, time] -> input of layer `first` [rows, time, d], on the CPU where the accelerator is small."""
+        """`ids` [rows, time] -> input of layer `first` [rows, time, d], kept on the CPU if the accelerator is small."""
         parts = torch.split(ids, max(1, CACHING_TOKENS // ids.shape[1]))
         start = self._constant(parts[0])
         place = storage_device(start.nbytes * len(parts), start.device)
         return torch.cat([start.to(place), *(self._constant(part).to(place) for part in parts[1:])])
 
     def _constant(self, ids: Tensor) -> Tensor:
-        caught: list[Tensor] = []
+        inputs: list[Tensor] = []
 
-        def catch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught.append(args[0] if args else kwargs["hidden_states"])
+        def catch_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs.append(args[0] if args else kwargs["hidden_states"])
             raise _StopForwardError
 
-        self._run_until(ids, self.layers[0].register_forward_pre_hook(catch, with_kwargs=True))
-        return caught[0]
+        self._run_until_stopped(ids, self.layers[0].register_forward_pre_hook(catch_input, with_kwargs=True))
+        return inputs[0]
 
-    def _run_until(self, ids: Tensor, *hooks: Any) -> None:
-        """The model's own forward, left by the hook that raises `_EnoughError`; the hooks are removed."""
+    def _run_until_stopped(self, ids: Tensor, *hooks: Any) -> None:
+        """Run the model's own forward pass until a hook raises `_StopForwardError`, and remove the hooks."""
         with ExitStack() as cleaning, suppress(_StopForwardError):
             for hook in hooks:
                 cleaning.callback(hook.remove)
@@ -138,27 +138,28 @@ class SplitForward:
         return normed
 
     def compile_above(self) -> None:
-        """The compiled part proves itself too, at its first call, or steps aside with a warning."""
+        """The first call compares the compiled layers with the model's own; if they differ, it warns and drops them."""
         compiled = torch.compile(self._above, mode="reduce-overhead" if next(self.norm.parameters()).is_cuda else None)
 
         def first_call(hidden: Tensor) -> Tensor:
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # the compiler's own; they say nothing of the model
-                    found = compiled(hidden)
+                    warnings.simplefilter("ignore")  # the compiler's warnings say nothing about the model
+                    result = compiled(hidden)
                 with torch.no_grad():
                     expected = self._above(hidden)
-                    worst = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+                    worst = float((result - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
                 if worst <= COMPILED_DIFFERENCE * torch.finfo(hidden.dtype).eps:
                     self.compiled = compiled
-                    return found
+                    return result
                 reason = f"its result differs by {worst:.1e}"
-            except RuntimeError as error:  # among them what a missing C++ compiler raises
+            except RuntimeError as error:  # a missing C++ compiler raises one too
                 if out_of_memory(error):
                     raise
-                reason = str(error).strip().partition("\n")[0]
-            sentence = f"Compiling the model's upper layers is of no use here ({reason}): going on without."
-            warnings.warn(sentence, stacklevel=2)
+                reason = first_line(error)
+            warnings.warn(
+                f"The model's upper layers cannot be compiled ({reason}): running them as they are.", stacklevel=2
+            )
             self.compiled = None
             return self._above(hidden)
 
@@ -166,11 +167,11 @@ class SplitForward:
 
 
 class SiteForward(SplitForward):
-    """Everything but the adapted module once, where a single module of the first adapted layer is adapted.
+    """Runs all of layer `first` once, if a single module of that layer is adapted and ends it.
 
-    Where the module's output reaches the layer's unchanged, as that of an MLP's last projection does in most families,
-    whatever an adapter adds to it is added to the layer's output y. So the module's input x and y are kept, side by
-    side, and layer `first` costs what the adapters cost. A norm behind the module (Gemma 2) breaks it.
+    If the module's output is added to the layer's output y unchanged, as that of an MLP's last projection in most
+    families, then whatever an adapter adds to the module is added to y. So the module's input x and y are cached, side
+    by side, and layer `first` costs no more than its adapters. A norm after the module (Gemma 2) rules this out.
     """
 
     def __init__(self, model: Any, first: int, time: int, last: int, site: str) -> None:
@@ -179,57 +180,57 @@ class SiteForward(SplitForward):
         self.site = model.get_submodule(site)
 
     def _constant(self, ids: Tensor) -> Tensor:
-        caught: dict[str, Tensor] = {}
+        seen: dict[str, Tensor] = {}
 
         def at_site(_module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
-            caught["x"] = args[0]
+            seen["x"] = args[0]
 
         def at_end(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            caught["y"] = _hidden(output)
+            seen["y"] = _hidden(output)
             raise _StopForwardError
 
-        self._run_until(ids, self.site.register_forward_hook(at_site), self.layer.register_forward_hook(at_end))
-        self.width = caught["x"].shape[-1]
-        return torch.cat([caught["x"], caught["y"]], dim=-1)
+        self._run_until_stopped(ids, self.site.register_forward_hook(at_site), self.layer.register_forward_hook(at_end))
+        self.width = seen["x"].shape[-1]
+        return torch.cat([seen["x"], seen["y"]], dim=-1)
 
     def __call__(self, cached: Tensor) -> Tensor:
         x, y = cached[..., : self.width], cached[..., self.width :]
-        with _answering(self.site, y):
+        with _returning(self.site, y):
             return super().__call__(_hidden(self.site(x)))
 
 
 @contextmanager
-def _answering(module: nn.Module, output: Tensor) -> Iterator[None]:
-    """Called inside, the module computes nothing and returns `output`; what is hooked to it adds to that."""
-    usual = vars(module).get("forward")
+def _returning(module: nn.Module, output: Tensor) -> Iterator[None]:
+    """Inside, calling the module computes nothing and returns `output`, to which its hooks still add."""
+    replaced = vars(module).get("forward")
     module.forward = lambda *_args, **_kwargs: output
     try:
         yield
     finally:
-        if usual is None:
+        if replaced is None:
             del module.forward
         else:
-            module.forward = usual
+            module.forward = replaced
 
 
 class _StopForwardError(Exception):
-    """Leaves the model's forward once everything wanted has been seen."""
+    """Ends the model's forward pass once a hook has seen all it needs."""
 
 
 def _hidden(output: Any) -> Tensor:
-    """The hidden states of a module that may return other things beside them."""
+    """The hidden states in the output of a module, which may be a tuple."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
 
 
 @torch.no_grad()
 def split(model: Any, first: int, sites: Sequence[str], ids: Tensor, last: int) -> Forward:
-    """The cheapest forward for `ids` [rows, time] that is proven equal to the model's own.
+    """The cheapest forward for `ids` [rows, time] that agrees with the model's own.
 
-    `first` and `last` are the first and last adapted layers, `sites` the modules adapted in the first. A candidate is
-    compared with the full forward on two real rows at once, as the model stands and with the first site disturbed as an
-    adapter would: a model whose layers see more than positions, or that does more behind the site than add, is found
-    out. Where no split is proven the full forward serves, and a warning says why.
+    `first` and `last` are the first and last adapted layers, `sites` the modules adapted in the first. Every candidate
+    is compared with the full forward pass on two real rows at once, with the model as it is and with the first site
+    disturbed as by an adapter. That exposes models whose layers depend on more than positions, or that do more than add
+    after the site. If no split agrees, the full forward is returned, with a warning that says why.
     """
     full = FullForward(model)
     time, rows = ids.shape[1], ids[:2]
@@ -247,29 +248,29 @@ def split(model: Any, first: int, sites: Sequence[str], ids: Tensor, last: int) 
         except (ModelError, TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
             if out_of_memory(error) and len(rows) > 1:
                 return split(model, first, sites, ids[:1], last)
-            reason = f"cannot be split ({error})"
+            reason = f"cannot be split ({first_line(error)})"
             continue
         if worst <= 8 * torch.finfo(model.dtype).eps:
             return candidate
         reason = f"gives another result when split at layer {first} (relative difference {worst:.1e})"
-    if first > 0:  # with the first layer adapted, no split was to be expected
-        warnings.warn(f"{type(model).__name__} {reason}: running the full forward.", stacklevel=2)
+    if first > 0:  # if layer 0 is adapted, no split is expected
+        warnings.warn(f"{type(model).__name__} {reason}: every step runs the whole model.", stacklevel=2)
     return full
 
 
 def _difference(candidate: Forward, full: Forward, rows: Tensor, *, disturbed: nn.Module | None = None) -> float:
     """Largest difference of the two forwards, relative to the largest hidden state."""
-    cached = candidate.cache(rows)  # before the disturbance: what is cached is the base alone
+    cached = candidate.cache(rows)  # before the disturbance, since the cache holds the base alone
     with ExitStack() as hooks:
         if disturbed is not None:
             hooks.callback(disturbed.register_forward_hook(_disturbance()).remove)
         expected = full(full.cache(rows))
-        found = candidate(cached)
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+        actual = candidate(cached)
+    return float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
 def _disturbance() -> Callable[..., Any]:
-    """A forward hook that adds noise of the size of the first output it meets, the same at every call."""
+    """A forward hook that adds noise of the size of the first output it sees, the same at every call."""
     noise: list[Tensor] = []
 
     def disturb(_module: nn.Module, _args: Any, output: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What memlaw asks of a tokenizer, and how one is loaded by the name of its model, without torch where that is sure."""
+"""The interface of a tokenizer, and loading one by the name of its model, without torch where that is safe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from memlaw.model.files import BUNDLED, file_of, source_of
 
 
 class Tokenizer(Protocol):
-    """Text to token ids, with the special tokens that frame a prompt and end a target."""
+    """Turns text into token ids, and knows the special tokens that frame a prompt and end a target."""
 
     bos_token_id: int | None
     eos_token_id: int | None
@@ -32,67 +32,68 @@ class Tokenizer(Protocol):
 
 
 def token_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """The tokens of `text` alone, no special token added. Quiet: the context is checked where it is known."""
+    """The tokens of `text` alone, without special tokens."""
+    # Not verbose, or texts longer than the context cause a warning: `data.encoding.check_context` refuses those.
     return tuple(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 of everything that turns text into ids: the fast tokenizer's own JSON, or the vocabulary."""
+    """SHA-256 of all that turns text into ids: the fast tokenizer's own JSON, or else the vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
-    for passing in ("truncation", "padding"):
-        rules.pop(passing, None)
+    for state in ("truncation", "padding"):  # left by the last call, and no part of the vocabulary
+        rules.pop(state, None)
     return digest({"rules": rules, "special": {k: str(v) for k, v in tokenizer.special_tokens_map.items()}})
 
 
 def auto_tokenizer(name: str) -> Any:
-    """The tokenizer that `transformers.AutoTokenizer` loads for a Hub id, a local directory or `memlaw/base`.
+    """Load the tokenizer of a Hub id, a local directory or `memlaw/base` with `transformers.AutoTokenizer`.
 
-    It imports torch. Raises ModelError.
+    This imports torch. Raises ModelError.
     """
-    return _checked(name, _auto)
+    return _load_checked(name, _load_auto)
 
 
 def load_tokenizer(name: str = BUNDLED) -> Any:
-    """The same tokenizer without torch, where its files say which it is; elsewhere by way of `auto_tokenizer`.
+    """Load the same tokenizer without torch if its files identify it, else as `auto_tokenizer` does.
 
-    They say so if tokenizer_config.json names the general class, which does what tokenizer.json says, or one that
-    brings rules of its own, and they are those of tokenizer.json. Raises ModelError.
+    They identify it if tokenizer_config.json names the general class, which follows tokenizer.json, or a class whose
+    own rules agree with tokenizer.json. Raises ModelError.
     """
-    return _checked(name, lambda source: _by_files(source) or _auto(source))
+    return _load_checked(name, lambda source: _load_by_files(source) or _load_auto(source))
 
 
-def _checked(name: str, load: Callable[[str], Any]) -> Any:
+def _load_checked(name: str, load: Callable[[str], Any]) -> Any:
     source = source_of(name)
     try:
         tokenizer = load(source)
-        # Without files transformers builds the class with nothing in it but special tokens.
-        found = len(tokenizer.get_vocab()) > len(tokenizer.all_special_tokens)
+        # Without files, transformers builds a tokenizer that has nothing but special tokens.
+        usable = len(tokenizer.get_vocab()) > len(tokenizer.all_special_tokens)
         reason = "its vocabulary is empty"
     except ModelError:
         raise
-    except Exception as error:  # of a file that it cannot read, the tokenizers library says so in a bare Exception
-        found, reason = False, first_line(error)
-    if not found:
+    except Exception as error:  # the tokenizers library raises a bare Exception for a file that it cannot read
+        usable, reason = False, first_line(error)
+    if not usable:
         raise ModelError(
-            f"{name} has no tokenizer that can be loaded ({reason}); facts are stored as its tokens, so memlaw needs "
-            "it. Save it beside the weights with `tokenizer.save_pretrained(...)`."
+            f"{name} has no tokenizer that can be loaded ({reason}), and facts are stored as tokens. Save the "
+            "tokenizer beside the weights with `tokenizer.save_pretrained(...)`."
         )
     return tokenizer
 
 
-def _auto(source: str) -> Any:
+def _load_auto(source: str) -> Any:
     import transformers
 
     return transformers.AutoTokenizer.from_pretrained(source)
 
 
-_GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
-"""What transformers calls, before and since version 5, the class that does what tokenizer.json says."""
+_GENERAL_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Names of the class that follows tokenizer.json, before and since version 5 of transformers."""
 
 
-def _by_files(source: str) -> Any:
-    """The tokenizer, None unless its class is one for which the files tell all."""
+def _load_by_files(source: str) -> Any:
+    """The tokenizer; None if its files do not fully determine it."""
     rules, config = (_json(file_of(source, file)) for file in ("tokenizer.json", "tokenizer_config.json"))
     named = config.get("tokenizer_class")
     if not rules or "auto_map" in config or not isinstance(named, str):
@@ -100,44 +101,44 @@ def _by_files(source: str) -> Any:
     import transformers
 
     general = transformers.PreTrainedTokenizerFast
-    if named in _GENERAL:
+    if named in _GENERAL_CLASSES:
         return general.from_pretrained(source)
-    # AutoTokenizer knows for which models this name is wrong, but it imports torch to be asked.
+    # AutoTokenizer knows for which models this name is wrong, but importing it imports torch.
     kind: Any = getattr(transformers, named.removesuffix("Fast"), None)
     reads_tokenizer_json = isinstance(kind, type) and issubclass(kind, general)
     if not reads_tokenizer_json:
         return None
     tokenizer = kind.from_pretrained(source)
-    return tokenizer if _cuts_by(rules, tokenizer.backend_tokenizer) else None
+    return tokenizer if _follows(rules, tokenizer.backend_tokenizer) else None
 
 
-_OF_THE_MODEL = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
+_BPE_SETTINGS = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
                  "ignore_merges", "dropout")  # fmt: skip
-"""What a byte-pair encoding has beside its vocabulary and merges."""
+"""Settings of a byte-pair encoding besides its vocabulary and merges."""
 
 
-def _cuts_by(rules: dict[str, Any], backend: Any) -> bool:
-    """Whether a tokenizer that took the vocabulary of tokenizer.json cuts text by the other rules of that file too."""
+def _follows(rules: dict[str, Any], backend: Any) -> bool:
+    """Whether a tokenizer with the vocabulary of tokenizer.json follows the other rules of that file too."""
     from tokenizers import Tokenizer
 
     if rules["model"].get("type") != "BPE":
         return False
     without_vocabulary = {**rules, "added_tokens": [], "model": {**rules["model"], "vocab": {}, "merges": []}}
-    filed = Tokenizer.from_str(json.dumps(without_vocabulary))
+    written = Tokenizer.from_str(json.dumps(without_vocabulary))
     return (
-        all(getattr(backend.model, setting) == getattr(filed.model, setting) for setting in _OF_THE_MODEL)
-        and _state(backend.normalizer) == _state(filed.normalizer)
-        and _state(backend.pre_tokenizer) == _state(filed.pre_tokenizer)
+        all(getattr(backend.model, setting) == getattr(written.model, setting) for setting in _BPE_SETTINGS)
+        and _settings(backend.normalizer) == _settings(written.normalizer)
+        and _settings(backend.pre_tokenizer) == _settings(written.pre_tokenizer)
     )
 
 
-def _state(step: Any) -> Any:
-    """The settings of a normalizer or pre-tokenizer, but for the one that moves offsets and no token."""
+def _settings(step: Any) -> Any:
+    """The settings of a normalizer or pre-tokenizer, except the one that changes offsets but no token."""
     if step is None:
         return None
     return json.loads(step.__getstate__(), object_hook=lambda o: {k: v for k, v in o.items() if k != "trim_offsets"})
 
 
 def _json(path: Path | None) -> dict[str, Any]:
-    found = {} if path is None else json.loads(path.read_bytes())
-    return found if isinstance(found, dict) else {}
+    content = {} if path is None else json.loads(path.read_bytes())
+    return content if isinstance(content, dict) else {}

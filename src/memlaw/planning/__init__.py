@@ -1,12 +1,14 @@
-"""Will it fit? Which rank a memory set needs, how sure that is, and what it costs. No torch.
+"""Will it fit? Which rank a memory set needs, how certain that is, and what it costs. No torch.
 
-A plan is mathematics on numbers the caller measured without training: how many records and target tokens, the base's
-own loss on them, and where the adapter would sit. Read `needed.py` for the loss that recall needs, `doubt.py` for what
-is not known, `planner.py` for the answer, `answer.py` for its parts.
+A plan is computed from numbers that need no training: how many records and target tokens there are, the base's own loss
+on them, and where the adapter would sit. See `recall_loss.py` for the loss that recall needs, `sizes.py` for what is
+uncertain, `planner.py` for the answer, `result.py` for its parts, and `library.py` for the choice of a law.
 """
 
-from memlaw.planning.planner import BORROWED, BORROWED_FACTOR, AdapterPlacement, default_law, plan
+from memlaw.planning.library import BORROWED, BORROWED_FACTOR, KnownLaw, default_law
+from memlaw.planning.planner import AdapterPlacement, plan
 from memlaw.planning.recall_loss import CellRecall, RecallCurve, recall_curve
+from memlaw.planning.request import MeasuredSet, PlanRequest
 from memlaw.planning.result import Capacity, Cost, Plan, RankChance, RankRange, TrainingWork
 from memlaw.planning.sizes import DRIFT
 from memlaw.planning.target import Target
@@ -19,7 +21,10 @@ __all__ = [
     "Capacity",
     "CellRecall",
     "Cost",
+    "KnownLaw",
+    "MeasuredSet",
     "Plan",
+    "PlanRequest",
     "RankChance",
     "RankRange",
     "RecallCurve",

@@ -1,20 +1,22 @@
-"""Scale or refine? Which lever would bring a memory set to recall, and what speaks for it. No torch, no model.
+"""Scale or refine? Which lever would make a memory set recallable, and the evidence for it. No torch, no model.
 
-Recall fails in two ways (arXiv 2605.30260). An adapter too small leaves tokens disordered everywhere: only more
-parameters help, or fewer facts. One that is large enough leaves a few stubborn tokens, each of which spoils its record:
-there, training decides. Which of the two it is shows in the law, in the ordered share over the steps, and in how the
-stubborn tokens lie among the records; what no training can mend shows in the findings of `memlaw check`.
+Recall fails in two ways (arXiv 2605.30260). An adapter that is too small leaves stubborn tokens everywhere: only more
+parameters or fewer facts help. One that is large enough leaves a few stubborn tokens, each of which spoils its record:
+only better training helps. The law, the share of ordered tokens over the steps and the spread of stubborn tokens over
+the records tell the two apart; what training cannot fix shows in the findings of `memlaw check`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+from memlaw.adapter.info import Curve
+from memlaw.adapter.placement import ALL_LINEAR
 from memlaw.core.config import TrainConfig
 from memlaw.core.recall import RecallReport, RecordRecall
 from memlaw.diagnosis.verdicts import stubborn_positions
@@ -26,33 +28,43 @@ if TYPE_CHECKING:
 Lever = Literal["data", "tokens", "rank", "placement", "split", "steps", "method"]
 
 UNREACHABLE = "unreachable-token"
-"""The findings whose positions no adapter below the head can bring to p > 1/2."""
+"""Code of the findings whose positions no adapter below the head can bring to p > 1/2."""
 
 FEW = 0.1
-"""Share of stubborn tokens up to which they count as few: the adapter holds the rest."""
+"""Share of stubborn tokens up to which they count as few: the adapter holds all the others."""
 
 MARGIN = 0.1
-"""Nats under ln 2 that keep a recalled token from sinking back; the default of `memlaw train`."""
+"""Nats below ln 2 that keep a recalled token from sinking back; the default of `memlaw train`."""
 
 _RISING = 0.01
-"""Share of the tokens by which the last fifth of the steps must be better than the fifth before it."""
+"""Rise of the ordered share, between the last two fifths of the steps, above which it is no longer flat."""
 
 _PATIENCE = 3.0
-"""Budgets that may be added at the pace of the last fifth; a set that would need more is not short of steps."""
+"""Additional budgets worth spending at the pace of the last fifth; beyond that, steps are not what is missing."""
 
-_WIDEST = "all-linear"
+
+@dataclass(frozen=True)
+class History:
+    """How an adapter was trained, as far as known."""
+
+    rank: int | None = None
+    placement: str | None = None
+    config: TrainConfig | None = None
+    steps: int | None = None
+    """Steps taken; None: as many as `curve` has values."""
+    curve: Curve = ()
 
 
 @dataclass(frozen=True)
 class Advice:
-    """One lever: why it should help, and how to pull it."""
+    """One lever: what to do, and why it should help."""
 
     lever: Lever
     evidence: str
-    """What speaks for it, in numbers."""
+    """Why it should help, in numbers."""
     do: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What `memlaw.train` is to be given besides what it was given; empty where training it again is not the advice."""
+    """Arguments of `memlaw.train` to change; empty where the advice is not to train again."""
 
     def __str__(self) -> str:
         return f"{self.do} {self.evidence}"
@@ -60,66 +72,67 @@ class Advice:
 
 def advise(
     report: RecallReport,
+    history: History | None = None,
     *,
-    curve: Sequence[float] = (),
     plan: Plan | None = None,
     findings: Sequence[Finding] = (),
-    rank: int | None = None,
-    placement: str | None = None,
-    config: TrainConfig | None = None,
 ) -> tuple[Advice, ...]:
-    """What would help, the most promising lever first; nothing where every fact is recalled with margin to spare.
+    """What would help, the most promising lever first; empty where every fact is recalled with margin to spare.
 
     Args:
         report: the recall of the set; decoded or not.
-        curve: share of ordered target tokens at every step of the training, `StackProgress.ordered`.
-        plan: of this set at this placement, by a law.
+        history: how the adapter was trained, as far as known.
+        plan: for this set at the adapter's placement, by a law.
         findings: of `memlaw check` on this set.
-        rank, placement, config: with which the adapter was trained, as far as known.
     """
-    case = _Case(report, tuple(curve), plan, tuple(findings), rank, placement, config)
+    case = _Case(report, history or History(), plan, tuple(findings))
     if not case.failing:
         return ()
-    scale = [*_rank(case), *_placement(case), *_split(case)]
-    refine = [*_method(case), *_steps(case)] if case.spread_thin else [*_steps(case), *_method(case)]
-    bigger_first = case.at_the_edge or (case.beyond_capacity and not case.spread_thin)
-    return (*_data(case), *_tokens(case), *(scale + refine if bigger_first else refine + scale))
+    return tuple(advice for lever in _by_promise(case) for advice in lever(case))
+
+
+def failing(report: RecallReport) -> tuple[RecordRecall, ...]:
+    """Records that are not certified, or, where nothing was decoded, that have a stubborn token."""
+    return tuple(i for i in report.items if (i.margin <= 0 if i.certified is None else not i.certified))
+
+
+_Lever = Callable[["_Case"], Iterator[Advice]]
 
 
 @dataclass(frozen=True)
 class _Case:
-    """All that is known, and what every lever asks of it."""
+    """Everything known, and what the levers ask of it."""
 
     report: RecallReport
-    curve: tuple[float, ...]
+    history: History
     plan: Plan | None
     findings: tuple[Finding, ...]
-    rank: int | None
-    placement: str | None
-    config: TrainConfig | None
+
+    @property
+    def rank(self) -> int | None:
+        return self.history.rank
 
     @cached_property
     def failing(self) -> tuple[RecordRecall, ...]:
-        """Records that are not certified, or, where nothing was decoded, not ordered throughout."""
-        return tuple(i for i in self.report.items if (i.margin <= 0 if i.certified is None else not i.certified))
+        return failing(self.report)
 
     @cached_property
     def faults(self) -> tuple[Finding, ...]:
-        """Errors of the whole set or of failing records, other than that tokens are unreachable."""
+        """Errors in the whole set or in failing records, except unreachable tokens."""
         about = {None, *(item.id for item in self.failing)}
         return tuple(f for f in self.findings if f.severity == "error" and f.record in about and f.code != UNREACHABLE)
 
     @cached_property
     def lost(self) -> dict[str, frozenset[int]]:
-        """Failing record -> its stubborn tokens that no adapter can order; records without are left out."""
+        """Failing record -> positions of its stubborn tokens that no adapter can order; never empty."""
         never = {f.record: f.positions for f in self.findings if f.code == UNREACHABLE}
         known = {i.id: {*never.get(i.id, ()), *(i.tokens.unreachable or ())} for i in self.failing}
-        return _with_any({i.id: frozenset(stubborn_positions(i)) & known[i.id] for i in self.failing})
+        return _not_empty({i.id: frozenset(stubborn_positions(i)) & known[i.id] for i in self.failing})
 
     @cached_property
     def stubborn(self) -> dict[str, frozenset[int]]:
-        """Failing record -> its stubborn tokens that an adapter could order; records without are left out."""
-        return _with_any(
+        """Failing record -> positions of its stubborn tokens that an adapter could order; never empty."""
+        return _not_empty(
             {i.id: frozenset(stubborn_positions(i)) - self.lost.get(i.id, frozenset()) for i in self.failing}
         )
 
@@ -134,18 +147,27 @@ class _Case:
 
     @property
     def spread_thin(self) -> bool:
-        """Whether few tokens are stubborn while the training went on with all of them, as far as known."""
-        return self.few and (self.config is None or self.config.method == "sft")
+        """Whether few tokens are stubborn and, as far as known, training spread its weight over all of them."""
+        return self.few and (self.history.config is None or self.history.config.method == "sft")
+
+    @cached_property
+    def pace(self) -> tuple[float, float] | None:
+        """Mean ordered share over the last-but-one and over the last fifth of the steps; None where not recorded."""
+        curve = self.history.curve
+        fifth = len(curve) // 5
+        last = [share for share in curve[len(curve) - 2 * fifth :] if share is not None]
+        if not fifth or len(last) < 2 * fifth:
+            return None
+        return fmean(last[:fifth]), fmean(last[fifth:])
 
     @property
-    def pace(self) -> tuple[float, float] | None:
-        """Mean ordered share over the last fifth but one of the steps and over the last; None for less than a curve."""
-        fifth = len(self.curve) // 5
-        return (fmean(self.curve[-2 * fifth : -fifth]), fmean(self.curve[-fifth:])) if fifth else None
+    def steps(self) -> int:
+        """Steps taken."""
+        return len(self.history.curve) if self.history.steps is None else self.history.steps
 
     @property
     def budgets_missing(self) -> float:
-        """How many budgets of steps more would order every token at the pace of the last fifth; infinite if flat."""
+        """Additional budgets that would order every token at the pace of the last fifth; infinite if it is flat."""
         if self.pace is None or self.pace[1] - self.pace[0] < _RISING:
             return math.inf
         before, now = self.pace
@@ -156,43 +178,49 @@ class _Case:
         return self.budgets_missing <= _PATIENCE
 
     @property
-    def nowhere(self) -> bool:
-        """Whether the law names no rank that this placement could use."""
+    def unplaceable(self) -> bool:
+        """Whether, by the law, no rank at this placement holds the set."""
         return self.plan is not None and self.plan.rank.value is None
 
     @property
     def beyond_capacity(self) -> bool:
-        """Whether the law puts the set past what this rank holds."""
+        """Whether, by the law, this rank is too small for the set."""
         if self.plan is None or self.rank is None:
-            return self.nowhere
-        return self.nowhere or self.rank < (self.plan.rank.value or 0)
+            return self.unplaceable
+        return self.unplaceable or self.rank < (self.plan.rank.value or 0)
 
     @property
     def at_the_edge(self) -> bool:
-        """Whether few tokens stay stubborn though training went for them alone, with a margin: what one gains, another
-        loses."""
-        refined = self.config is not None and self.config.method != "sft" and self.config.margin >= MARGIN
+        """Whether few tokens stay stubborn although training aimed at them alone, with a margin: what one token gains,
+        another loses."""
+        config = self.history.config
+        refined = config is not None and config.method != "sft" and config.margin >= MARGIN
         return self.few and refined and not self.rising
 
     @property
     def exhausted(self) -> bool:
-        """Whether a higher rank is not the answer: none is left, or the law was content with less than this one."""
-        if self.nowhere:
+        """Whether a higher rank will not help: it is the highest already, or above what the law asks for."""
+        if self.unplaceable:
             return True
         if self.plan is None or self.rank is None or self.rising:
             return False
-        content = self.plan.rank.high is not None and self.rank > self.plan.rank.high and self.pace is not None
-        return (content and not self.few) or (
-            self.rank >= self.plan.largest_rank and (self.at_the_edge or not self.few)
-        )
+        ample = self.plan.rank.high is not None and self.rank > self.plan.rank.high and self.pace is not None
+        return (ample and not self.few) or (self.rank >= self.plan.largest_rank and (self.at_the_edge or not self.few))
+
+
+def _by_promise(case: _Case) -> tuple[_Lever, ...]:
+    """All levers, those most likely to help first."""
+    scale, refine = (_rank, _placement, _split), (_method, _steps) if case.spread_thin else (_steps, _method)
+    scale_first = case.at_the_edge or (case.beyond_capacity and not case.spread_thin)
+    return (_data, _tokens, *(scale + refine if scale_first else refine + scale))
 
 
 def _data(case: _Case) -> Iterator[Advice]:
     if case.faults:
         codes = ", ".join(sorted({fault.code for fault in case.faults}))
         records = len({fault.record for fault in case.faults} - {None})
-        where = _of(records, "failing record") if records else "the set"
-        evidence = f"`memlaw check` has errors ({codes}) on {where}, which no training mends."
+        where = _count(records, "failing record") if records else "the set"
+        evidence = f"`memlaw check` reports errors ({codes}) for {where}, which training cannot fix."
         yield Advice("data", evidence, case.faults[0].fix)
 
 
@@ -200,9 +228,9 @@ def _tokens(case: _Case) -> Iterator[Advice]:
     if case.lost:
         yield Advice(
             "tokens",
-            f"{_of(sum(map(len, case.lost.values())), 'stubborn token')} in {_of(len(case.lost), 'record')} cannot get "
-            "p > 1/2 from the frozen head, whatever the adapter.",
-            "Word those targets otherwise, or train the head as well (PEFT: modules_to_save=['lm_head']).",
+            f"{_count(sum(map(len, case.lost.values())), 'stubborn token')} in {_count(len(case.lost), 'record')} "
+            "cannot reach p > 1/2 with the frozen head, whatever the adapter.",
+            "Reword those targets, or train the head as well (PEFT: modules_to_save=['lm_head']).",
         )
 
 
@@ -211,65 +239,74 @@ def _steps(case: _Case) -> Iterator[Advice]:
         return
     if case.rising and case.pace is not None:
         before, now = case.pace
-        steps = max(2 * len(case.curve), math.ceil(len(case.curve) * (1 + case.budgets_missing)))
+        steps = max(2 * case.steps, math.ceil(case.steps * (1 + case.budgets_missing)))
         yield Advice(
             "steps",
             f"The ordered share was still rising, from {before:.1%} to {now:.1%} over the last fifth of "
-            f"{len(case.curve):,} steps.",
+            f"{case.steps:,} steps.",
             f"Train for {steps:,} steps.",
             {"steps": steps},
         )
     elif case.pace is None and not case.few and _held(case):
-        settings = {} if case.config is None else {"steps": 2 * case.config.steps}
+        config = case.history.config
         yield Advice(
             "steps",
-            f"The law asks for rank {_planned(case)} and the adapter has {case.rank}, yet {_stubborn_share(case)}: the "
-            "training fell short, not the adapter.",
-            "Train for twice the steps.",
-            settings,
+            f"{_law_asks(case)} Training fell short, not the adapter.",
+            "Train for twice as many steps.",
+            {} if config is None else {"steps": 2 * config.steps},
         )
 
 
 def _held(case: _Case) -> bool:
-    """Whether the law says that this rank holds the set."""
+    """Whether, by the law, this rank holds the set."""
     return case.plan is not None and case.rank is not None and not case.beyond_capacity
 
 
 def _method(case: _Case) -> Iterator[Advice]:
-    beyond_help = case.lost.keys() | {fault.record for fault in case.faults}
-    reachable = [item for item in case.failing if item.id not in beyond_help]
-    if not reachable or not case.few:
+    unfixable = case.lost.keys() | {fault.record for fault in case.faults}
+    fixable = [item for item in case.failing if item.id not in unfixable]
+    if not fixable or not case.few:
         return
     if not case.tokens:
-        margin = max(MARGIN, 2 * case.report.tolerance)
-        yield Advice(
-            "method",
-            f"Every token is ordered, but {_of(len(reachable), 'record')} of {case.report.records:,} by less than the "
-            f"{case.report.tolerance:.2g} nats that {case.report.dtype} needs, or decoding differs.",
-            f"Train until recalled with a margin of {margin:.2g} nats.",
-            {"until": "recalled", "margin": margin},
-        )
-        return
-    evidence = _few_stubborn(case)
-    if case.config is None or case.config.method == "sft":
+        yield _more_margin(case, len(fixable))
+    else:
+        yield from _refinement(case)
+
+
+def _more_margin(case: _Case, records: int) -> Advice:
+    margin = max(MARGIN, 2 * case.report.tolerance)
+    return Advice(
+        "method",
+        f"Every token is ordered, but in {_count(records, 'record')} of {case.report.records:,} the margin is below "
+        f"the {case.report.tolerance:.2g} nats that {case.report.dtype} needs, or decoding differs.",
+        f"Train until recalled with a margin of {margin:.2g} nats.",
+        {"until": "recalled", "margin": margin},
+    )
+
+
+def _refinement(case: _Case) -> Iterator[Advice]:
+    """The next refinement of MemFT not used yet: stubborn tokens only, then a margin, then nearest records first."""
+    config, evidence = case.history.config, _few_stubborn(case)
+    if config is None or config.method == "sft":
         yield Advice(
             "method",
             evidence,
-            f"Train on the tokens not yet recalled, until all are (--method ot --until recalled --margin {MARGIN:g}).",
+            f"Train only the tokens that are not recalled yet, until all are (--method ot --until recalled "
+            f"--margin {MARGIN:g}).",
             {"method": "ot", "until": "recalled", "margin": MARGIN},
         )
-    elif case.config.margin < MARGIN:
+    elif config.margin < MARGIN:
         yield Advice(
             "method",
-            f"{evidence} Trained without a margin, tokens sink back as soon as they pass one half.",
-            f"Ask for a margin (--until recalled --margin {MARGIN:g}).",
+            f"{evidence} Trained without a margin, tokens sink back as soon as they pass p = 1/2.",
+            f"Train with a margin (--until recalled --margin {MARGIN:g}).",
             {"until": "recalled", "margin": MARGIN},
         )
-    elif case.config.focus == 0:
+    elif config.focus == 0:
         yield Advice(
             "method",
             evidence,
-            "Put the weight on the records that lack fewest: focus=1.",
+            "Put more weight on the records with the fewest stubborn tokens (focus=1 in Python).",
             {"focus": 1.0},
         )
 
@@ -280,16 +317,18 @@ def _rank(case: _Case) -> Iterator[Advice]:
     if case.beyond_capacity or (case.rank is None and case.plan is not None):
         yield _at_rank(case, _above(case), _law_asks(case))
     elif case.at_the_edge and case.rank is not None:
-        edge = f"{_few_stubborn(case)} Trained on alone, with a margin, they still are: the adapter is full."
+        edge = f"{_few_stubborn(case)} They stay stubborn though trained alone, with a margin: the adapter is full."
         yield _at_rank(case, max(math.ceil(1.5 * case.rank), _above(case)), edge)
     elif case.rising or (case.few and not case.at_the_edge):
         return
     elif case.rank is None:
         evidence = _few_stubborn(case) if case.few else f"{_stubborn_share(case)}."
-        yield Advice("rank", evidence, "Ask `memlaw plan` which rank the set needs.")
+        yield Advice("rank", evidence, "Run `memlaw plan` to find the rank the set needs.")
     elif case.pace is not None:
         before, now = case.pace
-        flat = f"The ordered share is low and hardly rises: {before:.1%}, then {now:.1%} over the last fifth."
+        flat = (
+            f"The ordered share is low and hardly rises: {before:.1%}, then {now:.1%} in the last fifth of the steps."
+        )
         yield _at_rank(case, max(2 * case.rank, _above(case)), flat)
     elif case.plan is None:
         yield _at_rank(case, 2 * case.rank, f"At rank {case.rank}, {_stubborn_share(case)}.")
@@ -301,7 +340,8 @@ def _at_rank(case: _Case, rank: int, evidence: str) -> Advice:
 
 
 def _above(case: _Case) -> int:
-    """Half-way, in ratio, from the law's rank to the end of its interval: at the rank itself training takes longest."""
+    """Geometric mean of the law's rank and the upper end of its interval: at the law's rank itself, the set only just
+    fits and training takes longest. 0 without a rank."""
     if case.plan is None or case.plan.rank.value is None:
         return 0
     value = case.plan.rank.value
@@ -310,53 +350,54 @@ def _above(case: _Case) -> int:
 
 
 def _placement(case: _Case) -> Iterator[Advice]:
-    if case.tokens and case.exhausted and case.placement != _WIDEST:
+    if case.tokens and case.exhausted and case.history.placement != ALL_LINEAR:
         yield Advice(
             "placement",
             _why_exhausted(case),
-            f"Adapt more modules: --placement {_WIDEST}, or the same modules in more layers.",
-            {"placement": _WIDEST},
+            f"Adapt more modules: --placement {ALL_LINEAR}, or the same modules in more layers.",
+            {"placement": ALL_LINEAR},
         )
 
 
 def _split(case: _Case) -> Iterator[Advice]:
     if case.tokens and (case.exhausted or case.beyond_capacity):
-        many = case.report.records > 1
-        whole = f"the {case.report.records:,} records" if many else "the text into two facts,"
+        records = case.report.records
+        whole = f"the {records:,} records" if records > 1 else "the text into two facts,"
         yield Advice(
             "split",
             _why_exhausted(case) if case.exhausted else _law_asks(case),
-            f"Split {whole} over two adapters of this rank, and load the one that has what is asked for.",
+            f"Split {whole} over two adapters of this rank, and load the one that holds the fact in question.",
         )
 
 
 def _law_asks(case: _Case) -> str:
+    source = "A law borrowed from another model or placement" if case.plan and case.plan.law.borrowed else "The law"
     has = "" if case.rank is None else f"; the adapter has {case.rank}"
-    return f"The law asks for rank {_planned(case)}{has}: {_stubborn_share(case)}."
+    return f"{source} asks for rank {_planned(case)}{has}: {_stubborn_share(case)}."
 
 
 def _planned(case: _Case) -> str:
     if case.plan is None or case.plan.rank.value is None:
-        return "beyond any"
+        return "beyond the largest"
     high = case.plan.rank.high
-    return f"{case.plan.rank.value} ({case.plan.rank.low} to {'any' if high is None else high})"
+    return f"{case.plan.rank.value} (95%: {case.plan.rank.low} {'or more' if high is None else f'to {high}'})"
 
 
 def _why_exhausted(case: _Case) -> str:
     if case.plan is not None and case.plan.reason is not None:
         return case.plan.reason
-    enough = "the most these modules can use"
+    largest = "the highest these modules can use"
     if case.plan is not None and case.rank is not None and case.rank < case.plan.largest_rank:
-        enough = f"more than the law asks for, {_planned(case)}"
-    return f"Rank {case.rank} is {enough}, and still {_stubborn_share(case)}."
+        largest = f"more than the law asks for, {_planned(case)}"
+    return f"Rank {case.rank} is {largest}, and yet {_stubborn_share(case)}."
 
 
 def _few_stubborn(case: _Case) -> str:
     alone = sum(len(positions) == 1 for positions in case.stubborn.values())
     return (
-        f"{_of(case.tokens, 'stubborn token')}, {case.tokens / case.report.tokens:.1%} of all, "
-        f"{'holds' if case.tokens == 1 else 'hold'} {_of(len(case.stubborn), 'record')} of {case.report.records:,}; "
-        f"{alone:,} of these {'has' if alone == 1 else 'have'} just one."
+        f"{_count(case.tokens, 'stubborn token')} ({case.tokens / case.report.tokens:.1%} of all) "
+        f"{'spoils' if case.tokens == 1 else 'spoil'} {_count(len(case.stubborn), 'record')} of "
+        f"{case.report.records:,}; {alone:,} of these {'has' if alone == 1 else 'have'} just one."
     )
 
 
@@ -364,9 +405,9 @@ def _stubborn_share(case: _Case) -> str:
     return f"{case.tokens / case.report.tokens:.0%} of the tokens have p <= 1/2"
 
 
-def _with_any(positions: Mapping[str, frozenset[int]]) -> dict[str, frozenset[int]]:
-    return {name: found for name, found in positions.items() if found}
+def _not_empty(positions: Mapping[str, frozenset[int]]) -> dict[str, frozenset[int]]:
+    return {record: places for record, places in positions.items() if places}
 
 
-def _of(number: int, noun: str) -> str:
+def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

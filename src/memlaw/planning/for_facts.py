@@ -1,4 +1,7 @@
-"""A plan for facts on a model: by the model's files alone, without torch, or by the model itself, which knows more."""
+"""A plan for facts on a model: from the model's files alone, without torch, or from the loaded model.
+
+The files give the shape of the model. The loaded model also gives its loss on the facts and the time of a step.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from memlaw.law.bits import memoryless_loss
 from memlaw.model.outline import Outline
 from memlaw.planning.library import KnownLaw, LawChooser, PlanContext
 from memlaw.planning.planner import plan
+from memlaw.planning.request import MeasuredSet, PlanRequest
 from memlaw.planning.result import Plan, TrainingWork
-from memlaw.planning.target import Target
 
 if TYPE_CHECKING:
     from memlaw.model.base import Base
@@ -28,19 +31,19 @@ if TYPE_CHECKING:
 _TIMED_STEPS = 5
 
 _UNMEASURED = (
-    "The base's own loss on these targets was not measured: {loss:.2f} nats a token is {source}. --calibrate loads the "
-    "model and measures it."
+    "The base's own loss on these targets was not measured; {loss:.2f} nats per token is {source}. Add --calibrate to "
+    "load the model and measure it."
 )
 
 
 @dataclass(frozen=True)
 class Names:
-    """What the commands call the model and the facts, and what tells them apart; None where that is not known."""
+    """What the commands call the model and the facts, and their fingerprints; None if not known."""
 
     model: str
     data: str | None = None
     reading: tuple[str, ...] = ()
-    """Options of the commands that say how the facts are read."""
+    """Command-line options that say how the facts are read."""
     tokenizer_fingerprint: str | None = None
     data_fingerprint: str | None = None
 
@@ -50,20 +53,20 @@ def plan_from_files(
     facts: Sequence[EncodedFact],
     placement: Placement,
     choose: LawChooser,
-    *,
     names: Names,
-    target: Target | None = None,
-    rank: int | None = None,
+    request: PlanRequest | None = None,
 ) -> Plan:
-    """The rank these facts need at this placement, by what the model's files tell; its loss on them is the law's.
+    """The rank these facts need at this placement, from the model's files alone.
 
-    Raises ConfigError, FitError.
+    Nothing is run, so the base's loss on the facts is taken from the law and the plan says so; `request.timed` has no
+    effect. Raises ConfigError, FitError.
     """
-    use = _use(outline, facts, placement, names)
-    known = choose(use)
-    loss_init, unmeasured = _guessed_loss(known, use.tokens, outline.vocabulary)
-    answer = _plan(outline, facts, placement, known, use, loss_init, names, target, rank, seconds=None)
-    return replace(answer, caveats=(*answer.caveats, unmeasured))
+    case = _Case(outline, facts, placement, names, request or PlanRequest())
+    context = case.context()
+    known = choose(context)
+    loss_init, caveat = _assumed_loss(known, context.tokens, outline.vocabulary)
+    answer = case.plan(known, loss_init, context.loss_memoryless)
+    return replace(answer, caveats=(*answer.caveats, caveat))
 
 
 def plan_for(
@@ -71,38 +74,39 @@ def plan_for(
     facts: Sequence[EncodedFact],
     placement: Placement,
     choose: LawChooser,
-    *,
     names: Names | None = None,
-    target: Target | None = None,
-    rank: int | None = None,
-    timed: bool = False,
+    request: PlanRequest | None = None,
 ) -> Plan:
-    """The rank these facts need at this placement; the base's loss on them is measured, and if `timed` a few steps of
-    training are taken to say how long it will take. Raises ConfigError, FitError."""
+    """The rank these facts need at this placement, with the base's loss on them measured.
+
+    With `request.timed`, a few training steps are run to estimate the training time; the model is left as it was.
+    Raises ConfigError, FitError.
+    """
     from memlaw.diagnosis.measure import measure
     from memlaw.model.outline_from_module import outline_of_model
 
-    names = names or Names(base.name)
-    outline = outline_of_model(base.model)
+    case = _Case(outline_of_model(base.model), facts, placement, names or Names(base.name), request or PlanRequest())
     loss_init = measure(base, facts, decode=False).mean_loss
-    use = replace(
-        _use(outline, facts, placement, names),
+    context = case.context()
+    context = replace(
+        context,
         tokenizer_fingerprint=base.tokenizer_fingerprint,
         model_fingerprint=base.fingerprint,
         loss_init=loss_init,
+        loss_memoryless=min(context.loss_memoryless or loss_init, loss_init),
     )
-    use = replace(use, loss_memoryless=min(use.loss_memoryless or loss_init, loss_init))
-    known = choose(use)
-    answer = _plan(outline, facts, placement, known, use, loss_init, names, target, rank, seconds=None)
-    if not timed or answer.rank.value is None:
+    known = choose(context)
+    answer = case.plan(known, loss_init, context.loss_memoryless)
+    if not case.request.timed or answer.rank.value is None:
         return answer
     seconds = seconds_per_step(base, facts, placement, answer.rank.value)
-    return _plan(outline, facts, placement, known, use, loss_init, names, target, rank, seconds=seconds)
+    return case.plan(known, loss_init, context.loss_memoryless, seconds)
 
 
 def seconds_per_step(base: Base, facts: Sequence[EncodedFact], placement: Placement, rank: int) -> float:
-    """The median of a few real steps of `memlaw train`'s own settings, after one that is not counted."""
+    """The median of a few real steps with `memlaw train`'s own settings, after one that warms up."""
     from memlaw.training.result import StackProgress
+    from memlaw.training.run import Run
     from memlaw.training.stack import train_stack
 
     ticks: list[float] = []
@@ -111,74 +115,68 @@ def seconds_per_step(base: Base, facts: Sequence[EncodedFact], placement: Placem
         ticks.append(time.perf_counter())
 
     few = replace(UNTIL_RECALLED, until="budget", steps=_TIMED_STEPS + 2)
-    train_stack(base, facts, placement, [(rank, few)], on_step=tick)
+    train_stack(base, facts, [Run(rank, placement, few)], on_step=tick)
     return statistics.median(later - earlier for earlier, later in pairwise(ticks[1:]))
 
 
-def _use(outline: Outline, facts: Sequence[EncodedFact], placement: Placement, names: Names) -> PlanContext:
-    return PlanContext(
-        model=names.model,
-        outline=outline.digest,
-        placement=str(placement),
-        tokens=target_tokens(facts),
-        tokenizer_fingerprint=names.tokenizer_fingerprint,
-        data_fingerprint=names.data_fingerprint,
-        loss_memoryless=memoryless_loss((fact.target for fact in facts), math.inf, outline.vocabulary),
-    )
+@dataclass(frozen=True)
+class _Case:
+    """One set of facts at one placement of one model, and what is asked about them."""
+
+    outline: Outline
+    facts: Sequence[EncodedFact]
+    placement: Placement
+    names: Names
+    request: PlanRequest
+
+    def context(self) -> PlanContext:
+        """What the files tell about the use of a law."""
+        return PlanContext(
+            model=self.names.model,
+            outline=self.outline.digest,
+            placement=str(self.placement),
+            tokens=target_tokens(self.facts),
+            tokenizer_fingerprint=self.names.tokenizer_fingerprint,
+            data_fingerprint=self.names.data_fingerprint,
+            loss_memoryless=memoryless_loss((fact.target for fact in self.facts), math.inf, self.outline.vocabulary),
+        )
+
+    def plan(
+        self, known: KnownLaw, loss_init: float, loss_memoryless: float | None, seconds: float | None = None
+    ) -> Plan:
+        """The plan by this law; `seconds` is the measured time of a step."""
+        if self.request.rank is not None:
+            self.placement.check_rank(self.request.rank)
+        measured = MeasuredSet(
+            records=len(self.facts),
+            tokens=target_tokens(self.facts),
+            loss_init=loss_init,
+            loss_memoryless=loss_memoryless,
+        )
+        work = self._work(seconds)
+        answer = plan(known, measured, self.placement, self.request, scale=UNTIL_RECALLED.scale, work=work)
+        return replace(answer, train=self._train_command(answer.rank.value))
+
+    def _work(self, seconds: float | None) -> TrainingWork:
+        """The most that `memlaw train` would process with its own settings; it stops once everything is recalled."""
+        rows = min(UNTIL_RECALLED.batch_size, len(self.facts))
+        tokens = sum(len(fact.ids) for fact in self.facts) * rows // len(self.facts)
+        weights = self.outline.weights_from(self.placement.first_layer)
+        return TrainingWork(weights, tokens, UNTIL_RECALLED.steps, seconds)
+
+    def _train_command(self, rank: int | None) -> str | None:
+        """The command that trains the planned adapter, ready to paste."""
+        if rank is None or self.names.data is None:
+            return None
+        facts = [self.names.data, "--model", self.names.model, *self.names.reading]
+        settings = ["--rank", str(rank), "--placement", str(self.placement), "--out", "adapter"]
+        return shlex.join(["memlaw", "train", *facts, *settings])
 
 
-def _plan(
-    outline: Outline,
-    facts: Sequence[EncodedFact],
-    placement: Placement,
-    known: KnownLaw,
-    use: PlanContext,
-    loss_init: float,
-    names: Names,
-    target: Target | None,
-    rank: int | None,
-    *,
-    seconds: float | None,
-) -> Plan:
-    if rank is not None:
-        placement.check_rank(rank)
-    answer = plan(
-        known.law,
-        records=len(facts),
-        tokens=use.tokens,
-        loss_init=loss_init,
-        loss_memoryless=use.loss_memoryless,
-        placement=placement,
-        target=target,
-        cells=known.cells,
-        rank=rank,
-        scale=UNTIL_RECALLED.scale,
-        work=_work(outline, facts, placement, seconds),
-        near=known.near,
-    )
-    return replace(answer, train=_train_line(answer, names, placement))
-
-
-def _work(outline: Outline, facts: Sequence[EncodedFact], placement: Placement, seconds: float | None) -> TrainingWork:
-    """The most that `memlaw train` would do with its own settings; it stops earlier once everything is recalled."""
-    rows = min(UNTIL_RECALLED.batch_size, len(facts))
-    tokens = sum(len(fact.ids) for fact in facts) * rows // len(facts)
-    return TrainingWork(outline.weights_from(placement.first_layer), tokens, UNTIL_RECALLED.steps, seconds)
-
-
-def _guessed_loss(known: KnownLaw, tokens: int, vocabulary: int) -> tuple[float, str]:
-    """L_init where the model was not run, and the sentence that says so."""
+def _assumed_loss(known: KnownLaw, tokens: int, vocabulary: int) -> tuple[float, str]:
+    """L_init (nats per token) if the model was not run, and the caveat that says so."""
     if known.law.loss_init:
-        loss, source = float(known.law.loss_init_at(tokens)), "that of the law's cells"
+        loss, source = float(known.law.loss_init_at(tokens)), "the loss of the law's cells"
     else:
-        loss, source = math.log(vocabulary), "ln of the vocabulary, as if the base knew nothing"
+        loss, source = math.log(vocabulary), "ln of the vocabulary size, as if the base knew nothing"
     return loss, _UNMEASURED.format(loss=loss, source=source)
-
-
-def _train_line(answer: Plan, names: Names, placement: Placement) -> str | None:
-    """The command that trains what was planned, ready to paste."""
-    if answer.rank.value is None or names.data is None:
-        return None
-    facts = [names.data, "--model", names.model, *names.reading]
-    settings = ["--rank", str(answer.rank.value), "--placement", str(placement), "--out", "adapter"]
-    return shlex.join(["memlaw", "train", *facts, *settings])

@@ -1,4 +1,4 @@
-"""A library of laws: files that `memlaw fit --save` wrote, and which of them is nearest to what is planned."""
+"""A library of laws: files written by `memlaw fit --save`, and the choice of the one nearest to what is planned."""
 
 from __future__ import annotations
 
@@ -7,71 +7,98 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, NonNegativeInt, TypeAdapter
 
 from memlaw.core.canonical import canonical_json
 from memlaw.core.errors import FitError
-from memlaw.law import LawFit, borrow, over_parameters
-from memlaw.planning.planner import BORROWED, BORROWED_FACTOR, default_law
+from memlaw.law import LawFit, Origin, borrow, fit_law, over_parameters, published
+from memlaw.law.result import damage_reported, parse_law_file
 from memlaw.planning.recall_loss import CellRecall
 
 FOLDER = Path("laws")
-"""Where laws are kept unless another directory is named."""
+"""The default directory of a library."""
 
 PUBLISHED = "published"
-"""What the law of the paper's own figure is called among the others."""
+"""The name of the law of the paper's figure in a listing."""
 
+BORROWED_FACTOR = 4.0
+"""How far off the rank of a borrowed law may be, either way. Measured once: asked for the parameters that a
+2-million-parameter model of width 128 needed to get below ln 2, Qwen3-8B's law predicted 1.2 to 1.9 times as many."""
 
-@dataclass(frozen=True)
-class KnownLaw:
-    """A law, and what its cells say about the loss that recall needs."""
-
-    law: LawFit
-    cells: tuple[CellRecall, ...] = ()
-    near: tuple[str, ...] = ()
-    """In what it differs from what it is used for, a sentence each."""
-
-    def to_json(self) -> str:
-        """The file of a law: that of the law alone with one more entry."""
-        cells = [[cell.loss_final, cell.exact, cell.records, cell.tokens] for cell in self.cells]
-        return canonical_json({**json.loads(self.law.to_json()), _CELLS: cells})
-
-    @staticmethod
-    def from_json(text: str, *, name: str) -> KnownLaw:
-        """Inverse of `to_json`; `name` is what messages call the file. Raises FitError for anything else."""
-        try:
-            values = json.loads(text)
-            rows = values.pop(_CELLS, []) if isinstance(values, dict) else []
-            cells = tuple(CellRecall(float(loss), *map(int, counts)) for loss, *counts in rows)
-            if not all(map(_can_be, cells)):
-                raise ValueError("a loss or counts of recalled records that cannot be")
-        except RecursionError:
-            raise FitError(
-                f"{name} is not a law of memlaw: it is nested too deeply. Write it with `memlaw fit`."
-            ) from None
-        except json.JSONDecodeError:
-            values, cells = text, ()
-        except (TypeError, ValueError, OverflowError) as error:
-            raise FitError(f"{name} is a damaged law file: {error}. Fit it again.") from None
-        plain = values if isinstance(values, str) else json.dumps(values)
-        return KnownLaw(LawFit.from_json(plain, name=name), cells)
+BORROWED = (
+    "Borrowed: this law was fitted to {model}, not to this model. Adapters are compared by their number of "
+    "parameters, and the rank is expected to be right only within a factor of 4. For a law of this model, run "
+    "`memlaw probe DATA --budget 10m --out probe`, then plan with `--law probe`."
+)
 
 
 _CELLS = "recalled"
 
 
-def _can_be(cell: CellRecall) -> bool:
-    return 0 <= cell.loss_final < math.inf and 0 <= cell.exact <= cell.records <= cell.tokens and cell.records > 0
+@dataclass(frozen=True)
+class KnownLaw:
+    """A law, with what its cells say about the loss that recall needs."""
+
+    law: LawFit
+    cells: tuple[CellRecall, ...] = ()
+    near: tuple[str, ...] = ()
+    """How its model, placement and data differ from those it is used for, one sentence each."""
+
+    def to_json(self) -> str:
+        """The content of a law file: that of `LawFit.to_json` with one more entry for the cells."""
+        cells = [[cell.loss_final, cell.exact, cell.records, cell.tokens] for cell in self.cells]
+        return canonical_json({**json.loads(self.law.to_json()), _CELLS: cells})
+
+    @staticmethod
+    def from_json(text: str, *, name: str) -> KnownLaw:
+        """Inverse of `to_json`; reads files of `LawFit.to_json` too. `name` is the file's name in messages.
+
+        Raises FitError if the text is not a law.
+        """
+        values = parse_law_file(text, name=name)
+        with damage_reported(name):
+            cells = _cells_reader().validate_python({_CELLS: values.pop(_CELLS, [])})[_CELLS]
+        return KnownLaw(LawFit.from_dict(values, name=name), tuple(CellRecall(*cell) for cell in cells))
+
+
+def _possible(cell: tuple[float, int, int, int]) -> tuple[float, int, int, int]:
+    _, exact, records, tokens = cell
+    if not exact <= records <= tokens or records == 0:
+        raise ValueError(f"{exact} of {records} records with {tokens} target tokens are impossible counts")
+    return cell
+
+
+_Loss = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+_Cell = Annotated[tuple[_Loss, NonNegativeInt, NonNegativeInt, NonNegativeInt], AfterValidator(_possible)]
+"""loss_final, exact, records, tokens: a `CellRecall` as law files hold it."""
+
+
+@cache
+def _cells_reader() -> TypeAdapter[dict[str, list[_Cell]]]:
+    return TypeAdapter(dict[str, list[_Cell]])
+
+
+def default_law() -> LawFit:
+    """The law for a model without its own: the bounded form on the published Qwen3-8B cells, over parameters."""
+    law = fit_law(
+        published.points(), "bounded", axis="parameters", source=published.SOURCE, origin=Origin(**published.ORIGIN)
+    )
+    return borrow(law, factor=BORROWED_FACTOR, caveat=BORROWED.format(model=published.ORIGIN["model"]))
 
 
 @dataclass(frozen=True)
 class PlanContext:
-    """What a law is wanted for; None where it is not known."""
+    """What a law is needed for; None if not known."""
 
     model: str
-    """Its name, as it is loaded."""
+    """Hub id or path, as loaded."""
     outline: str
+    """Digest of the model's shape."""
     placement: str
     tokens: int
     """Target tokens."""
@@ -79,24 +106,26 @@ class PlanContext:
     model_fingerprint: str | None = None
     data_fingerprint: str | None = None
     loss_init: float | None = None
+    """L_init, nats per token."""
     loss_memoryless: float | None = None
+    """L_init', nats per token."""
 
 
 LawChooser = Callable[[PlanContext], KnownLaw]
-"""The law to use, once it is known what for."""
+"""Returns the law to plan with in a context."""
 
 
 @dataclass(frozen=True)
 class Library:
-    """The laws of one directory, by the names of their files."""
+    """The laws of one directory, by file name."""
 
     laws: dict[str, KnownLaw]
     damaged: tuple[str, ...]
-    """Files that are no laws, a sentence each: they cost nobody the others."""
+    """One sentence for each file that could not be read; the other laws remain usable."""
 
 
 def library(folder: Path) -> Library:
-    """Every law in a directory; none where there is no such directory."""
+    """Every law in a directory; an empty library if the directory does not exist."""
     laws: dict[str, KnownLaw] = {}
     damaged = []
     for path in sorted(folder.glob("*.json")):
@@ -109,121 +138,129 @@ def library(folder: Path) -> Library:
     return Library(laws, tuple(damaged))
 
 
-def nearest(laws: Iterable[KnownLaw], use: PlanContext) -> KnownLaw:
-    """The law that fits this use best, made fit for it; the published one where there is none with error bars.
+def nearest(laws: Iterable[KnownLaw], context: PlanContext) -> KnownLaw:
+    """The law nearest to this context, adapted to it; the published law if none here has error bars.
 
-    A law of the same model comes before all others, then one of the same placement, of the same data, one that can be
-    believed, one of a like kind of data, by the losses its cells start at, and one measured at about this length.
+    Compared in this order: same model, same placement, same data, status ok, similar losses before training (a similar
+    kind of data), and a fitted length near this one.
     """
-    known = [known for known in laws if known.law.covariance is not None]
-    if not known:
-        return adapt_law(KnownLaw(default_law()), use)
-    return adapt_law(min(known, key=lambda one: _distance(one.law, use)), use)
+    usable = [known for known in laws if known.law.covariance is not None]
+    if not usable:
+        return adapt_law(KnownLaw(default_law()), context)
+    return adapt_law(min(usable, key=lambda known: _distance(known.law, context)), context)
 
 
-def adapt_law(known: KnownLaw, use: PlanContext) -> KnownLaw:
-    """The law as it can be used there, saying how near it is: a law of another model or placement is borrowed over the
-    number of adapter parameters, with its doubt widened. Raises FitError if their number is not known."""
-    law, origin, near = known.law, known.law.origin, _differences(known.law, use)
-    if law.caveat or origin is None or (_same_model(law, use) and _holds_at(law, use.placement)):
+def adapt_law(known: KnownLaw, context: PlanContext) -> KnownLaw:
+    """The law as it applies in this context, with the differences named.
+
+    A law of another model or placement is borrowed: sizes become adapter parameters, and its uncertainty is widened.
+    Raises FitError if the number of adapter parameters is not known.
+    """
+    law, origin, near = known.law, known.law.origin, _differences(known.law, context)
+    if law.caveat or origin is None or (_same_model(law, context) and _same_placement(law, context)):
         return replace(known, near=near)
     if law.axis == "rank":
         if origin.parameters_per_rank is None:
             raise FitError(
                 f"The law of {law.source} was fitted over ranks at another placement or model, and its file does not "
-                "say how many parameters a rank has there, so it says nothing about this one. Fit it again from its "
-                "probe, or plan with a law of this model."
+                "say how many parameters a rank has there, so it cannot be converted to this one. Fit it again from "
+                "its probe, or plan with a law of this model."
             )
         law = over_parameters(law, origin.parameters_per_rank)
     caveat = BORROWED.format(model=origin.model or "another model")
-    if _same_model(law, use):
+    if _same_model(law, context):
         caveat = (
-            f"This law was fitted at {origin.placement}, not at {use.placement}. Adapters are compared by their "
-            "number of parameters, and the rank is only taken to be right within a factor of 4."
+            f"This law was fitted at {origin.placement}, not at {context.placement}. Adapters are compared by their "
+            "number of parameters, and the rank is expected to be right only within a factor of 4."
         )
     return KnownLaw(borrow(law, factor=BORROWED_FACTOR, caveat=caveat), known.cells, near)
 
 
-def _same_model(law: LawFit, use: PlanContext) -> bool:
-    """By the weights where both are known, else by name and shape."""
+def _same_model(law: LawFit, context: PlanContext) -> bool:
+    """Compared by weights if both are known, otherwise by name and shape."""
     origin = law.origin
     if origin is None:
         return False
-    if origin.model_fingerprint and use.model_fingerprint:
-        return origin.model_fingerprint == use.model_fingerprint
-    shapes = {origin.outline, use.outline} - {None}
-    return origin.model == use.model and len(shapes) < 2
+    if origin.model_fingerprint and context.model_fingerprint:
+        return origin.model_fingerprint == context.model_fingerprint
+    shapes = {origin.outline, context.outline} - {None}
+    return origin.model == context.model and len(shapes) < 2
 
 
-def _holds_at(law: LawFit, placement: str) -> bool:
-    """A law over parameters may come from several placements: then none is named, and it holds at any."""
+def _same_placement(law: LawFit, context: PlanContext) -> bool:
+    """A law over parameters fitted to several placements names none, and applies at any."""
     if law.origin is None:
         return False
-    return law.origin.placement == placement or (law.origin.placement is None and law.axis == "parameters")
+    placement = law.origin.placement
+    return placement == context.placement or (placement is None and law.axis == "parameters")
 
 
-def _same_data(law: LawFit, use: PlanContext) -> bool:
+def _same_data(law: LawFit, context: PlanContext) -> bool:
     known = None if law.origin is None else law.origin.data_fingerprint
-    return known is not None and known == use.data_fingerprint
+    return known is not None and known == context.data_fingerprint
 
 
-def _distance(law: LawFit, use: PlanContext) -> tuple[float, ...]:
+def _distance(law: LawFit, context: PlanContext) -> tuple[float, ...]:
+    """What `nearest` minimises, entry by entry; False sorts before True."""
     low, high = law.lengths
     return (
-        not _same_model(law, use),
-        not _holds_at(law, use.placement),
-        not _same_data(law, use),
+        not _same_model(law, context),
+        not _same_placement(law, context),
+        not _same_data(law, context),
         law.status != "ok",
-        _apart(use.loss_init, law.loss_init) + _apart(use.loss_memoryless, law.loss_memoryless),
-        abs(math.log(use.tokens / min(max(use.tokens, low), high))),
+        _loss_gap(context.loss_init, law.loss_init) + _loss_gap(context.loss_memoryless, law.loss_memoryless),
+        abs(math.log(context.tokens / min(max(context.tokens, low), high))),
     )
 
 
-def _apart(loss: float | None, table: Sequence[tuple[float, float]]) -> float:
-    """How far a loss is from those of the cells, as a logarithm; 0 where one of them is not known."""
+def _loss_gap(loss: float | None, table: Sequence[tuple[float, float]]) -> float:
+    """|ln(loss / mean loss of the cells)|; 0 if either is not known."""
     if loss is None or not table:
         return 0.0
-    return abs(math.log(loss / statistics.fmean(at for _, at in table)))
+    return abs(math.log(loss / statistics.fmean(cell_loss for _, cell_loss in table)))
 
 
-def _differences(law: LawFit, use: PlanContext) -> tuple[str, ...]:
+def _differences(law: LawFit, context: PlanContext) -> tuple[str, ...]:
+    """How the law's cells differ from the context, one sentence each."""
     origin = law.origin
     if origin is None:
         return ("Its file does not say which model, placement and data it was fitted to.",)
-    said = []
-    if not _same_model(law, use):
-        shape = " Their shapes are the same: --calibrate compares the weights." if _alike(law, use) else ""
-        said.append(f"Its model is {origin.model or 'not known'}, not {use.model}.{shape}")
-    elif not (origin.model_fingerprint and use.model_fingerprint):
-        said.append("The weights were not compared, only name and shape: --calibrate compares them.")
-    if origin.tokenizer_fingerprint and use.tokenizer_fingerprint not in (None, origin.tokenizer_fingerprint):
-        said.append(
-            "Its lengths were counted by another tokenizer, under which the same text has another number of tokens."
+    sentences = []
+    if not _same_model(law, context):
+        shape = " The shapes are the same: add --calibrate to compare the weights." if _same_shape(law, context) else ""
+        sentences.append(f"Its model is {origin.model or 'not known'}, not {context.model}.{shape}")
+    elif not (origin.model_fingerprint and context.model_fingerprint):
+        sentences.append("Only the model's name and shape were compared: add --calibrate to compare the weights.")
+    if origin.tokenizer_fingerprint and context.tokenizer_fingerprint not in (None, origin.tokenizer_fingerprint):
+        sentences.append(
+            "Its lengths were counted with another tokenizer, which splits the same text into a different number of "
+            "tokens."
         )
-    if not _holds_at(law, use.placement):
-        said.append(f"Its adapters sit at {origin.placement or 'several placements'}, not at {use.placement}.")
-    if origin.data and not _same_data(law, use):
-        said.append(f"Its cells stored {origin.data}.")
-    return tuple(said)
+    if not _same_placement(law, context):
+        sentences.append(f"Its adapters sit at {origin.placement or 'several placements'}, not at {context.placement}.")
+    if origin.data and not _same_data(law, context):
+        sentences.append(f"Its cells stored {origin.data}.")
+    return tuple(sentences)
 
 
-def _alike(law: LawFit, use: PlanContext) -> bool:
-    """Whether two models of other names have one shape, and their weights were not compared."""
-    known = law.origin is not None and law.origin.outline == use.outline
-    return known and use.model_fingerprint is None
+def _same_shape(law: LawFit, context: PlanContext) -> bool:
+    """Whether the shapes are equal and the weights were not compared."""
+    same = law.origin is not None and law.origin.outline == context.outline
+    return same and context.model_fingerprint is None
 
 
 def listing(laws: dict[str, KnownLaw]) -> list[dict[str, Any]]:
-    """What `memlaw laws --json` prints: one row a law, the published one last."""
+    """The rows of `memlaw laws --json`, one for each law, the published one last."""
     return [_row(name, known.law) for name, known in (*laws.items(), (PUBLISHED, KnownLaw(default_law())))]
 
 
+_LISTED = ("model", "placement", "data", "method", "steps", "date", "version")
+
+
 def _row(name: str, law: LawFit) -> dict[str, Any]:
-    origin = law.origin
-    known: Sequence[str] = ("model", "placement", "data", "method", "steps", "date", "version")
     return {
         "name": name,
-        **{key: None if origin is None else getattr(origin, key) for key in known},
+        **{key: None if law.origin is None else getattr(law.origin, key) for key in _LISTED},
         "form": law.form,
         "status": law.status,
         "axis": law.axis,

@@ -1,53 +1,46 @@
-"""The law turned round: from a memory set, known in a few numbers, to a rank."""
+"""Invert the law: from a memory set, in a few measured numbers, to the rank it needs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
-from memlaw.core.errors import ConfigError
 from memlaw.core.recall import LN2
-from memlaw.law import LawFit, Origin, borrow, fit_law, published
-from memlaw.planning.recall_loss import CellRecall, RecallCurve, recall_curve
+from memlaw.law import LawFit, published
+from memlaw.law.growth import Array
+from memlaw.planning.library import KnownLaw
+from memlaw.planning.recall_loss import RecallCurve, recall_curve
+from memlaw.planning.request import MeasuredSet, PlanRequest
 from memlaw.planning.result import Capacity, Cost, LossNeeded, Plan, PlanLaw, RankChance, RankRange, Split, TrainingWork
 from memlaw.planning.sizes import TAILS, Sizes
 from memlaw.planning.target import Target
 
-BORROWED_FACTOR = 4.0
-"""How far a borrowed law's rank may be off, either way. Measured once: Qwen3-8B's law, asked for the parameters that a
-2-million-parameter model of width 128 needed to come under ln 2, named 1.2 to 1.9 times as many."""
-
-BORROWED = (
-    "Borrowed: this law was fitted to {model}, not to this model. Adapters are compared by their number of "
-    "parameters, and the rank is only taken to be right within a factor of 4. For a law of this model run "
-    "`memlaw probe DATA --budget 10m --out probe`, then plan with `--law probe`."
-)
-
 SURE = 0.95
+"""Probability of meeting the target at the rank called sure."""
 
 OTHER_KIND_FACTOR = 4.0
-"""How far the rank may be off, either way, where a law's cells stored another kind of data. Measured on the bundled
-base: the laws of random tokens, a phone book and hexadecimal keys named 0.4 to 1.4 times the ranks that sets of the
+"""How far off the rank may be, either way, if the law's cells stored another kind of data. Measured on the bundled
+base: the laws of random tokens, a phone book and hexadecimal keys predicted 0.4 to 1.4 times the ranks that sets of the
 other two kinds needed."""
 
 _OTHER_KIND = 0.2
-"""Share by which L_init or L_init' may differ from the law's cells before the data count as another kind."""
+"""L_init or L_init' may differ from the law's cells by this share before the data count as another kind."""
 
+# Multiples of the set's own length, between which the capacity of a rank is searched.
 _LENGTHS = np.geomspace(1 / 64, 64, 97)
-"""Multiples of the set's own length among which the length that a rank holds is looked for."""
 
 _MOST_ADAPTERS = 1024
 
 
 class AdapterPlacement(Protocol):
-    """Where the adapter would sit; `memlaw.adapter.placement` finds it in a model."""
+    """Where the adapter would sit. `memlaw.adapter.placement` resolves one from a model's outline."""
 
     @property
     def parallel(self) -> bool:
-        """Whether it is the paper's adapter beside a whole MLP, which PEFT cannot express."""
+        """Whether this is the paper's adapter beside a whole MLP, which PEFT cannot express."""
         ...
 
     @property
@@ -62,121 +55,97 @@ class AdapterPlacement(Protocol):
         ...
 
 
-def default_law() -> LawFit:
-    """The law for a model that has none: the bounded form on the published Qwen3-8B cells, over adapter parameters."""
-    law = fit_law(
-        published.points(), "bounded", axis="parameters", source=published.SOURCE, origin=Origin(**published.ORIGIN)
-    )
-    return borrow(law, factor=BORROWED_FACTOR, caveat=BORROWED.format(model=published.ORIGIN["model"]))
-
-
 def plan(
-    law: LawFit,
-    *,
-    records: int,
-    tokens: int,
-    loss_init: float,
+    known: KnownLaw,
+    facts: MeasuredSet,
     placement: AdapterPlacement,
-    loss_memoryless: float | None = None,
-    target: Target | None = None,
-    cells: Sequence[CellRecall] = (),
-    rank: int | None = None,
+    request: PlanRequest | None = None,
+    *,
     scale: float = 1.0,
     work: TrainingWork | None = None,
-    near: Sequence[str] = (),
 ) -> Plan:
-    """The smallest rank at which `law` predicts `tokens` target tokens, starting at `loss_init` nats, to be recalled.
+    """The smallest rank r with L_init - dL(r, l) <= L_needed, for a set of l target tokens.
 
-    `loss_memoryless`: L_init', by default no less than L_init; `cells`: what finished cells say of the loss that
-    recall needs; `rank`: one to state the capacity of; `scale`: lora_alpha / rank, as the law's cells were trained;
-    `near`: in what the law's cells differ from this set. Value and interval of the rank come from `Sizes`: the law's
-    own answer, and the quantiles of what it might be. Raises ConfigError for numbers out of range, FitError for a law
-    without parameters.
+    dL is the law's prediction and L_needed the mean loss (nats per token) at which the target is met. `Sizes` gives the
+    interval: the quantiles of the sizes that might be needed, given everything that is uncertain.
+
+    Args:
+        known: the law to plan with, and what its cells say about recall.
+        facts: the set, in a few measured numbers.
+        placement: where the adapter would sit.
+        request: the target, and a rank to state the capacity of; by default, all facts and the recommended rank.
+        scale: lora_alpha / rank, as in the training of the law's cells.
+        work: what training would process, for the cost.
+
+    Raises FitError for a law without parameters.
     """
-    _check(records, tokens, loss_init)
-    target = target or Target()
-    memoryless = loss_init if loss_memoryless is None else min(loss_memoryless, loss_init)
-    curve, other_kind = recall_curve(cells), _other_kind(law, tokens, loss_init, memoryless)
-    sizes = Sizes(
-        law, curve, target, records, tokens, loss_init,
-        factor=OTHER_KIND_FACTOR if other_kind and not law.caveat else 1.0,
-    )  # fmt: skip
+    request = request or PlanRequest()
+    law, tokens, recall = known.law, facts.tokens, recall_curve(known.cells)
+    mismatch = _data_mismatch(law, facts)
+    factor = OTHER_KIND_FACTOR if mismatch and not law.caveat else 1.0
+    sizes = Sizes(law, recall, request.target, facts.records, tokens, facts.loss_init, factor=factor)
     unit = 1 if law.axis == "rank" else placement.parameters(1)
     largest = placement.max_rank
-    needed, drawn = sizes.point(tokens) / unit, _drawn(sizes, tokens, unit)
-    found = _range(needed, drawn, largest)
-    shown = rank or found.value
+    needed, drawn = sizes.point(tokens) / unit, _drawn_ranks(sizes, unit)
+    rank = _range(needed, drawn, largest)
+    shown = request.rank or rank.value
     return Plan(
-        records=records,
+        records=facts.records,
         tokens=tokens,
-        bits=tokens * memoryless / LN2,
-        loss_init=loss_init,
-        loss_memoryless=memoryless,
-        target=target,
-        loss_needed=LossNeeded(sizes.loss(tokens), _why(curve, target)),
-        rank=found,
+        bits=tokens * facts.loss_to_store / LN2,
+        loss_init=facts.loss_init,
+        loss_memoryless=facts.loss_to_store,
+        target=request.target,
+        loss_needed=LossNeeded(sizes.loss(tokens), _why(recall, request.target)),
+        rank=rank,
         sure=_sure(drawn, largest),
         probabilities=_probabilities(drawn, largest),
-        saturation=_range(sizes.point(tokens, LN2) / unit, _drawn(sizes, tokens, unit, LN2), largest),
+        saturation=_range(sizes.point(tokens, LN2) / unit, _drawn_ranks(sizes, unit, LN2), largest),
         largest_rank=largest,
         rule_of_thumb=math.ceil(tokens / placement.parameters(1)),
         capacity=None if shown is None else _capacity(sizes, shown, unit),
-        split=_split(sizes, unit, largest) if found.value is None else None,
-        reason=None if found.value is not None else _no_rank(needed, tokens, sizes.loss(tokens), largest),
+        split=_split(sizes, unit, largest) if rank.value is None else None,
+        reason=None if rank.value is not None else _no_rank(needed, sizes, largest),
         extrapolates=law.extrapolation(needed * unit, tokens) if math.isfinite(needed) else None,
-        caveats=tuple(_caveats(law, sizes, other_kind, parallel=placement.parallel)),
-        law=PlanLaw(
-            law.source, bool(law.caveat), law.form, law.status, law.axis, law.n, law.r2, law.ranks, law.lengths,
-            tuple(near),
-        ),
+        caveats=tuple(_caveats(law, sizes, mismatch, parallel=placement.parallel)),
+        law=PlanLaw.from_fit(law, known.near),
         lora_config=(
-            None if found.value is None or placement.parallel else placement.lora_config(found.value, scale=scale)
+            None if rank.value is None or placement.parallel else placement.lora_config(rank.value, scale=scale)
         ),
         train=None,
-        cost=None if found.value is None else Cost.of(placement.parameters(found.value), work),
-    )  # fmt: skip
+        cost=None if rank.value is None else Cost.from_parameters(placement.parameters(rank.value), work),
+    )
 
 
-def _check(records: int, tokens: int, loss_init: float) -> None:
-    if records < 1 or tokens < records:
-        raise ConfigError(
-            f"A plan was asked for {records} records with {tokens} target tokens. At least one record is needed, and "
-            "each has at least one target token."
-        )
-    if not (math.isfinite(loss_init) and loss_init > 0):
-        raise ConfigError(
-            f"loss_init is {loss_init}: the base's mean loss on the targets before training, in nats, is above 0."
-        )
-
-
-def _drawn(sizes: Sizes, tokens: float, unit: float, loss: float | None = None) -> np.ndarray[Any, Any] | None:
-    """Ranks, not rounded, that may be needed, rising; None where the law has no error bars."""
+def _drawn_ranks(sizes: Sizes, unit: float, loss: float | None = None) -> Array | None:
+    """Ranks (not rounded) that may be needed, in rising order; None if the law has no error bars."""
     if sizes.law.covariance is None or sizes.law.sigma is None:
         return None
-    return np.sort(sizes.draws(tokens, loss) / unit)
+    return np.sort(sizes.draws(sizes.tokens, loss) / unit)
 
 
-def _whole(rank: float) -> float:
-    """The next whole rank; a hair under it is a rounding error, not a need."""
+def _round_up(rank: float) -> float:
+    """The next whole rank. Subtracting 1e-9 keeps a rounding error from costing a whole rank."""
     return max(1, math.ceil(rank - 1e-9)) if math.isfinite(rank) else math.inf
 
 
-def _range(point: float, drawn: np.ndarray[Any, Any] | None, largest: int) -> RankRange:
-    value = _whole(point)
+def _range(needed: float, drawn: Array | None, largest: int) -> RankRange:
+    """The rank and its 95% interval, rounded outward. Without draws every rank is possible."""
+    value = _round_up(needed)
     low, high = (1.0, math.inf) if drawn is None else np.quantile(drawn, TAILS, method="inverted_cdf")
     lowest = min(max(1, math.floor(low)) if math.isfinite(low) else math.inf, value)
-    highest = max(_whole(high), value)
+    highest = max(_round_up(high), value)
     return RankRange(*(int(at) if at <= largest else None for at in (value, lowest, highest)))
 
 
-def _sure(drawn: np.ndarray[Any, Any] | None, largest: int) -> int | None:
+def _sure(drawn: Array | None, largest: int) -> int | None:
     if drawn is None:
         return None
-    rank = _whole(float(np.quantile(drawn, SURE, method="inverted_cdf")))
+    rank = _round_up(float(np.quantile(drawn, SURE, method="inverted_cdf")))
     return int(rank) if rank <= largest else None
 
 
-def _probabilities(drawn: np.ndarray[Any, Any] | None, largest: int) -> tuple[RankChance, ...]:
+def _probabilities(drawn: Array | None, largest: int) -> tuple[RankChance, ...]:
     if drawn is None:
         return ()
     ranks = [rank for rank in published.RANKS if rank <= largest]
@@ -185,98 +154,105 @@ def _probabilities(drawn: np.ndarray[Any, Any] | None, largest: int) -> tuple[Ra
     )
 
 
-def _no_rank(point: float, tokens: int, nats: float, largest: int) -> str:
-    asks = f"it asks for about {point:,.0f}" if math.isfinite(point) else "by this law none would"
+def _no_rank(needed: float, sizes: Sizes, largest: int) -> str:
+    estimate = (
+        f"the law predicts that about {needed:,.0f} is needed"
+        if math.isfinite(needed)
+        else "by this law no rank is enough"
+    )
     return (
-        f"No rank up to {largest:,}, the most these modules can use, is predicted to bring {tokens:,} target tokens to "
-        f"a mean loss of {nats:.3g} nats: {asks}. Adapt more modules or layers, or split the set over several adapters."
+        f"No rank up to {largest:,}, the most these modules can use, is predicted to bring {sizes.tokens:,} target "
+        f"tokens to a mean loss of {sizes.loss(sizes.tokens):.3g} nats: {estimate}. Adapt more modules or layers, or "
+        "split the set over several adapters."
     )
 
 
 def _capacity(sizes: Sizes, rank: int, unit: float) -> Capacity:
-    """The lengths at which the size needed passes this rank: the law's own, and the 95% interval of the draws."""
+    """The lengths at which the size needed exceeds this rank: by the law itself, and for 95% of the draws."""
     lengths = sizes.tokens * _LENGTHS
     points = np.array([sizes.point(length) for length in lengths]) / unit
-    low, high = lengths[0], lengths[-1]
+    low, high = float(lengths[0]), float(lengths[-1])
     if sizes.law.covariance is not None and sizes.law.sigma is not None:
         drawn = np.stack([sizes.draws(length) for length in lengths]) / unit
+        # A small size needed means a long text fits: the lower tail of sizes gives the upper end of lengths.
         high, low = (
             _crossing(lengths, np.quantile(drawn, tail, axis=1, method="inverted_cdf"), rank) for tail in TAILS
         )
     saturates = sizes.law.length_for(rank * unit, loss_init=sizes.loss_init)
-    full = saturates if math.isfinite(saturates) else None
-    return Capacity(rank, _crossing(lengths, points, rank), float(low), float(high), full)
+    return Capacity(rank, _crossing(lengths, points, rank), low, high, saturates if math.isfinite(saturates) else None)
 
 
-def _crossing(lengths: np.ndarray[Any, Any], needed: np.ndarray[Any, Any], rank: float) -> float:
-    """Where the size needed passes `rank`, between two of `lengths`; their first or last where it does not."""
-    beyond = needed > rank
-    if not beyond.any():
+def _crossing(lengths: Array, needed: Array, rank: float) -> float:
+    """The length at which `needed` exceeds `rank`, interpolated in logarithms; the first or last length if it never
+    crosses."""
+    above = needed > rank
+    if not above.any():
         return float(lengths[-1])
-    first = int(beyond.argmax())
+    first = int(above.argmax())
     if first == 0:
         return float(lengths[0])
-    if not math.isfinite(needed[first]) or needed[first - 1] <= 0:
+    if not math.isfinite(needed[first]) or needed[first - 1] <= 0:  # no logarithm to interpolate
         return float(lengths[first - 1])
     ends = np.log(needed[first - 1 : first + 1])
     return float(np.exp(np.interp(math.log(rank), ends, np.log(lengths[first - 1 : first + 1]))))
 
 
 def _split(sizes: Sizes, unit: float, largest: int) -> Split | None:
-    """The fewest adapters that hold the set in equal parts; None where even single records are too much."""
+    """The fewest adapters that hold the set in equal parts; None if even the smallest parts do not fit."""
     for adapters in range(2, min(_MOST_ADAPTERS, sizes.tokens) + 1):
         each = math.ceil(sizes.tokens / adapters)
-        rank = _whole(sizes.point(each) / unit)
+        rank = _round_up(sizes.point(each) / unit)
         if rank <= largest:
             return Split(adapters, each, int(rank))
     return None
 
 
-def _why(curve: RecallCurve, target: Target) -> str:
+def _why(recall: RecallCurve, target: Target) -> str:
     if target.share is None:
-        return "as asked for."
-    learned = (
-        f"learned from {curve.cells:,} cells"
-        if curve.cells
-        else "memlaw's own experience with small models, since no cell was given"
+        return "as requested."
+    basis = (
+        f"learned from {recall.cells:,} cells"
+        if recall.cells
+        else "from memlaw's experiments with small models, because no cells were given"
     )
-    return f"where {target} should come back verbatim: {learned}."
+    return f"to recall {target} verbatim: {basis}."
 
 
-def _other_kind(law: LawFit, tokens: int, loss_init: float, memoryless: float) -> str:
-    """By what these targets are seen to be of another kind than the law's cells; empty where they are not."""
-    for began, nats, table, at in (
-        ("start at", loss_init, law.loss_init, law.loss_init_at),
+def _data_mismatch(law: LawFit, facts: MeasuredSet) -> str:
+    """How the losses of these targets show another kind of data than the law's cells; empty if they do not."""
+    comparisons = (
+        ("The base starts at", facts.loss_init, law.loss_init, law.loss_init_at),
         (
-            "would cost, with nothing remembered but which tokens occur,",
-            memoryless,
+            "The best predictor without memory needs",
+            facts.loss_to_store,
             law.loss_memoryless,
             law.loss_memoryless_at,
         ),
-    ):
+    )
+    for subject, nats, table, loss_at in comparisons:
         if not table:
             continue
-        usual = float(at(tokens))
+        usual = float(loss_at(facts.tokens))
         if abs(usual - nats) > _OTHER_KIND * usual:
-            return f"These targets {began} {nats:.2f} nats a token, the law's cells {usual:.2f}"
+            return f"{subject} {nats:.2f} nats per token on these targets, but {usual:.2f} on the law's cells"
     return ""
 
 
-def _caveats(law: LawFit, sizes: Sizes, other_kind: str, *, parallel: bool) -> Iterator[str]:
+def _caveats(law: LawFit, sizes: Sizes, mismatch: str, *, parallel: bool) -> Iterator[str]:
     if law.caveat:
         yield law.caveat
     if law.status != "ok":
-        yield f"The law this rests on is doubtful. {law.status}"
-    if other_kind:
+        yield f"The law behind this plan is doubtful. {law.status}"
+    if mismatch:
         yield (
-            f"{other_kind}: another kind of data, or lengths that were not counted in target tokens. The rank is only "
-            f"taken to be right within a factor of {OTHER_KIND_FACTOR:g}; a few cells of this kind (--cells) would "
-            "calibrate the law."
+            f"{mismatch}: this is another kind of data, or the lengths were not counted in target tokens. Expect the "
+            f"rank to be right only within a factor of {OTHER_KIND_FACTOR:g}; to calibrate the law, probe a few cells "
+            "of this kind and pass them with --cells."
         )
     if sizes.loss_init <= sizes.loss(sizes.tokens):
-        yield "The base already gives these targets the loss that is needed: check whether it recalls them."
+        yield "The base already reaches the loss that is needed on these targets: check whether it recalls them."
     if parallel:
         yield (
-            "An adapter beside a whole MLP (mlp@LAYER) is the paper's, not one PEFT can build: train it with "
-            "`memlaw train`, or plan for a placement such as down_proj."
+            "PEFT cannot build the paper's adapter beside a whole MLP (mlp@LAYER). Train it with `memlaw train`, or "
+            "plan for another placement, such as down_proj."
         )

@@ -1,9 +1,10 @@
-"""The mean loss at which a memory set is recalled: a curve learned from cells, with the doubt of it.
+"""The mean loss at which a memory set is recalled: a curve estimated from cells, with its uncertainty.
 
     P(a record of m target tokens comes back verbatim | mean loss L) = exp(-m h(L)),   h(L) = h (L / 0.4)^c
 
-h(L) is the rate of first errors per token. A set of l tokens comes back whole with probability exp(-l h(L)), so a
-longer set needs a lower loss, and cells of a few short records say how much lower. memlaw's own, not the paper's.
+h(L) is the rate of first errors per target token. A set of l tokens comes back whole with probability exp(-l h(L)), so
+a longer set needs a lower loss, and cells of a few short records show how much lower. This model is memlaw's own, not
+part of the paper.
 """
 
 from __future__ import annotations
@@ -14,78 +15,79 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memlaw.law import Array
+from memlaw.law.growth import Array
 
+# Mean loss (nats) at which `h` is stated: around it, sets of some hundred tokens are on the edge of recall.
 _REFERENCE = 0.4
-"""Nats of mean loss at which `h` is stated: where sets of some hundred tokens are at the edge of recall."""
 
-_LOG_H, _LOG_H_DOUBT = math.log(1 / 100), 1.2
+# Prior of ln h and ln c: mean and standard deviation. Measured on the bundled base, in 12 sets of three kinds trained
+# at 16 ranks each (docs/results.md): h from 1/750 to 1/31, c from 3.3 to 5.5.
+_LOG_H, _LOG_H_DEVIATION = math.log(1 / 100), 1.2
+_LOG_C, _LOG_C_DEVIATION = math.log(4.2), 0.3
 
-_LOG_C, _LOG_C_DOUBT = math.log(4.2), 0.3
-"""What is known before any cell: ln h and ln c with their standard deviations. Measured on the bundled base, in 12 sets
-of three kinds trained at 16 ranks each (docs/results.md): h from 1/750 to 1/31, c from 3.3 to 5.5."""
-
+# The grid of the posterior: nodes along each axis, and half its width in prior standard deviations.
 _NODES = 81
-"""Of the grid on which the curve is weighed, along each axis."""
-
 _SPAN = 5.0
-"""Half the width of the grid, in standard deviations of what is known beforehand."""
 
+# Losses and rates below the first count as 0; rates above e to the second as certain failure.
 _LEAST, _MOST = 1e-9, 30.0
-"""Losses and rates that are not told apart from 0, and logarithms of a rate from certain failure."""
 
 
 @dataclass(frozen=True)
 class CellRecall:
-    """What a finished cell says of recall."""
+    """How many records of a finished cell came back."""
 
     loss_final: float
+    """Mean loss after training, nats per target token."""
     exact: int
     """Records that greedy decoding reproduced."""
     records: int
+    """Records trained."""
     tokens: int
-    """Target tokens of all of them."""
+    """Target tokens of all records together."""
 
 
 @dataclass(frozen=True, eq=False)
 class RecallCurve:
-    """h(L) as far as some cells tell it: (ln h, ln c) on the nodes of a grid, each with its probability."""
+    """h(L) = h (L / 0.4)^c as a distribution: (ln h, ln c) on the nodes of a grid, with their probabilities."""
 
     nodes: Array
-    """[nodes, 2]."""
+    """[nodes, 2], (ln h, ln c)."""
     weights: Array
-    """[nodes], 1 in all."""
+    """[nodes], probabilities that sum to 1."""
     cells: int
-    """That it was learned from."""
+    """Number of cells it was estimated from."""
 
     @property
     def mean(self) -> Array:
-        """(ln h, ln c) on average."""
+        """[2], the mean of (ln h, ln c)."""
         return np.asarray(self.weights @ self.nodes)
 
     def loss_for(self, rate: float | Array, theta: Array | None = None) -> Array:
-        """The mean loss (nats) at which h(L) is `rate`, errors per token; for each theta [..., 2], or for the mean."""
+        """The mean loss in nats at which h(L) = `rate` errors per token, for each theta [..., 2] or for the mean."""
         log_h, log_c = np.moveaxis(self.mean if theta is None else theta, -1, 0)
         return np.asarray(_REFERENCE * np.exp((np.log(rate) - log_h) / np.exp(log_c)))
 
     def draws(self, random: np.random.Generator, count: int) -> Array:
-        """theta [count, 2] as it might be."""
+        """Samples of (ln h, ln c), [count, 2]."""
         return self.nodes[random.choice(len(self.nodes), count, p=self.weights)]
 
 
 def recall_curve(cells: Sequence[CellRecall] = ()) -> RecallCurve:
-    """What some cells say of h(L), on top of what is known without any: Bayes' rule on a grid."""
+    """The posterior of h(L) given these cells, by Bayes' rule on a grid; the prior if there are none."""
     axis = np.linspace(-_SPAN, _SPAN, _NODES)
-    nodes = np.stack(np.meshgrid(_LOG_H + _LOG_H_DOUBT * axis, _LOG_C + _LOG_C_DOUBT * axis), axis=-1).reshape(-1, 2)
-    surprise = (((nodes - (_LOG_H, _LOG_C)) / (_LOG_H_DOUBT, _LOG_C_DOUBT)) ** 2).sum(axis=1) / 2
+    nodes = np.stack(np.meshgrid(_LOG_H + _LOG_H_DEVIATION * axis, _LOG_C + _LOG_C_DEVIATION * axis), axis=-1).reshape(
+        -1, 2
+    )
+    neg_log = (((nodes - (_LOG_H, _LOG_C)) / (_LOG_H_DEVIATION, _LOG_C_DEVIATION)) ** 2).sum(axis=1) / 2
     for cell in cells:
-        surprise += _surprise(nodes, cell)
-    weights = np.exp(surprise.min() - surprise)
+        neg_log += _neg_log_likelihood(nodes, cell)
+    weights = np.exp(neg_log.min() - neg_log)
     return RecallCurve(nodes, weights / weights.sum(), len(cells))
 
 
-def _surprise(theta: Array, cell: CellRecall) -> Array:
-    """-ln P(so many of the records came back), for each theta [..., 2], up to a constant."""
+def _neg_log_likelihood(theta: Array, cell: CellRecall) -> Array:
+    """-ln P(exact of the records came back) for each theta [..., 2], up to a constant."""
     log_h, log_c = np.moveaxis(theta, -1, 0)
     rate = np.exp(np.minimum(log_h + np.exp(log_c) * math.log(max(cell.loss_final, _LEAST) / _REFERENCE), _MOST))
     expected = rate * cell.tokens / cell.records

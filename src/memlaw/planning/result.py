@@ -1,4 +1,4 @@
-"""What a plan says: the rank, how sure that is, what else would do, and what it costs."""
+"""The parts of a plan: the rank, its uncertainty, alternatives, and the cost."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from memlaw.core.canonical import to_dict
-from memlaw.law import Axis, Form
+from memlaw.law import Axis, Form, LawFit
 from memlaw.planning.target import Target
 
+# Per parameter, in float32: the weight itself; its gradient and AdamW's two moments.
 _BYTES = 4
-
 _OPTIMIZER_BYTES = 12
 
 
 @dataclass(frozen=True)
 class RankRange:
-    """A rank and its 95% interval, rounded outward; None is any rank beyond the largest this placement allows."""
+    """A rank and its 95% interval, rounded outward. None stands for a rank above the largest this placement allows."""
 
     value: int | None
     low: int | None
@@ -25,7 +25,7 @@ class RankRange:
 
 @dataclass(frozen=True)
 class RankChance:
-    """How probable it is that a rank meets the target."""
+    """The probability that a rank meets the target."""
 
     rank: int
     probability: float
@@ -33,65 +33,86 @@ class RankChance:
 
 @dataclass(frozen=True)
 class LossNeeded:
-    """The mean loss (nats) at which the target is met."""
+    """The mean loss at which the target is met with probability 1/2."""
 
     nats: float
+    """Nats per target token."""
     why: str
+    """Where the number comes from, in words."""
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What one rank holds of this kind of data."""
+    """How many target tokens one rank holds, for data like the set's."""
 
     rank: int
     tokens: float
-    """Target tokens at which it just meets the target, as likely as not."""
+    """Target tokens at which the target is met with probability 1/2."""
     low: float
     high: float
-    """95% interval of it."""
+    """95% interval of `tokens`."""
     saturates: float | None
-    """Target tokens up to which it brings the mean loss under ln 2: from there on it is full; None where it never is.
-    """
+    """Target tokens up to which the mean loss falls below ln 2; None if it does at any length."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """A set that no single adapter here holds, over several."""
+    """The set divided equally over several adapters, if a single one cannot hold it."""
 
     adapters: int
     tokens_each: int
+    """Target tokens."""
     rank_each: int
 
 
 @dataclass(frozen=True)
 class PlanLaw:
-    """Which law a plan rests on, and how near it is to what is planned."""
+    """The law behind a plan, and how it differs from what is planned."""
 
     source: str
     borrowed: bool
+    """Fitted to another model or placement."""
     form: Form
     status: str
     axis: Axis
     n: int
+    """Cells fitted."""
     r2: float | None
     ranks: tuple[float, float]
+    """Lowest and highest rank fitted."""
     lengths: tuple[float, float]
+    """Shortest and longest length fitted, target tokens."""
     near: tuple[str, ...] = ()
-    """In what it differs from what is planned for, a sentence each; empty where in nothing that is known."""
+    """How its model, placement and data differ from those of the plan, one sentence each; empty if they do not."""
+
+    @classmethod
+    def from_fit(cls, law: LawFit, near: tuple[str, ...]) -> PlanLaw:
+        return cls(
+            source=law.source,
+            borrowed=bool(law.caveat),
+            form=law.form,
+            status=law.status,
+            axis=law.axis,
+            n=law.n,
+            r2=law.r2,
+            ranks=law.ranks,
+            lengths=law.lengths,
+            near=near,
+        )
 
 
 @dataclass(frozen=True)
 class TrainingWork:
-    """What training will run through: 6 operations a parameter and token, forward and backward together."""
+    """The work of training: flops = 6 * parameters * tokens per step * steps, forward and backward together."""
 
     suffix_parameters: int
-    """Of the layers from the first adapted one up, with the head: those below are computed once."""
+    """Parameters of the head and of the layers from the first adapted one up; those below are computed only once."""
     tokens_per_step: int
     """Prompt and target tokens."""
     steps: int
-    """At most: a training that stops when all is recalled takes fewer."""
+    """Upper limit: training stops earlier once everything is recalled."""
     seconds_per_step: float | None = None
-    """Measured on this machine; None where nothing was run."""
+    """Measured on this machine; None if not measured."""
 
     @property
     def flops(self) -> float:
@@ -104,20 +125,20 @@ class TrainingWork:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of an adapter of the recommended rank."""
+    """What an adapter of the recommended rank costs."""
 
     adapter_parameters: int
     adapter_bytes: int
-    """In float32."""
+    """Weights in float32."""
     optimizer_bytes: int
-    """Of its gradient and AdamW's two moments, in float32."""
+    """Gradient and AdamW's two moments in float32."""
     steps: int | None
     training_flops: float | None
     seconds: float | None
-    """All of `steps`, on the machine where a few were timed; None where none were."""
+    """Time of all `steps` on this machine; None if no step was timed."""
 
     @classmethod
-    def of(cls, parameters: int, work: TrainingWork | None) -> Cost:
+    def from_parameters(cls, parameters: int, work: TrainingWork | None) -> Cost:
         return cls(
             parameters,
             _BYTES * parameters,
@@ -130,43 +151,44 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """The smallest rank predicted to hold a memory set, its doubt, its cost, its configuration."""
+    """The smallest rank r with L_init - dL(r, l) <= L_needed for l target tokens, with its uncertainty and cost."""
 
     records: int
     tokens: int
     """Target tokens, all records together."""
     bits: float
-    """To be stored: tokens * L_init' / ln 2."""
+    """Bits to store: tokens * L_init' / ln 2."""
     loss_init: float
+    """L_init: the base's mean loss on the targets, nats per token."""
     loss_memoryless: float
-    """L_init' (nats): what remembering nothing but which tokens occur would leave."""
+    """L_init': the loss of the best predictor without memory, nats per token."""
     target: Target
     loss_needed: LossNeeded
     rank: RankRange
     sure: int | None
-    """Smallest rank that meets the target with a probability of 95%; None if none here does."""
+    """Smallest rank that meets the target with probability 95%; None if no rank here does."""
     probabilities: tuple[RankChance, ...]
-    """Of the target being met, at the published ranks."""
+    """Probabilities of meeting the target at the ranks of the paper's sweep."""
     saturation: RankRange
-    """From which rank on the mean loss is predicted under ln 2: half-way there, since single tokens lag behind."""
+    """Smallest rank predicted to bring the mean loss below ln 2. Recall needs more: some tokens lag behind."""
     largest_rank: int
-    """The most this placement can use."""
+    """Largest rank this placement can use."""
     rule_of_thumb: int
-    """The rank with as many adapter parameters as there are target tokens: often quoted, here to compare."""
+    """Rank with one adapter parameter for each target token: an often quoted rule, for comparison."""
     capacity: Capacity | None
-    """Of the rank asked about, or else of the recommended one."""
+    """Capacity of the requested rank, otherwise of the recommended one."""
     split: Split | None
-    """Where no rank here does it: how many adapters would."""
+    """The alternative if no rank here is enough."""
     reason: str | None
-    """Why there is no rank to recommend."""
+    """Why no rank is recommended; None if one is."""
     extrapolates: str | None
-    """How far outside the fitted cells the recommendation lies."""
+    """A sentence if the recommendation lies outside the fitted range; otherwise None."""
     caveats: tuple[str, ...]
     law: PlanLaw
     lora_config: dict[str, Any] | None
-    """Keyword arguments of `peft.LoraConfig`; None without a rank, and for the parallel adapter."""
+    """Keyword arguments of `peft.LoraConfig`; None without a rank, or for the paper's parallel adapter."""
     train: str | None
-    """The command that trains it; None without a rank, or where model and data have no name."""
+    """The command that trains the adapter; None without a rank, or if model and data have no name."""
     cost: Cost | None
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from memlaw.core.cells import CellResult
 from memlaw.core.errors import FitError, JournalError
 from memlaw.core.files import read_json
 from memlaw.core.points import LawPoint
+from memlaw.core.version import installed_version
 from memlaw.diagnosis.documents import Texts, report_from_dict
 from memlaw.law import LawFit, compare, fit_law, points_from_results
 from memlaw.report.content import FittedLaw, ReportContent
@@ -78,7 +78,7 @@ def _read(directory: Path) -> _Probe:
 
 def _made(probes: Iterable[_Probe], sources: Mapping[str, str]) -> dict[str, str]:
     """Label -> value: how the results came about."""
-    made = {"memlaw": importlib.metadata.version("memlaw"), "Python": platform.python_version()}
+    made = {"memlaw": installed_version(), "Python": platform.python_version()}
     for probe in probes:
         if probe.results:
             made |= {"model": probe.model, "machine precision": probe.results[0].cell.dtype}

@@ -23,9 +23,10 @@ from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.facts import EncodedFact
 from memlaw.core.points import LawPoint
 from memlaw.data import target_tokens
-from memlaw.law import FORMS, Array, compare, fit_law, points_from_results
+from memlaw.law import FORMS, compare, fit_law, points_from_results
 from memlaw.law.bits import memoryless_loss
-from memlaw.planning import DRIFT, AdapterPlacement, Plan, plan, recall_curve
+from memlaw.law.growth import Array
+from memlaw.planning import DRIFT, AdapterPlacement, KnownLaw, MeasuredSet, Plan, plan, recall_curve
 from memlaw.sweep.laws import cell_recalls
 from memlaw.sweep.pack import Pack
 
@@ -155,15 +156,10 @@ def plan_by_cells(goal: Goal, points: Sequence[LawPoint], results: Sequence[Cell
         return None
     if law is None or law.status != "ok":
         return None
-    return plan(
-        law,
-        records=goal.records,
-        tokens=goal.tokens,
-        loss_init=goal.loss_init,
-        loss_memoryless=goal.loss_memoryless,
-        placement=goal.placement,
-        cells=cell_recalls(results),
+    facts = MeasuredSet(
+        records=goal.records, tokens=goal.tokens, loss_init=goal.loss_init, loss_memoryless=goal.loss_memoryless
     )
+    return plan(KnownLaw(law, cell_recalls(results)), facts, goal.placement)
 
 
 def _cost(pack: Pack) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,20 +11,24 @@ from memlaw.core.cells import CellResult
 from memlaw.core.errors import ConfigError, FitError, JournalError
 from memlaw.core.files import read_text
 from memlaw.core.points import LawPoint
+from memlaw.core.version import installed_version
 from memlaw.law import Axis, LawFit, Origin, calibrate, compare, points_from_results, read_points
 from memlaw.planning import CellRecall
 from memlaw.planning.library import KnownLaw, LawChooser, PlanContext, adapt_law, nearest
 from memlaw.sweep.journal import PROBE, Journal
 
 
-def law_chooser(source: Path | None, cells: Path | None = None, *, shelf: Iterable[KnownLaw] = ()) -> LawChooser:
+def law_chooser(
+    source: Path | KnownLaw | None, cells: Path | None = None, *, shelf: Iterable[KnownLaw] = ()
+) -> LawChooser:
     """A chooser that returns the law of `source`, or the nearest law on the `shelf`.
 
-    `source` is a file of `memlaw fit --save` or a probe. `cells` is a probe of a few cells on facts like those to be
-    planned for: the law is calibrated to them, and they tell which loss recall needs. All files are read here, before a
-    model is loaded. Raises FitError, JournalError, ConfigError, as does the chooser for cells that do not apply.
+    `source` is a law, a file of `memlaw fit --save` or a probe. `cells` is a probe of a few cells on facts like those
+    to be planned for: the law is calibrated to them, and they tell which loss recall needs. All files are read here,
+    before a model is loaded. Raises FitError, JournalError, ConfigError, as does the chooser for cells that do not
+    apply.
     """
-    known = None if source is None else known_law(source)
+    known = known_law(source) if isinstance(source, Path) else source
     few = None if cells is None else _of_one_method(probe_results(cells), cells)
     if few is not None and not points_from_results(few):
         raise FitError(f"{cells} has no finished cell to calibrate a law with. Rerun its probe, or leave out --cells.")
@@ -97,7 +100,7 @@ def _origin(results: Sequence[CellResult], source: Path) -> Origin:
         steps=cell.train.steps,
         dtype=cell.dtype,
         date=datetime.date.today().isoformat(),
-        version=importlib.metadata.version("memlaw"),
+        version=installed_version(),
     )
 
 

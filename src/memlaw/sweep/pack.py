@@ -169,6 +169,7 @@ def train_pack(
     the cells it struck. Raises JournalError if nothing can be recorded any more.
     """
     from memlaw.training.checkpoint import Checkpoint
+    from memlaw.training.run import Run
     from memlaw.training.stack import train_stack
 
     execution = execution or Execution()
@@ -185,17 +186,8 @@ def train_pack(
             record(pack.unmeasured(cell, message))
 
     with _recording_failures(pack.cells, fail):
-        runs = [(cell.rank, cell.train) for cell in pack.cells]
-        stack = train_stack(
-            pack.base,
-            pack.facts,
-            pack.placement,
-            runs,
-            on_step=on_news,
-            checkpoint=checkpoint,
-            compiled=execution.compiled,
-            prefix_cache=execution.prefix_cache,
-        )
+        runs = [Run(cell.rank, pack.placement, cell.train) for cell in pack.cells]
+        stack = train_stack(pack.base, pack.facts, runs, execution=execution, checkpoint=checkpoint, on_step=on_news)
         for cell, trained in zip(pack.cells, stack, strict=True):
             if not journal.holds(cell.key):
                 with _recording_failures([cell], fail):

@@ -1,69 +1,70 @@
-"""Train one adapter on encoded facts and save it."""
+"""Train one adapter on a memory set and save it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from memlaw.adapter.peft import check_free, save
-from memlaw.adapter.placement import Placement
 from memlaw.core.canonical import to_dict
-from memlaw.core.config import Execution, TrainConfig
-from memlaw.core.facts import EncodedFact, MemorySet
-from memlaw.data import target_tokens
+from memlaw.core.config import Execution
+from memlaw.core.facts import MemorySet
+from memlaw.data import encode, target_tokens
 from memlaw.model.base import Base
 from memlaw.model.offload import evicted
 from memlaw.training.checkpoint import Checkpoint
 from memlaw.training.result import StackProgress, Trained
+from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
+
+CURVE_POINTS = 200
+"""Values of a training curve that are kept at most."""
 
 
 def train_adapter(
     base: Base,
     memory_set: MemorySet,
-    encoded: Sequence[EncodedFact],
-    rank: int,
-    placement: Placement,
-    config: TrainConfig,
+    run: Run,
     *,
     out: str | os.PathLike[str] | None = None,
     execution: Execution | None = None,
     on_step: Callable[[StackProgress], None] | None = None,
 ) -> Trained:
-    """Train one adapter on facts already encoded, and save it to `out` unless it diverged.
+    """Train one adapter on all facts of a memory set, and save it to `out` unless training diverged or failed.
 
-    Until it is saved its checkpoint is the folder `out` with `.checkpoint` added to its name: an interrupted training
-    goes on from there when it is repeated.
-    Raises AdapterError, before any training, for a rank that is none here and an `out` that holds something else;
-    OSError if `out` cannot be written.
+    Until then, checkpoints go to the folder `out` with `.checkpoint` added to its name; a repeated call resumes from
+    the latest one. Raises, before any training, AdapterError for an impossible rank or an `out` that holds other
+    files, and DataError for facts that cannot be encoded; OSError if `out` cannot be written.
     """
-    if out is not None:  # what can be known before the work should not be found out after it
+    if out is not None:  # fail now rather than after hours of training
         check_free(Path(out))
         Path(out).parent.mkdir(parents=True, exist_ok=True)
     execution = execution or Execution()
+    encoded = encode(memory_set, base.tokenizer, context=base.context)
+    shares: dict[int, float] = {}
+
+    def record(progress: StackProgress) -> None:
+        shares[progress.step] = progress.ordered  # by step: one that ran out of memory is taken again
+        if on_step is not None:
+            on_step(progress)
+
     checkpoint = None if out is None else Checkpoint(_beside(Path(out)), minutes=execution.checkpoint_minutes)
-    with evicted(base, placement.first_layer, wanted=execution.evict_prefix):
-        (trained,) = train_stack(
-            base,
-            encoded,
-            placement,
-            [(rank, config)],
-            on_step=on_step,
-            checkpoint=checkpoint,
-            compiled=execution.compiled,
-            prefix_cache=execution.prefix_cache,
-        )
+    with evicted(base, run.placement.first_layer, wanted=execution.evict_prefix):
+        (trained,) = train_stack(base, encoded, [run], execution=execution, checkpoint=checkpoint, on_step=record)
+    trained = replace(trained, curve=thinned(shares))
     if out is not None and trained.status == "finished":
         details = {
             "facts_fingerprint": memory_set.fingerprint,
             "records": len(encoded),
             "tokens": target_tokens(encoded),
-            "train": to_dict(replace(config, steps=trained.steps)),
+            "train": to_dict(replace(run.config, steps=max(1, trained.steps))),  # 0: everything was recalled before
             "loss_final": trained.loss_final,
+            "curve": trained.curve,
         }
-        save(trained.stack, placement, base, Path(out), details=details)
+        save(trained.stack, run.placement, base, Path(out), details=details)
     if checkpoint is not None:
         checkpoint.discard()
     return trained
@@ -71,3 +72,16 @@ def train_adapter(
 
 def _beside(out: Path) -> Path:
     return out.with_name(f"{out.name}.checkpoint")
+
+
+def thinned(shares: Mapping[int, float], points: int = CURVE_POINTS) -> tuple[float | None, ...]:
+    """Step (from 1) -> share, as at most `points` means over blocks of equally many steps; the last may be shorter.
+
+    A block without any step is None: a training that resumed from a checkpoint did not see the steps before it.
+    """
+    steps = max(shares, default=0)
+    block = max(1, -(-steps // points))
+    blocks = (
+        [shares[step] for step in range(start, start + block) if step in shares] for start in range(1, steps + 1, block)
+    )
+    return tuple(fmean(values) if values else None for values in blocks)

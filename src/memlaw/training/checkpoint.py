@@ -1,23 +1,22 @@
-"""A stack in training on disk: interrupted anywhere, it goes on to the same last bit.
+"""A stack in training on disk: interrupted anywhere, it resumes to the same last bit.
 
-A folder of two files and a manifest of their SHA-256, which gets its name when all is on disk. The tensors are the
-adapters, both moments of their optimizer, the last loss of each token and the sliding windows; everything else of a
-step is a function of the settings and the step's number.
+A checkpoint is a folder of two files and a manifest of their SHA-256; it gets its name when all three are on disk. The
+tensors are the adapters, both moments of their optimizer, the last loss of each token and the sliding windows. All else
+that a step needs is a function of the settings and the number of the step.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,14 +25,40 @@ from memlaw.adapter.stack import AdapterStack
 from memlaw.core import files
 from memlaw.core.canonical import canonical_json, digest
 from memlaw.core.cells import ALGORITHM_VERSION
-from memlaw.core.errors import ConfigError
+from memlaw.core.errors import ConfigError, one_line
 from memlaw.model.outline import Site
 from memlaw.training.engine import Engine
 from memlaw.training.optimizer import StackedAdamW
-from memlaw.training.result import Trained
+from memlaw.training.result import Ending, Trained
 from memlaw.training.state import State
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class _StateNumbers:
+    """The numbers of a `State`."""
+
+    runs: tuple[int, ...]
+    step: int
+    rows_at_once: int | None
+    updates: int
+    """Of its optimizer."""
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Everything in a checkpoint but its tensors: the content of STATE."""
+
+    identity: str
+    step: int
+    """The highest step of any adapter, for people who ask how far training is."""
+    seconds: float
+    states: tuple[_StateNumbers, ...]
+    results: dict[int, Ending]
+
+
+_NUMBERS = TypeAdapter(_Numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +71,9 @@ class Snapshot:
 
 
 class Checkpoint:
-    """Where a training saves itself, and how often: at most every `minutes`, and not before the first have passed.
+    """Where a training saves itself, at most every `minutes`; the first time after as many minutes.
 
-    `path` is a folder, `path/1`, `path/2`, ... are what was saved. The one before the newest is kept, and goes when
-    there is a newer one to be written.
+    `path` is a folder and `path/1`, `path/2`, ... are the checkpoints. The newest two are kept, so one is always whole.
     """
 
     def __init__(self, path: Path, *, minutes: float = 10.0) -> None:
@@ -60,7 +84,7 @@ class Checkpoint:
         return time.monotonic() - self._last >= 60 * self.minutes
 
     def save(self, engine: Engine, snapshot: Snapshot) -> None:
-        """Raises OSError if it cannot be written; what was saved last is still there then."""
+        """Raises OSError if it cannot be written; the previous checkpoint is still there then."""
         files.make_folders(self.path)
         files.sweep(self.path)
         saved = files.numbered(self.path)
@@ -68,54 +92,57 @@ class Checkpoint:
             files.discard(surplus)
         number = 1 + (int(saved[0].name) if saved else 0)
         with files.new_folder(self.path / str(number)) as folder:
-            _write(folder, _about(engine, snapshot), _tensors(engine, snapshot))
+            _write(folder, _numbers(engine, snapshot), _tensors(engine, snapshot))
         self._last = time.monotonic()
 
     def load(self, engine: Engine) -> Snapshot | None:
-        """The newest that was saved and is intact; None if there is none. Raises ConfigError if it is another's.
+        """The newest intact checkpoint; None if there is none. Warns of damaged ones and removes them.
 
-        Warns of what is damaged, and removes it.
+        Raises ConfigError if it belongs to another training or another version of memlaw.
         """
         saved = files.numbered(self.path)
         for place, folder in enumerate(saved, start=1):
             try:
-                about, tensors = _read(folder)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                follows = "from its beginning" if place == len(saved) else "from the one before"
+                numbers, tensors = _read(folder)
+            except ConfigError:
+                raise
+            except (OSError, ValueError, SafetensorError) as error:
+                start = "at the first step" if place == len(saved) else "from the previous checkpoint"
                 warnings.warn(
-                    f"The checkpoint {folder} is damaged ({error}): training starts again {follows}.", stacklevel=2
+                    f"The checkpoint {folder} is damaged ({one_line(error)}): training restarts {start}.", stacklevel=2
                 )
                 files.discard(folder)
                 continue
-            self._check_ours(about, engine)
-            return _snapshot(engine, about, tensors)
+            self._check_ours(numbers, engine)
+            return _snapshot(engine, numbers, tensors)
         return None
 
-    def _check_ours(self, about: Mapping[str, Any], engine: Engine) -> None:
-        if about["identity"] != identity(engine):
+    def _check_ours(self, numbers: _Numbers, engine: Engine) -> None:
+        if numbers.identity != identity(engine):
             raise ConfigError(
-                f"{self.path} is the checkpoint of another training: model, facts, settings, or the versions of memlaw "
-                "or torch differ. Repeat the command it was begun with, or remove the folder to begin anew."
+                f"{self.path} is the checkpoint of another training: the model, the facts, the settings, or the "
+                "version of memlaw or torch differ. Repeat the command that started it, or remove the folder to start "
+                "over."
             )
 
     def discard(self) -> None:
-        """The training has ended and its results are kept elsewhere. Removes nothing that was not saved here."""
+        """Remove the checkpoints, once the results are saved elsewhere. Other files in the folder stay."""
         for folder in (*files.numbered(self.path), *files.leftovers(self.path)):
             files.discard(folder)
-        with suppress(OSError):  # it was never written, or somebody keeps other files in it
+        with suppress(OSError):  # the folder was never made, or holds other files
             self.path.rmdir()
 
 
 def identity(engine: Engine) -> str:
-    """SHA-256 of everything that determines what a training computes, to the last bit on one machine."""
+    """SHA-256 of everything that determines the result of a training, to the last bit on one machine."""
     return digest(
         {
             "model": engine.fingerprint,
             "dtype": str(engine.dtype),
             "device": torch.device(engine.device).type,
             "facts": [[*fact.ids, fact.prompt_length] for fact in engine.facts],
-            "sites": [[site.path for site in placement.sites] for placement in engine.placements],
-            "runs": [[rank, dataclasses.asdict(config)] for rank, config in engine.runs],
+            "sites": [[site.path for site in run.placement.sites] for run in engine.runs],
+            "runs": [[run.rank, dataclasses.asdict(run.config)] for run in engine.runs],
             "compiled": engine.compiled,
             "algorithm": ALGORITHM_VERSION,
             "torch": torch.__version__,
@@ -123,103 +150,102 @@ def identity(engine: Engine) -> str:
     )
 
 
-def _write(folder: Path, about: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+def _write(folder: Path, numbers: _Numbers, tensors: dict[str, Tensor]) -> None:
     try:
         save_file(tensors, folder / TENSORS)
-    except SafetensorError as error:  # what safetensors makes of an OSError
+    except SafetensorError as error:  # safetensors wraps an OSError in it
         raise OSError(str(error)) from error
-    (folder / STATE).write_text(canonical_json(about))
+    (folder / STATE).write_text(canonical_json(_NUMBERS.dump_python(numbers, mode="json")))
     files.sign(folder)
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(folder: Path) -> tuple[_Numbers, dict[str, Tensor]]:
     files.check_signed(folder)
-    return json.loads((folder / STATE).read_bytes()), load_file(folder / TENSORS)
+    content, tensors = (folder / STATE).read_bytes(), load_file(folder / TENSORS)
+    try:
+        return _NUMBERS.validate_json(content), tensors
+    except ValidationError as error:  # the hash is right, so this is not damage: do not let `load` remove it
+        fields = ", ".join(".".join(map(str, fault["loc"])) for fault in error.errors())
+        raise ConfigError(
+            f"{folder} is intact, but not a checkpoint of this version of memlaw ({fields}). Resume with the version "
+            "that wrote it, or remove the folder to start over."
+        ) from None
 
 
-def _about(engine: Engine, snapshot: Snapshot) -> dict[str, Any]:
+def _numbers(engine: Engine, snapshot: Snapshot) -> _Numbers:
     steps = (*(state.step for state in snapshot.states), *(result.steps for result in snapshot.results.values()))
-    return {
-        "identity": identity(engine),
-        "step": max(steps, default=0),  # for people who ask how far it is
-        "seconds": snapshot.seconds,
-        "states": [_about_state(state) for state in snapshot.states],
-        "results": {str(run): _about_result(result) for run, result in snapshot.results.items()},
-    }
+    return _Numbers(
+        identity=identity(engine),
+        step=max(steps, default=0),
+        seconds=snapshot.seconds,
+        states=tuple(
+            _StateNumbers(state.runs, state.step, state.rows_at_once, state.optimizer.updates)
+            for state in snapshot.states
+        ),
+        results={run: _ending(result) for run, result in snapshot.results.items()},
+    )
 
 
-def _snapshot(engine: Engine, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Snapshot:
-    engine.windows.load_state_dict({"anchor": tensors["window.anchor"], "unmoved": tensors["window.unmoved"]})
-    results = {int(run): _result(engine, int(run), told, tensors) for run, told in about["results"].items()}
-    states = [_state(engine, number, told, tensors) for number, told in enumerate(about["states"])]
-    return Snapshot(states, results, about["seconds"])
+def _ending(result: Trained) -> Ending:
+    return Ending(**{field.name: getattr(result, field.name) for field in dataclasses.fields(Ending)})
 
 
 def _tensors(engine: Engine, snapshot: Snapshot) -> dict[str, Tensor]:
     named = {"window.anchor": engine.windows.anchor, "window.unmoved": engine.windows.unmoved}
     for number, state in enumerate(snapshot.states):
         named[f"{number}.latest"] = state.latest
-        named |= _numbered(f"{number}.adapter", state.stack.tensors)
-        named |= _numbered(f"{number}.first", state.optimizer.first)
-        named |= _numbered(f"{number}.second", state.optimizer.second)
+        named |= _by_place(f"{number}.adapter", state.stack.tensors)
+        named |= _by_place(f"{number}.first", state.optimizer.first)
+        named |= _by_place(f"{number}.second", state.optimizer.second)
     for run, result in snapshot.results.items():
-        named |= _numbered(f"result.{run}", result.stack.tensors)
+        named |= _by_place(f"result.{run}", result.stack.tensors)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
 
-def _numbered(name: str, tensors: list[Tensor]) -> dict[str, Tensor]:
+def _by_place(name: str, tensors: list[Tensor]) -> dict[str, Tensor]:
     return {f"{name}.{place}": tensor for place, tensor in enumerate(tensors)}
 
 
-def _about_state(state: State) -> dict[str, Any]:
-    return {
-        "runs": list(state.runs),
-        "step": state.step,
-        "rows_at_once": state.rows_at_once,
-        "updates": state.optimizer.count,
-    }
+def _snapshot(engine: Engine, numbers: _Numbers, tensors: Mapping[str, Tensor]) -> Snapshot:
+    engine.windows.load_state_dict({"anchor": tensors["window.anchor"], "unmoved": tensors["window.unmoved"]})
+    saved = _SavedTensors(engine, tensors)
+    results = {run: saved.result(run, ending) for run, ending in numbers.results.items()}
+    states = [saved.state(place, numbers_of) for place, numbers_of in enumerate(numbers.states)]
+    return Snapshot(states, results, numbers.seconds)
 
 
-def _state(engine: Engine, number: int, told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
-    stack = _stack(engine, told["runs"], engine.sites, f"{number}.adapter", tensors)
-    optimizer = StackedAdamW(stack.tensors)
-    optimizer.count = told["updates"]
-    optimizer.first, optimizer.second = (
-        _of(engine, f"{number}.{moment}", len(stack.tensors), tensors) for moment in ("first", "second")
-    )
-    return State(
-        runs=tuple(told["runs"]),
-        configs=tuple(engine.runs[run][1] for run in told["runs"]),
-        stack=stack,
-        optimizer=optimizer,
-        latest=tensors[f"{number}.latest"].to(engine.device),
-        step=told["step"],
-        rows_at_once=told["rows_at_once"],
-    )
+@dataclass(frozen=True, eq=False)
+class _SavedTensors:
+    """The tensors of a checkpoint, and the engine that they go back to."""
 
+    engine: Engine
+    tensors: Mapping[str, Tensor]
 
-_TOLD = ("status", "steps", "seconds", "loss_init", "loss_final", "recalled", "message")
+    def state(self, place: int, numbers: _StateNumbers) -> State:
+        stack = self._stack(numbers.runs, self.engine.sites, f"{place}.adapter")
+        optimizer = StackedAdamW(stack.tensors)
+        first, second = (self._listed(f"{place}.{moment}", len(stack.tensors)) for moment in ("first", "second"))
+        optimizer.load_state_dict({"updates": numbers.updates, "first": first, "second": second})
+        return State(
+            runs=numbers.runs,
+            configs=tuple(self.engine.runs[run].config for run in numbers.runs),
+            stack=stack,
+            optimizer=optimizer,
+            latest=self.tensors[f"{place}.latest"].to(self.engine.device),
+            step=numbers.step,
+            rows_at_once=numbers.rows_at_once,
+        )
 
+    def result(self, number: int, ending: Ending) -> Trained:
+        run = self.engine.runs[number]
+        stack = self._stack([number], run.placement.sites, f"result.{number}")
+        return Trained(run=run, stack=stack, **dataclasses.asdict(ending))
 
-def _about_result(result: Trained) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in _TOLD}
+    def _stack(self, numbers: Sequence[int], sites: Sequence[Site], name: str) -> AdapterStack:
+        tensors = self._listed(name, 2 * len(sites))
+        pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
+        runs = [self.engine.runs[number] for number in numbers]
+        return AdapterStack.from_pairs(sites, [(run.rank, run.config) for run in runs], pairs)
 
-
-def _result(engine: Engine, run: int, told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trained:
-    rank, config = engine.runs[run]
-    placement = engine.placements[run]
-    stack = _stack(engine, [run], placement.sites, f"result.{run}", tensors)
-    return Trained(rank=rank, config=config, placement=placement, stack=stack, **told)
-
-
-def _stack(
-    engine: Engine, runs: Sequence[int], sites: Sequence[Site], name: str, tensors: Mapping[str, Tensor]
-) -> AdapterStack:
-    found = _of(engine, name, 2 * len(sites), tensors)
-    pairs = list(zip(found[::2], found[1::2], strict=True))
-    chosen = [engine.runs[run] for run in runs]
-    return AdapterStack.of(sites, chosen, pairs)
-
-
-def _of(engine: Engine, name: str, count: int, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    return [tensors[f"{name}.{place}"].to(engine.device) for place in range(count)]
+    def _listed(self, name: str, count: int) -> list[Tensor]:
+        return [self.tensors[f"{name}.{place}"].to(self.engine.device) for place in range(count)]

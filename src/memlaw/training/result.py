@@ -1,4 +1,4 @@
-"""What a training tells: how it goes, and how each adapter ended."""
+"""What training reports: its progress, and how each adapter ended."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from torch import nn
 from memlaw.adapter.placement import Placement
 from memlaw.adapter.stack import AdapterStack
 from memlaw.core.config import TrainConfig
+from memlaw.training.run import Run
 
 Status = Literal["finished", "diverged", "failed"]
 
 
 @dataclass(frozen=True)
 class StackProgress:
-    """Where a stack stands: enough for a progress bar."""
+    """Where a stack stands after a step: enough for a progress bar."""
 
     step: int
     steps: int
@@ -35,17 +36,14 @@ class StackProgress:
     seconds: float
 
 
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """One adapter at the end of its training."""
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How the training of one adapter ended."""
 
-    rank: int
-    config: TrainConfig
-    placement: Placement
     status: Status
-    """finished; diverged: its loss stopped being a number; failed: its gradient was zero at every step."""
+    """finished; diverged: the loss became infinite or NaN; failed: the gradient was zero at every step."""
     steps: int
-    """Steps taken, or the step whose loss was no longer a number."""
+    """Steps taken; for a diverged adapter, the step at which the loss became infinite or NaN."""
     seconds: float
     """Wall time of the stack until this adapter left it."""
     loss_init: float
@@ -53,9 +51,30 @@ class Trained:
     """Mean nll over all target tokens, teacher-forced, without dropout."""
     recalled: bool
     """Whether every target token ended with nll < ln 2 - margin."""
+    message: str = ""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Trained(Ending):
+    """One adapter at the end of its training."""
+
+    run: Run
     stack: AdapterStack
     """This adapter alone."""
-    message: str = ""
+    curve: tuple[float | None, ...] = ()
+    """Share of the target tokens with p > 1/2 at evenly spaced steps, where they were recorded (`memlaw train`)."""
+
+    @property
+    def rank(self) -> int:
+        return self.run.rank
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.run.config
+
+    @property
+    def placement(self) -> Placement:
+        return self.run.placement
 
     @property
     def parameters(self) -> int:

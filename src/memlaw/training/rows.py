@@ -1,4 +1,4 @@
-"""Facts as rows of tokens, the rows of each step, and what a step needs to know about its rows."""
+"""Facts as rows of tokens, the order in which steps see them, and batches of rows with their target tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ORDER_STREAM = 1_000_003
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Facts as right-padded rows; `time` and `tokens` are the longest row and the longest target."""
+    """Facts as right-padded rows. `time` and `tokens` are the lengths of the longest row and the longest target."""
 
     ids: Tensor
     """[rows, time]"""
@@ -26,10 +26,10 @@ class Rows:
     target: Tensor
     """[rows, tokens]"""
     mask: Tensor
-    """[rows, tokens] bool, where there is a target token."""
+    """[rows, tokens] bool, False in padding."""
 
     @classmethod
-    def of(cls, facts: Sequence[EncodedFact], device: str) -> Rows:
+    def from_facts(cls, facts: Sequence[EncodedFact], device: str) -> Rows:
         time, tokens = max(len(f.ids) for f in facts), max(f.length for f in facts)
         ids = torch.zeros(len(facts), time, dtype=torch.long)
         predictor, target = (torch.zeros(len(facts), tokens, dtype=torch.long) for _ in range(2))
@@ -53,7 +53,7 @@ class Batch:
     each: Tensor
     """[K * b], the rows adapter by adapter: the order of the forward pass."""
     predictors: Tensor
-    """[n], where the states that predict the target tokens are in hidden states [K * b * time, d]."""
+    """[n], indices of the states that predict the target tokens, in hidden states [K * b * time, d]."""
     targets: Tensor
     """[n]"""
     positions: Tensor
@@ -63,12 +63,12 @@ class Batch:
     samples: Tensor
     """[n], the row of each target token."""
     records: Samples
-    """Which tokens are of one row of one adapter."""
+    """Groups the tokens by row and adapter."""
     mask: Tensor
     """[K, b, tokens] bool."""
 
     @classmethod
-    def of(cls, rows: Tensor, data: Rows) -> Batch:
+    def from_rows(cls, rows: Tensor, data: Rows) -> Batch:
         each = rows.flatten()
         mask = data.mask[each]
         start = torch.arange(len(each), device=each.device)[:, None] * data.ids.shape[1]
@@ -86,25 +86,25 @@ class Batch:
         )
 
     def padded(self, values: Tensor) -> Tensor:
-        """Values [n] of the target tokens as [K, b, tokens], zero where there is none."""
-        room = torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device)
-        return room.masked_scatter(self.mask, values)
+        """Values [n] of the target tokens as [K, b, tokens], zero in padding."""
+        padded = torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device)
+        return padded.masked_scatter(self.mask, values)
 
     def summed(self, values: Tensor) -> Tensor:
         """Sums over each adapter's target tokens: [n] -> [K]."""
-        room = torch.zeros(len(self.rows), dtype=values.dtype, device=values.device)
-        return room.index_add(0, self.owners, values)
+        sums = torch.zeros(len(self.rows), dtype=values.dtype, device=values.device)
+        return sums.index_add(0, self.owners, values)
 
 
 def rows_per_step(count: int, config: TrainConfig) -> int:
-    """How many of `count` rows one adapter sees in a step."""
+    """How many of `count` rows each adapter sees in a step."""
     return config.batch_size if 0 < config.batch_size < count else count
 
 
 def row_order(count: int, config: TrainConfig) -> Iterator[Tensor]:
     """Rows of each step: all of them, or batches of a new random order every epoch, or those of the curriculum.
 
-    An epoch's last batch is filled up from the next epoch, so that every step has the same number of rows.
+    The last batch of an epoch is filled up from the next one, so that every step has the same number of rows.
     """
     size = rows_per_step(count, config)
     if config.method == "curriculum":

@@ -1,4 +1,4 @@
-"""A stack of adapters between two steps: all that training changes, and nothing else."""
+"""A stack of adapters between two steps: everything that training changes, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from memlaw.adapter.stack import AdapterStack
 from memlaw.core.config import TrainConfig
 from memlaw.training.optimizer import StackedAdamW
-from memlaw.training.settings import Settings
+from memlaw.training.per_adapter import PerAdapter
 
 
 @dataclass(eq=False)
@@ -19,12 +19,12 @@ class State:
     """K adapters that train together."""
 
     runs: tuple[int, ...]
-    """Which runs of the call they belong to; also what their random streams and results go by."""
+    """Places of these adapters among the runs of the engine; results and orders of rows go by them."""
     configs: tuple[TrainConfig, ...]
     stack: AdapterStack
     optimizer: StackedAdamW
     latest: Tensor
-    """[K, rows, tokens]: nll of each target token at the last step that saw it; infinite before, and where none is."""
+    """[K, rows, tokens]: nll of each target token at the last step that saw it; infinite before, and in padding."""
     step: int = 0
     rows_at_once: int | None = None
     """Rows of a step that go through the model together; None for all of them."""
@@ -33,11 +33,11 @@ class State:
         return len(self.runs)
 
     @cached_property
-    def settings(self) -> Settings:
-        return Settings.of(self.configs, str(self.latest.device))
+    def settings(self) -> PerAdapter:
+        return PerAdapter.from_configs(self.configs, str(self.latest.device))
 
     def select(self, keep: Sequence[int]) -> State:
-        """The adapters at the places `keep`, in memory of their own."""
+        """The adapters at the places `keep`, with tensors of their own."""
         stack = self.stack.select(keep)
         return State(
             runs=tuple(self.runs[k] for k in keep),

@@ -42,5 +42,5 @@ def test_the_gravest_come_first_and_one_fault_hides_no_other(base: Base) -> None
 
 
 def test_facts_that_cannot_be_read_stay_errors(base: Base, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="There is no file"):
+    with pytest.raises(DataError, match="The file .* does not exist"):
         check(base.model, base.tokenizer, tmp_path / "none.jsonl")

@@ -12,7 +12,7 @@ from memlaw.model.base import Base
 def test_a_fact_longer_than_the_context_names_both_numbers(base: Base) -> None:
     finding = the_one(check_on(base, facts(("ab", "x" * 126), ("cd", "y" * 125))), "too-long")
     assert (finding.record, finding.severity) == ("1", "error")
-    assert "has 129 tokens (2 of its prompt, 127 of its target), but the context of the model is 128" in finding.message
+    assert "has 129 tokens (2 in its prompt, 127 in its target), but the model's context holds 128" in finding.message
 
 
 def test_end_of_sequence_that_is_not_stored_is_told_and_for_one_long_target_only_mentioned(base: Base) -> None:
@@ -33,7 +33,7 @@ def test_padding_with_the_end_of_sequence_loses_it_in_other_trainers() -> None:
     tokenizer = byte_level()
     tokenizer.pad_token = tokenizer.eos_token
     report = check_on(other_base(tokenizer), facts(*GOOD))
-    assert "leaves the end of every target out too" in the_one(report, "pad-is-eos").message
+    assert "also mask the end of every target" in the_one(report, "pad-is-eos").message
 
 
 def test_end_of_sequence_inside_a_target_names_where_decoding_stops(base: Base) -> None:
@@ -48,7 +48,7 @@ def test_end_of_sequence_inside_a_target_names_where_decoding_stops(base: Base) 
 def test_characters_the_tokenizer_does_not_know_are_lost(base: Base) -> None:
     finding = the_one(check_on(base, facts(("a", "1\u20ac2\u20ac"))), "unknown-token")
     assert finding.positions == (1, 3)
-    assert "2 of the 5 tokens of its target are the tokenizer's unknown token, first at position 1" in finding.message
+    assert "2 of its 5 target tokens are the tokenizer's unknown token, first at position 1" in finding.message
 
 
 def test_a_prompt_or_target_without_tokens() -> None:

@@ -1,4 +1,4 @@
-"""The Triton kernels of the head, under Triton's interpreter on the CPU; and whether they compile."""
+"""The Triton kernels of the head: results under Triton's interpreter on the CPU, and compilation for GPUs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from memlaw.losses import head_pass as head_module
 from memlaw.losses import kernels
 from memlaw.losses.head_pass import Chunk, head_pass, token_scores
 from memlaw.losses.kernels import softmax
-from memlaw.losses.kernels.softmax import chunk_losses, chunk_pull
+from memlaw.losses.kernels.softmax import chunk_gradient, chunk_losses
 from memlaw.model.head import FrozenHead
 
 VOCABULARIES = (1, 7, 1000, 1025, 5000)
@@ -28,15 +28,15 @@ VOCABULARIES = (1, 7, 1000, 1025, 5000)
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 STORED = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
-"""Rounding of what is stored, with room for the order of a sum. For bfloat16 a whole unit in the last place, not half
-of one: the interpreter cuts off where chips round."""
+"""Rounding of stored values, and of the order of a sum. For bfloat16 a whole unit in the last place instead of half a
+unit: the interpreter truncates where GPUs round."""
 
 quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-"""The interpreter computes with numpy, which warns where a chip would not: of inf - inf, of log 0, of overflow."""
+"""The interpreter computes with numpy, which warns of inf - inf, log 0 and overflow; GPUs do not."""
 
 
 def chunk(rows: int, vocabulary: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits and targets, of which about half are the argmax."""
+    """Logits and targets, about half of which are the argmax."""
     stream = torch.Generator().manual_seed(seed)
     scores = (4 * torch.randn(rows, vocabulary, generator=stream, dtype=torch.float64)).to(dtype)
     guess = torch.randint(vocabulary, (rows,), generator=stream)
@@ -51,22 +51,22 @@ def wanted_nll(scores: Tensor, targets: Tensor) -> Tensor:
     return -log_p(scores).gather(1, targets[:, None])[:, 0]
 
 
-def wanted_pull(
+def wanted_gradient(
     scores: Tensor, targets: Tensor, active: Tensor, weights: Tensor, *, softcap: float | None = None, scale: float = 1
 ) -> Tensor:
-    """By its definition, in float64."""
+    """The gradient by its definition, in float64."""
     pull = log_p(scores).exp() - torch.nn.functional.one_hot(targets, scores.shape[1])
     pull = scale * weights.double()[:, None] * pull
     slope = 1 if softcap is None else 1 - (scores.double() / softcap) ** 2
     return (pull * slope)[active]
 
 
-def pull_of(
+def gradient_of(
     scores: Tensor, targets: Tensor, active: Tensor, weights: Tensor, *, softcap: float | None = None, scale: float = 1
 ) -> Tensor:
     out = torch.full((len(active), scores.shape[1]), 77.0, dtype=scores.dtype)
     found = chunk_losses(scores, targets)
-    chunk_pull(scores, targets, active, weights, found, softcap=softcap, scale=scale, out=out)
+    chunk_gradient(scores, targets, active, weights, found, softcap=softcap, scale=scale, out=out)
     return out
 
 
@@ -94,7 +94,7 @@ def test_losses_and_hits_are_those_of_torch(vocabulary: int, dtype: torch.dtype)
     rows=st.lists(st.lists(st.sampled_from([-1.0, 0.0, 2.0]), min_size=6, max_size=6), min_size=1, max_size=4),
     target=st.integers(0, 5),
 )
-def test_of_equal_scores_the_first_is_the_argmax(rows: list[list[float]], target: int) -> None:
+def test_the_first_of_equal_scores_is_the_argmax(rows: list[list[float]], target: int) -> None:
     scores = torch.tensor(rows)
     targets = torch.full((len(rows),), target)
     wanted = torch.tensor([row.index(max(row)) for row in rows])
@@ -102,7 +102,7 @@ def test_of_equal_scores_the_first_is_the_argmax(rows: list[list[float]], target
 
 
 @pytest.mark.parametrize("target", [3, 4100])
-def test_a_tie_across_blocks_goes_to_the_first_too(target: int) -> None:
+def test_the_first_of_equal_scores_in_different_blocks_is_the_argmax(target: int) -> None:
     scores = torch.zeros(1, 5000)
     scores[0, [3, 4100]] = 5.0
     assert softmax.COLUMNS < 4100
@@ -110,7 +110,7 @@ def test_a_tie_across_blocks_goes_to_the_first_too(target: int) -> None:
 
 
 @quiet
-def test_a_banned_token_costs_infinitely_much_and_is_no_part_of_the_sum() -> None:
+def test_a_banned_token_has_an_infinite_loss_and_no_share_in_the_sum() -> None:
     scores, targets = chunk(4, 5000)
     scores[1, :4500] = -torch.inf  # all of the first block
     targets[1] = 4600
@@ -124,7 +124,7 @@ def test_a_banned_token_costs_infinitely_much_and_is_no_part_of_the_sum() -> Non
 @quiet
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("place", [0, 4999, "target", "everywhere"])
-def test_a_row_that_diverged_shows_it_and_spoils_no_other(place: int | str, bad: float) -> None:
+def test_a_nan_in_one_row_is_visible_and_changes_no_other_row(place: int | str, bad: float) -> None:
     scores, targets = chunk(5, 5000)
     sound = chunk_losses(scores, targets)
     at = {"target": int(targets[2]), "everywhere": slice(None)}.get(str(place), place)
@@ -135,13 +135,13 @@ def test_a_row_that_diverged_shows_it_and_spoils_no_other(place: int | str, bad:
     others = torch.arange(5) != 2
     for one, other in zip(found, sound, strict=True):
         assert torch.equal(one[others], other[others])
-    pull = pull_of(scores, targets, torch.tensor([1, 2]), torch.zeros(5))
+    pull = gradient_of(scores, targets, torch.tensor([1, 2]), torch.zeros(5))
     assert pull[1].isnan().all()
     assert torch.equal(pull[0], torch.zeros(5000))
 
 
 @quiet
-def test_a_row_of_nothing_but_banned_tokens_is_nan() -> None:
+def test_a_row_of_banned_tokens_alone_is_nan() -> None:
     found = chunk_losses(torch.full((1, 5000), -torch.inf), torch.tensor([0]))
     assert found.nll.isnan().all()
 
@@ -154,20 +154,20 @@ def test_huge_scores_do_not_overflow() -> None:
     targets[0] = 9
     found = chunk_losses(scores, targets)
     close(found.nll, scores.log_softmax(1).gather(1, targets[:, None])[:, 0].neg(), 1e-6)
-    pull = pull_of(scores, targets, torch.tensor([0]), torch.ones(6))
+    pull = gradient_of(scores, targets, torch.tensor([0]), torch.ones(6))
     assert pull[0, [5, 9]].tolist() == [0.5, -0.5]
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 @pytest.mark.parametrize("softcap", [None, 30.0])
-def test_the_pull_is_its_definition(vocabulary: int, dtype: torch.dtype, softcap: float | None) -> None:
+def test_the_gradient_equals_its_definition(vocabulary: int, dtype: torch.dtype, softcap: float | None) -> None:
     scores, targets = chunk(9, vocabulary, dtype)
     active, weights = torch.tensor([0, 2, 3, 8]), torch.linspace(0.1, 2, 9, dtype=torch.float64)
-    found = pull_of(
+    found = gradient_of(
         scores, targets, active, weights.to(chunk_losses(scores, targets).nll.dtype), softcap=softcap, scale=1.7
     )
-    wanted = wanted_pull(scores, targets, active, weights, softcap=softcap, scale=1.7)
+    wanted = wanted_gradient(scores, targets, active, weights, softcap=softcap, scale=1.7)
     close(found, wanted, STORED[dtype])
 
 
@@ -177,25 +177,25 @@ def test_any_active_rows_of_any_chunk(rows: int, vocabulary: int, data: st.DataO
     scores, targets = chunk(rows, vocabulary, seed=vocabulary)
     active = torch.tensor(sorted(data.draw(st.sets(st.integers(0, rows - 1)))), dtype=torch.long)
     weights = torch.rand(rows, generator=torch.Generator().manual_seed(rows))
-    close(pull_of(scores, targets, active, weights), wanted_pull(scores, targets, active, weights), 1e-6)
+    close(gradient_of(scores, targets, active, weights), wanted_gradient(scores, targets, active, weights), 1e-6)
 
 
-def test_no_active_row_writes_nothing() -> None:
+def test_without_active_rows_nothing_is_written() -> None:
     scores, targets = chunk(4, 1000)
     before = scores.clone()
     out = scores[:0]
-    chunk_pull(
+    chunk_gradient(
         scores, targets, torch.empty(0, dtype=torch.long), torch.ones(4), chunk_losses(scores, targets),
         softcap=None, scale=1.0, out=out,
     )  # fmt: skip
     assert torch.equal(scores, before)
 
 
-def test_a_target_learned_almost_perfectly_still_pulls() -> None:
+def test_a_target_learned_almost_perfectly_still_has_a_gradient() -> None:
     scores = torch.zeros(1, 7)
     scores[0, 2] = 25.0  # 1 - p is 8e-11, and p is 1 in float32
-    found = pull_of(scores, torch.tensor([2]), torch.tensor([0]), torch.ones(1))
-    wanted = wanted_pull(scores, torch.tensor([2]), torch.tensor([0]), torch.ones(1))
+    found = gradient_of(scores, torch.tensor([2]), torch.tensor([0]), torch.ones(1))
+    wanted = wanted_gradient(scores, torch.tensor([2]), torch.tensor([0]), torch.ones(1))
     off = torch.arange(7) != 2
     assert wanted[0, 2] < 0
     torch.testing.assert_close(found[0, off].double(), wanted[0, off], rtol=1e-5, atol=0)
@@ -208,7 +208,7 @@ def test_rows_with_a_stride_and_columns_with_one(dtype: torch.dtype) -> None:
     scores, targets = chunk(9, 1000, dtype)
     active, weights = torch.tensor([1, 4, 7]), torch.ones(9)
     plain = chunk_losses(scores, targets)
-    wanted = pull_of(scores, targets, active, weights)
+    wanted = gradient_of(scores, targets, active, weights)
     for wide in (torch.zeros(9, 1234, dtype=dtype)[:, 100:1100], torch.zeros(1000, 9, dtype=dtype).T):
         wide.copy_(scores)
         assert not wide.is_contiguous()
@@ -216,24 +216,24 @@ def test_rows_with_a_stride_and_columns_with_one(dtype: torch.dtype) -> None:
         for one, other in zip(found, plain, strict=True):
             assert torch.equal(one, other)
         out = torch.empty(3, 2000, dtype=dtype)[:, ::2]
-        chunk_pull(wide, targets, active, weights, found, softcap=None, scale=1.0, out=out)
+        chunk_gradient(wide, targets, active, weights, found, softcap=None, scale=1.0, out=out)
         assert torch.equal(out, wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("ahead", [0, 3], ids=["over these rows", "over earlier rows"])
 @pytest.mark.parametrize("share", [0.2, 1.0])
-def test_the_pull_may_take_the_place_of_scores_that_are_no_longer_needed(
+def test_the_gradient_may_overwrite_scores_that_are_no_longer_needed(
     share: float, ahead: int, dtype: torch.dtype
 ) -> None:
-    """As in the head: at the front the rows that wait for their product, behind them fresh logits."""
+    """As in the head: rows that wait for their product at the front, fresh logits after them."""
     rows, targets = chunk(60, 1025, dtype)
     scores, targets = rows[ahead:], targets[ahead:]
     active = (torch.rand(60 - ahead, generator=torch.Generator().manual_seed(1)) < share).nonzero()[:, 0]
     weights = torch.linspace(0, 1, 60 - ahead)
-    wanted = pull_of(scores, targets, active, weights, softcap=50.0)
+    wanted = gradient_of(scores, targets, active, weights, softcap=50.0)
     behind = rows[len(active) :].clone()
-    chunk_pull(
+    chunk_gradient(
         scores, targets, active, weights, chunk_losses(scores, targets),
         softcap=50.0, scale=1.0, out=rows[: len(active)],
     )  # fmt: skip
@@ -241,12 +241,12 @@ def test_the_pull_may_take_the_place_of_scores_that_are_no_longer_needed(
     assert torch.equal(rows[len(active) :], behind)
 
 
-def test_the_gradient_may_be_of_another_dtype_than_the_scores() -> None:
+def test_the_gradient_may_have_another_dtype_than_the_scores() -> None:
     scores, targets = chunk(5, 1000)
     active, weights = torch.tensor([0, 3]), torch.ones(5)
     out = torch.empty(2, 1000, dtype=torch.bfloat16)
-    chunk_pull(scores, targets, active, weights, chunk_losses(scores, targets), softcap=None, scale=1.0, out=out)
-    close(out, wanted_pull(scores, targets, active, weights), STORED[torch.bfloat16])
+    chunk_gradient(scores, targets, active, weights, chunk_losses(scores, targets), softcap=None, scale=1.0, out=out)
+    close(out, wanted_gradient(scores, targets, active, weights), STORED[torch.bfloat16])
 
 
 @pytest.mark.parametrize("head", [{}, {"softcap": 6.0, "scale": 1.7}], ids=["plain", "softcap and scale"])
@@ -259,7 +259,7 @@ def test_with_two_matrix_products_they_are_autograd_through_the_head(head: dict[
     nll, hit, gradient = reference.head_pass(frozen, hidden, targets, weights)
     scores = reference.logits(frozen, hidden)
     found = chunk_losses(scores, targets)
-    chunk_pull(
+    chunk_gradient(
         scores, targets, torch.arange(20), weights, found, softcap=frozen.softcap, scale=frozen.scale, out=scores
     )  # fmt: skip
     torch.testing.assert_close(found.nll, nll, rtol=1e-12, atol=1e-12)
@@ -292,12 +292,12 @@ def test_the_head_gives_the_same_with_them(
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_the_kernels_prove_themselves(dtype: torch.dtype) -> None:
+def test_the_kernels_pass_their_verification(dtype: torch.dtype) -> None:
     assert softmax.fault(torch.device("cpu"), dtype) == ""
 
 
 @pytest.mark.parametrize("name", ["nll", "hit", "peak", "log_total"])
-def test_the_proof_finds_a_wrong_result(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verification_finds_a_wrong_result(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(scores: Tensor, targets: Tensor) -> softmax.ChunkLosses:
         found = chunk_losses(scores, targets)
         value = getattr(found, name)
@@ -310,28 +310,28 @@ def test_the_proof_finds_a_wrong_result(name: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def fresh() -> Any:
-    """What is usable is found out once, and again in the test after this one."""
+    """Forget before and after the test whether the kernels are usable."""
     kernels.usable.cache_clear()
     yield
     kernels.usable.cache_clear()
 
 
-def test_a_cpu_has_no_use_for_them(fresh: None) -> None:
+def test_kernels_are_not_used_on_a_cpu(fresh: None) -> None:
     assert not kernels.usable(torch.device("cpu"), torch.float32)
 
 
-def test_no_triton_no_kernels_and_no_word_about_it(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_triton_there_is_no_warning(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
     assert not kernels.usable(torch.device("cuda"), torch.float32)
 
 
-def test_where_they_work_they_are_used(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_work_are_used(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     proof = softmax.fault
     monkeypatch.setattr(softmax, "fault", lambda device, dtype: proof(torch.device("cpu"), dtype))
     assert kernels.usable(torch.device("cuda"), torch.bfloat16)
 
 
-def test_where_they_fail_a_warning_says_why_once_and_torch_serves(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_fail_warn_once_and_torch_is_used(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(device: torch.device, dtype: torch.dtype) -> str:
         raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
 
@@ -342,9 +342,9 @@ def test_where_they_fail_a_warning_says_why_once_and_torch_serves(fresh: None, m
         assert not kernels.usable(torch.device("cuda:1"), torch.float32)
 
 
-def test_a_wrong_result_is_a_reason_too(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_result_is_a_failure_too(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(softmax, "fault", lambda device, dtype: "wrong hits")
-    with pytest.warns(UserWarning, match=r"\(wrong hits\). The same is computed by torch"):
+    with pytest.warns(UserWarning, match=r"\(wrong hits\). memlaw falls back to torch"):
         assert not kernels.usable(torch.device("cuda"), torch.float32)
 
 
@@ -376,17 +376,17 @@ for chip in (80, 90):
     for logits in ("*fp32", "*bf16", "*fp16", "*fp64"):
         assert compiled(softmax._losses, logits, chip, BLOCK=softmax.COLUMNS)["cubin"]
         for cap in (None, 30.0):
-            code = compiled(softmax._pull, logits, chip, SOFTCAP=cap, ROWS=softmax.TILE[0], COLUMNS=softmax.TILE[1])
+            code = compiled(softmax._gradient, logits, chip, SOFTCAP=cap, ROWS=softmax.TILE[0], COLUMNS=softmax.TILE[1])
             assert code["cubin"]
             order = re.findall(r"tt\\.load|barrier|tt\\.store", code["ttgir"])
             assert order[-3:] == ["tt.load", "barrier", "tt.store"] and order.count("tt.store") == 1, order
 print("compiled")
 """
-"""Both kernels for an A100 and an H100; a tile is read, then there is a barrier, then it is written."""
+"""Both kernels for an A100 and an H100; a tile is read, then a barrier, then it is written."""
 
 
 @pytest.mark.slow
-def test_they_compile_for_chips_and_read_a_tile_before_they_write_it(tmp_path: Path) -> None:
+def test_kernels_compile_for_gpus_and_read_a_tile_before_they_write_it(tmp_path: Path) -> None:
     compiling = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=compiling, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["compiled"], done.stderr

@@ -1,4 +1,4 @@
-"""Whether facts are stored under the prompts they will be asked with: raw text, or the tokenizer's chat template."""
+"""Whether prompts are written the way they will be asked: as raw text, or in the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from memlaw.core.facts import MemorySet
 from memlaw.diagnosis.findings import Finding
 
 MARKS = ("<|im_start|>", "<|start_header_id|>", "[INST]", "<start_of_turn>", "<|user|>", "<|assistant|>", "<|turn|>")
-"""What the chat templates of common families write before a turn; no ordinary question holds one."""
+"""Markers of a turn in the chat templates of common model families; ordinary questions do not contain them."""
 
 _CODE = "chat-template-mismatch"
 
 
 def chat_findings(memory_set: MemorySet, tokenizer: Any) -> Iterator[Finding]:
-    """Prompts in another model's template, some prompts in this one's and some not, or all of them raw."""
+    """Prompts in another model's template, a mix of templated and raw prompts, or raw prompts throughout."""
     ending = _generation_prompt(tokenizer)
     templated = {f.id for f in memory_set.facts if ending is not None and f.prompt.endswith(ending)}
     marked = {f.id: mark for f in memory_set.facts for mark in MARKS if mark in f.prompt and f.id not in templated}
@@ -24,9 +24,9 @@ def chat_findings(memory_set: MemorySet, tokenizer: Any) -> Iterator[Finding]:
             "error",
             name,
             _CODE,
-            f"Its prompt is written in a chat template ({mark}), but does not end as this tokenizer's would, so no "
-            "chat will ever ask with it.",
-            "Store the fact as messages, which memlaw renders by the tokenizer's own template.",
+            f"Its prompt is in a chat template ({mark}) but does not end the way this tokenizer's template does, so no "
+            "chat will ever send it.",
+            "Store the fact as messages; memlaw renders them with the tokenizer's own template.",
         )
     raw = [f.id for f in memory_set.facts if f.id not in templated and f.id not in marked]
     if ending is None or not raw:
@@ -37,31 +37,31 @@ def chat_findings(memory_set: MemorySet, tokenizer: Any) -> Iterator[Finding]:
                 "warning",
                 name,
                 _CODE,
-                f"Its prompt is raw text, while {len(templated):,} of the facts are in the tokenizer's chat template: "
-                "asked like those, it is another prompt.",
-                "Store all facts as messages, or none.",
+                f"Its prompt is raw text, but {len(templated):,} other facts use the tokenizer's chat template. Asked "
+                "the same way as those, it becomes a different prompt.",
+                "Store all facts as messages, or none of them.",
             )
     else:
         yield Finding(
             "warning",
             None,
             _CODE,
-            "The tokenizer has a chat template and the prompts are raw text. A chat wraps the question in the "
-            "template, which is another prompt than the one trained.",
-            "Store the facts as messages if they will be asked in a chat; else ask with the raw prompts.",
+            "The tokenizer has a chat template, but the prompts are raw text. A chat wraps each question in the "
+            "template, so the model sees a different prompt from the one it was trained on.",
+            "Store the facts as messages if they will be asked in a chat; otherwise ask with the raw prompts.",
         )
 
 
 def _generation_prompt(tokenizer: Any) -> str | None:
-    """What the template puts between a question and its answer; None without a template, or one that puts nothing."""
+    """What the template puts between a question and its answer; None if there is no template or it puts nothing."""
     if tokenizer.chat_template is None:
         return None
     question = [{"role": "user", "content": "question"}]
     try:
         asked: str = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-        told: str = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=False)
-    # Templates are programs of the model's authors; what they raise is not limited to Jinja's own errors.
+        answered: str = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=False)
+    # Templates are programs written by the model's authors and can raise anything, not only Jinja's own errors.
     except Exception:
         return None
-    added = asked.removeprefix(told) if asked.startswith(told) else ""
+    added = asked.removeprefix(answered) if asked.startswith(answered) else ""
     return added or asked.rpartition("question")[2] or None

@@ -1,4 +1,4 @@
-"""Prompts too close together: those greedy decoding cannot tell apart, and those a person will mix up."""
+"""Prompts that are too similar: greedy decoding cannot tell some apart, and people will confuse others."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from memlaw.diagnosis.findings import Finding
 
 
 def key_findings(memory_set: MemorySet, encoded: Sequence[EncodedFact]) -> Iterator[Finding]:
-    """Prompts that are the same tokens, run through one another, or differ in case and space alone."""
+    """Prompts that are the same tokens, continue one another, or differ only in case and white space."""
     yield from _same_beginnings(encoded)
     yield from _near_duplicates(memory_set)
 
 
 def _same_beginnings(encoded: Sequence[EncodedFact]) -> Iterator[Finding]:
-    """For each fact, the others whose whole prompt begins its own, as tokens."""
+    """Facts whose prompt, as tokens, equals that of another fact or starts with it."""
     by_prompt: dict[tuple[int, ...], list[EncodedFact]] = {}
     for fact in encoded:
         by_prompt.setdefault(fact.prompt, []).append(fact)
@@ -24,11 +24,11 @@ def _same_beginnings(encoded: Sequence[EncodedFact]) -> Iterator[Finding]:
     for fact in encoded:
         yield from _same_tokens(fact, by_prompt[fact.prompt][0])
         beginnings = (by_prompt.get(fact.prompt[:length], ()) for length in lengths if length < fact.prompt_length)
-        yield from _runs_through(fact, [other for facts in beginnings for other in facts])
+        yield from _longer_prompt(fact, [other for facts in beginnings for other in facts])
 
 
 def _same_tokens(fact: EncodedFact, first: EncodedFact) -> Iterator[Finding]:
-    """Against the first fact with these prompt tokens: all of them are to agree with it."""
+    """Compared with the first fact that has these prompt tokens; comparing with it alone finds every conflict."""
     if fact is first:
         return
     if fact.target != first.target:
@@ -37,7 +37,7 @@ def _same_tokens(fact: EncodedFact, first: EncodedFact) -> Iterator[Finding]:
             fact.id,
             "same-prompt",
             f"Its prompt is the same {fact.prompt_length:,} tokens as that of fact {first.id!r}, but their targets "
-            "differ: greedy decoding cannot tell the two apart.",
+            "differ. Greedy decoding can give only one of them.",
             "Make the prompts differ in characters that the tokenizer keeps.",
         )
     else:
@@ -45,21 +45,21 @@ def _same_tokens(fact: EncodedFact, first: EncodedFact) -> Iterator[Finding]:
             "info",
             fact.id,
             "repeated-fact",
-            f"It is the same tokens as fact {first.id!r}: stored once, it counts twice.",
-            "Drop one of the two.",
+            f"It has the same tokens as fact {first.id!r}. It is stored once but counted twice.",
+            "Remove one of the two.",
         )
 
 
-def _runs_through(fact: EncodedFact, shorter: Sequence[EncodedFact]) -> Iterator[Finding]:
-    """Against the facts whose prompt is a proper beginning of this one's: an error each, or one warning for all."""
+def _longer_prompt(fact: EncodedFact, shorter: Sequence[EncodedFact]) -> Iterator[Finding]:
+    """Compared with the facts whose prompt this one's starts with: one error per conflict, or one warning for all."""
     clashing = [other for other in shorter if _clash(other, fact)]
     for other in clashing:
         yield Finding(
             "error",
             fact.id,
             "prefix-collision",
-            f"Its prompt goes on where the target of fact {other.id!r} does, and then the two demand different tokens: "
-            "greedy decoding cannot give both.",
+            f"Its prompt starts with the prompt of fact {other.id!r} and continues into that fact's target. After the "
+            "same tokens the two then need different ones, and greedy decoding can give only one.",
             "Make the prompts differ earlier.",
         )
     if shorter and not clashing:
@@ -67,14 +67,14 @@ def _runs_through(fact: EncodedFact, shorter: Sequence[EncodedFact]) -> Iterator
             "warning",
             fact.id,
             "prefix-prompt",
-            f"The whole prompt of fact {shorter[-1].id!r} is the beginning of its own: a prompt cut short or run on "
-            "gets the other fact's answer.",
-            "End every prompt with a mark of its own, such as a colon or a line end.",
+            f"Its prompt starts with the whole prompt of fact {shorter[-1].id!r}. If a prompt is cut short or "
+            "continued, the answer is that of the other fact.",
+            "End every prompt with a delimiter, such as a colon or a newline.",
         )
 
 
 def _clash(shorter: EncodedFact, longer: EncodedFact) -> bool:
-    """Whether both demand a token after the same tokens, and not the same one."""
+    """Whether both targets need a token after the same tokens, but not the same one."""
     for position, (a, b) in enumerate(zip(shorter.ids, longer.ids, strict=False)):
         if a != b:
             return position >= longer.prompt_length
@@ -90,9 +90,9 @@ def _near_duplicates(memory_set: MemorySet) -> Iterator[Finding]:
                 "warning",
                 fact.id,
                 "near-duplicate",
-                f"Its prompt differs from that of fact {earlier!r} only in case, white space or the form of its "
-                "characters: people will ask for the one with the other.",
-                "Make the prompts differ in a word, or keep one of the two.",
+                f"Its prompt differs from that of fact {earlier!r} only in case, white space or Unicode form, so "
+                "people will ask for one and mean the other.",
+                "Make the prompts differ by a word, or keep only one of the two.",
             )
 
 

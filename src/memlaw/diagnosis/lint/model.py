@@ -1,4 +1,4 @@
-"""What the frozen base and an existing adapter allow."""
+"""What the frozen base and an existing adapter make possible."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from memlaw.adapter.peft import attach, load_info
+from memlaw.adapter.info import load_info, recorded_training
+from memlaw.adapter.peft import attach
 from memlaw.core.config import UNTIL_RECALLED
 from memlaw.core.errors import ModelError
 from memlaw.core.facts import EncodedFact, MemorySet
@@ -20,17 +21,18 @@ from memlaw.model.parts import frozen
 from memlaw.model.reach import reach_bounds
 
 BARELY = 0.5 * math.exp(UNTIL_RECALLED.margin)
-"""What `memlaw train` asks of every token's probability: one half, with its margin (0.553)."""
+"""The probability that `memlaw train` requires of every token: one half plus its default margin (0.553)."""
 
 
 def base_findings(base: Base) -> Iterator[Finding]:
-    """What loading the base already warned of."""
+    """Warnings raised when the base was loaded."""
     for warning in base.warnings:
-        yield Finding("info", None, "base", warning, "Look for unreachable-token among these findings; else nothing.")
+        fix = "Check whether this report lists unreachable-token; otherwise no action is needed."
+        yield Finding("info", None, "base", warning, fix)
 
 
 def reach_findings(base: Base, encoded: Sequence[EncodedFact]) -> Iterator[Finding]:
-    """Targets with tokens that no adapter below the frozen head can bring to p > 1/2, or only just."""
+    """Targets with tokens that no adapter below the frozen head can bring to p > 1/2, or only just above."""
     try:
         bounds = reach_of_tokens(base, sorted({token for fact in encoded for token in fact.target}))
     except ModelError as error:
@@ -38,8 +40,8 @@ def reach_findings(base: Base, encoded: Sequence[EncodedFact]) -> Iterator[Findi
             "info",
             None,
             "reach-unknown",
-            f"Which tokens an adapter can bring to p > 1/2 was not found out: {error}",
-            "Train, and see in `memlaw recall` whether the same tokens stay stubborn.",
+            f"Could not determine which tokens an adapter can bring to p > 1/2: {error}",
+            "Train, then check with `memlaw recall` whether the same tokens stay stubborn.",
         )
         return
     for fact in encoded:
@@ -51,9 +53,9 @@ def reach_findings(base: Base, encoded: Sequence[EncodedFact]) -> Iterator[Findi
                 "error",
                 fact.id,
                 "unreachable-token",
-                f"No adapter below the frozen head can give {_tokens(never, fact)} p > 1/2: no rank, method or number "
-                "of steps makes this target certain.",
-                "Word the target otherwise, or train the head as well (PEFT: modules_to_save=['lm_head']).",
+                f"No adapter below the frozen head can bring {_tokens(never, fact)} to p > 1/2. No rank, method or "
+                "number of steps can make recall of this target certain.",
+                "Reword the target, or train the head as well (PEFT: modules_to_save=['lm_head']).",
                 never,
             )
         if barely:
@@ -61,9 +63,9 @@ def reach_findings(base: Base, encoded: Sequence[EncodedFact]) -> Iterator[Findi
                 "warning",
                 fact.id,
                 "barely-reachable",
-                f"The frozen head gives {_tokens(barely, fact)} hardly more than p = 1/2 at best: last to be recalled, "
-                "and first to be lost.",
-                "Word the target otherwise if they stay stubborn, or train the head as well.",
+                f"With the frozen head, {_tokens(barely, fact)} can reach barely more than p = 1/2. They are the last "
+                "to be recalled and the first to be lost.",
+                "If they stay stubborn, reword the target or train the head as well.",
                 barely,
             )
 
@@ -73,44 +75,46 @@ def _tokens(positions: Sequence[int], fact: EncodedFact) -> str:
 
 
 def reach_of_tokens(base: Base, tokens: Sequence[int]) -> dict[int, tuple[float, float]]:
-    """Token -> (a probability that is attained, a probability that none exceeds)."""
+    """Token -> (lower, upper) bound of the largest probability that any hidden state can give it."""
     with frozen(base.model):
-        found = reach_bounds(frozen_head(base.model), tokens)
-    return dict(zip(tokens, zip(found.lower.tolist(), found.upper.tolist(), strict=True), strict=True))
+        bounds = reach_bounds(frozen_head(base.model), tokens)
+    return dict(zip(tokens, zip(bounds.lower.tolist(), bounds.upper.tolist(), strict=True), strict=True))
 
 
 def adapter_findings(
     base: Base, memory_set: MemorySet, encoded: Sequence[EncodedFact], directory: Path
 ) -> Iterator[Finding]:
-    """An adapter of another base, of other facts, or one that changes nothing. Raises AdapterError for no adapter."""
-    info = load_info(directory) or {}
-    if info and info["base_fingerprint"] != base.fingerprint:
+    """An adapter trained on another base or other facts, or one without effect. Raises AdapterError if missing."""
+    info = load_info(directory)
+    if info is not None and info.base_fingerprint != base.fingerprint:
         yield Finding(
             "error",
             None,
             "adapter-of-another-base",
-            f"The adapter {directory} was trained on {info['base']} (weights {info['base_fingerprint'][:12]}), not on "
-            f"{base.name} (weights {base.fingerprint[:12]}), where it would give other text without any error.",
-            f"Use --model {info['base']}, or train the adapter again.",
+            f"The adapter {directory} was trained on {info.base} (weights {info.base_fingerprint[:12]}), not on "
+            f"{base.name} (weights {base.fingerprint[:12]}). There it would silently produce different text.",
+            f"Use --model {info.base}, or retrain the adapter.",
         )
         return
-    if info.get("facts_fingerprint", memory_set.fingerprint) != memory_set.fingerprint:
+    if info is not None:
+        for warning in recorded_training(info)[1]:
+            yield Finding("info", None, "adapter-of-a-later-memlaw", warning, "Upgrade memlaw.")
+    if info is not None and info.facts_fingerprint not in (None, memory_set.fingerprint):
         yield Finding(
             "info",
             None,
             "adapter-of-other-facts",
-            f"The adapter {directory} was trained on other prompts or targets than these, or with another rule for the "
-            "end of sequence.",
-            "Ask with exactly the facts that were trained: same prompts, same template, same --eos.",
+            f"The adapter {directory} was trained on different prompts or targets, or with a different --eos setting.",
+            "Use exactly the facts it was trained on: same prompts, same template, same --eos.",
         )
     if encoded and _changes_nothing(base, min(encoded, key=lambda fact: len(fact.ids)), directory):
         yield Finding(
             "error",
             None,
             "adapter-is-zero",
-            f"The adapter {directory} loads and changes no logit: its B is zero, as before training, or its weights "
-            "have names that this model has not.",
-            "Save the adapter after training, from the model that was trained, and check the names of its modules.",
+            f"The adapter {directory} loads but changes no logit. Either its B matrices are zero, as before training, "
+            "or its weights are named after modules that this model does not have.",
+            "Save the adapter after training, from the trained model, and check its module names.",
         )
 
 

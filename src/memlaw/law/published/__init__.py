@@ -1,4 +1,4 @@
-"""What the paper published, as data: arXiv 2605.30260. How the figure was read, how well, and its licence: README.md.
+"""The published numbers of arXiv 2605.30260. README.md says how they were read, how accurately, and their licence.
 
 points()    70 cells (rank, length, dL) of the law's figure, Qwen3-8B on random tokens
 heatmap()   208 cells of final loss and token accuracy of the same sweep
@@ -24,10 +24,10 @@ ORIGIN: dict[str, Any] = {
     "method": "sft",
     "steps": 2000,
 }
-"""What its cells were trained on, and how."""
+"""How its cells were trained, as the fields of a `memlaw.law.Origin`."""
 
 RANKS = (1, 2, 4, 6, 8, 10, 12, 14, 16, 24, 32, 48, 64, 128, 256, 512)
-"""Of the paper's sweep."""
+"""Ranks of the paper's sweep."""
 
 VOCABULARY = 151_936
 """Logits of Qwen3-8B."""
@@ -49,13 +49,13 @@ class HeatmapCell:
     rank: int
     length: int
     final_loss: float
-    """Nats; 0.020 stands for anything under 0.05."""
+    """Nats; 0.020 stands for anything below 0.05."""
     final_loss_error: float
     token_accuracy: float | None
-    """Share of positions that greedy decoding gets right; None where the figure is blank."""
+    """Share of positions that greedy decoding gets right; None if the figure is blank there."""
     token_accuracy_error: float | None
     final_loss_from_delta: float | None
-    """L_init - dL where the cell is also one of `points()`: steadier than the colour."""
+    """L_init - dL if the cell is also one of `points()`: more accurate than the colour."""
 
 
 def heatmap() -> tuple[HeatmapCell, ...]:

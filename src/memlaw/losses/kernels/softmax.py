@@ -1,8 +1,8 @@
 """The softmax part of the frozen head as two Triton kernels: from a chunk of logits to losses, and to their gradient.
 
-The logits are read once for losses and hits, and once more, active rows alone, for the gradient; nothing of their size
-is ever written but the gradient itself. Computed in float32, in float64 for float64 logits. Under Triton's interpreter
-(TRITON_INTERPRET=1 when this module loads) the kernels run on the CPU too, which is how they are tested.
+The logits are read once for losses and hits, and the active rows once more for the gradient; the gradient is the only
+thing of their size that is written. Computed in float32, in float64 for float64 logits. Under Triton's interpreter
+(TRITON_INTERPRET=1 when this module loads) the kernels run on the CPU as well; most tests use that.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import triton.language as tl
 from torch import Tensor
 
 COLUMNS = 4096
-"""Logits of one row that a program of `chunk_losses` takes at a time."""
+"""Logits of one row that a program of `chunk_losses` reads at a time."""
 
 TILE = (16, 512)
-"""Rows and columns that a program of `chunk_pull` takes at a time."""
+"""Rows and columns that a program of `chunk_gradient` computes at a time."""
 
 LAUNCH = {"num_warps": 8, "enable_fp_fusion": True}
-"""Fused multiply-adds are Triton's own choice up to 3.9; said here, they are no later version's to change."""
+"""Fused multiply-adds are the default up to Triton 3.9; stated here so that a later version cannot change results."""
 
 
 class ChunkLosses(NamedTuple):
-    """What `chunk_losses` found of m rows: [m] each, in float32 at least; log softmax = (score - peak) - log_total."""
+    """Losses of m rows: [m] each, in float32 at least; log softmax = (score - peak) - log_total."""
 
     nll: Tensor
     """In nats."""
     hit: Tensor
-    """bool: the target is the argmax, the first of equals winning. No row with a NaN is one."""
+    """bool: the target is the argmax, where the first of equal scores wins; False in a row with a NaN."""
     peak: Tensor
     """The largest score."""
     log_total: Tensor
@@ -39,10 +39,10 @@ class ChunkLosses(NamedTuple):
 
 
 def chunk_losses(scores: Tensor, targets: Tensor) -> ChunkLosses:
-    """nll = -log_softmax(scores)[target] of every row, and what `chunk_pull` needs of it. One read of `scores`.
+    """nll = -log_softmax(scores)[target] of every row, and what `chunk_gradient` needs; reads `scores` once.
 
-    `scores` [m, vocab] are floating-point logits of any strides, `targets` [m] long. The maximum and the sum run along
-    together, as in Milakov and Gimelshein, arXiv 1805.02867.
+    `scores` [m, vocab] are floating-point logits of any strides, `targets` [m] long. Maximum and sum are computed in
+    one sweep, as in Milakov and Gimelshein, arXiv 1805.02867.
     """
     rows, vocabulary = scores.shape
     nll, peak, log_total = (scores.new_empty(rows, dtype=_working(scores)) for _ in range(3))
@@ -55,33 +55,33 @@ def chunk_losses(scores: Tensor, targets: Tensor) -> ChunkLosses:
     return ChunkLosses(nll, hit, peak, log_total)
 
 
-def chunk_pull(
+def chunk_gradient(
     scores: Tensor,
     targets: Tensor,
     active: Tensor,
     weights: Tensor,
-    found: ChunkLosses,
+    losses: ChunkLosses,
     *,
     softcap: float | None,
     scale: float,
     out: Tensor,
 ) -> None:
-    """Gradient of `sum_t weights_t * nll_t` in the logits before scale and soft-cap, for the rows `active` alone.
+    """Gradient of `sum_t weights_t * nll_t` with respect to the logits before scale and softcap, of the rows `active`.
 
     out[i] = weights_t * scale * (softmax(scores_t) - onehot(targets_t)) * (1 - (scores_t / softcap)^2), t = active[i]
 
-    `scores`, `targets` and `found` are those of `chunk_losses`, `weights` [m] as well, `active` [a] long and rising.
-    `out` [a, vocab] may have another dtype. It may lie over rows of `scores` if both have the same strides and row i of
-    `out` is no later in memory than row active[i] of `scores`: rows only move forward, and what an active row held is
-    read before it is written over. A row of NaN nll becomes NaN whatever its weight.
+    `scores` and `targets` are those of `chunk_losses` and `losses` its result; `weights` [m], `active` [a] long and
+    increasing. `out` [a, vocab] may have another dtype. It may overlap `scores` if both have the same strides and row i
+    of `out` is no later in memory than row active[i] of `scores`: rows only move forward, so an active row is read
+    before it is overwritten. A row with a NaN nll becomes NaN whatever its weight.
     """
     vocabulary = scores.shape[1]
-    # p - 1 of the target, without the cancellation as p nears 1, which is where training ends.
-    own = torch.expm1(-found.nll)
+    # p - 1 of the target: expm1 does not cancel as p nears 1, which is where training ends.
+    own = torch.expm1(-losses.nll)
     with _current(scores):
-        _pull[(triton.cdiv(vocabulary, TILE[1]),)](
+        _gradient[(triton.cdiv(vocabulary, TILE[1]),)](
             scores, *scores.stride(), out, *out.stride(), active, len(active), targets, scale * weights, own,
-            found.peak, found.log_total, vocabulary, SOFTCAP=softcap, ROWS=TILE[0], COLUMNS=TILE[1], **LAUNCH,
+            losses.peak, losses.log_total, vocabulary, SOFTCAP=softcap, ROWS=TILE[0], COLUMNS=TILE[1], **LAUNCH,
         )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def _losses(
     vocabulary: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """One program a row."""
+    """One program for each row."""
     row = tl.program_id(0)
     scores += row.to(tl.int64) * row_stride
     target = tl.load(targets + row)
@@ -124,7 +124,7 @@ def _losses(
 
 
 @triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator]
-def _pull(
+def _gradient(
     scores: tl.tensor,
     row_stride: tl.tensor,
     column_stride: tl.tensor,
@@ -143,8 +143,9 @@ def _pull(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """One program for some columns of all active rows, tile by tile in their order: a column depends on no other one,
-    and so no program reads what another one writes, though `out` may lie over `scores`.
+    """One program for some columns of all active rows, tile by tile in their order.
+
+    Columns are independent, so no program reads what another one writes, although `out` may overlap `scores`.
     """
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     for start in range(0, count, ROWS):
@@ -158,12 +159,12 @@ def _pull(
         pull = tl.where(column == tl.load(targets + row), tl.load(owns + row), share) * tl.load(factors + row)
         if SOFTCAP is not None:
             pull *= 1 - (score / SOFTCAP) * (score / SOFTCAP)
-        tl.debug_barrier()  # the whole tile is read before any of it is written over
+        tl.debug_barrier()  # read the whole tile before overwriting any of it
         tl.store(out + place.to(tl.int64) * out_row_stride + column * out_column_stride, pull, mask=inside)
 
 
 def fault(device: torch.device, dtype: torch.dtype) -> str:
-    """What is wrong with the kernels' result on a small chunk, in words; empty if it is that of torch."""
+    """How the kernels' result on a small chunk differs from that of torch, in words; empty if it does not."""
     stream = torch.Generator().manual_seed(0)
     scores = (4 * torch.randn(24, 1000, generator=stream)).to(device, dtype)
     targets = torch.arange(24, device=device)
@@ -171,17 +172,17 @@ def fault(device: torch.device, dtype: torch.dtype) -> str:
     active = torch.arange(1, 24, device=device)
     log_p = scores.log_softmax(-1, dtype=_working(scores))
     wanted = weights[:, None] * (log_p.exp() - torch.nn.functional.one_hot(targets, 1000))
-    found = chunk_losses(scores, targets)
-    hits = bool((found.hit == (scores.argmax(1) == targets)).all())
-    losses = torch.allclose(found.nll, -log_p.gather(1, targets[:, None])[:, 0], rtol=1e-4, atol=1e-4)
-    chunk_pull(scores, targets, active, weights, found, softcap=None, scale=1.0, out=scores[: len(active)])
-    pull = torch.allclose(scores[: len(active)].to(wanted.dtype), wanted[active], rtol=2e-2, atol=1e-4)
-    wrong = [name for name, right in (("losses", losses), ("hits", hits), ("gradient", pull)) if not right]
+    losses = chunk_losses(scores, targets)
+    hits = bool((losses.hit == (scores.argmax(1) == targets)).all())
+    nll = torch.allclose(losses.nll, -log_p.gather(1, targets[:, None])[:, 0], rtol=1e-4, atol=1e-4)
+    chunk_gradient(scores, targets, active, weights, losses, softcap=None, scale=1.0, out=scores[: len(active)])
+    gradient = torch.allclose(scores[: len(active)].to(wanted.dtype), wanted[active], rtol=2e-2, atol=1e-4)
+    wrong = [name for name, right in (("losses", nll), ("hits", hits), ("gradient", gradient)) if not right]
     return f"wrong {', '.join(wrong)}" if wrong else ""
 
 
 def _current(tensor: Tensor) -> AbstractContextManager[None]:
-    """Triton launches on the current device, whatever device its arguments are on."""
+    """Triton launches on the current device, wherever its arguments are, so make theirs the current one."""
     return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
 
 

@@ -1,4 +1,4 @@
-"""What the adapters of a stack do differently, as one tensor for each setting."""
+"""Settings in which the adapters of a stack differ, as one tensor for each setting."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from memlaw.core.recall import LN2
 
 
 @dataclass(frozen=True, eq=False)
-class Settings:
+class PerAdapter:
     """Settings of K adapters, each [K]; numbers in float64."""
 
     every: Tensor
-    """bool, whether all target tokens have weight: method sft."""
+    """bool, method sft: every target token has weight."""
     windowed: Tensor
-    """bool, whether weights come from a sliding window: method sw."""
+    """bool, method sw: weights come from a sliding window."""
     position: Tensor
     focus: Tensor
     fallback: Tensor
-    """bool, whether nothing left under the threshold means training on all tokens after all."""
+    """bool, rule fallback: train on all tokens once none is left under the threshold."""
     until_recalled: Tensor
-    """bool, whether the run ends once every token is ordered with the margin."""
+    """bool, the run ends once every token is ordered with the margin."""
     limit: Tensor
-    """ln 2 - margin, in nats: what every token has to be below."""
+    """ln 2 - margin, in nats: every token must get below it."""
     clip: Tensor
-    """Largest gradient norm; infinite for none."""
-    decay: Tensor
-    rate: Tensor
-    """Step size at the first step."""
+    """Largest gradient norm; infinite for no clipping."""
+    weight_decay: Tensor
+    learning_rate: Tensor
+    """At the first step."""
     steps: Tensor
     falling: Tensor
-    """1 for a step size that falls linearly to 0 over `steps`, 0 for a constant one."""
+    """1 for a learning rate that falls linearly to 0 over `steps`, 0 for a constant one."""
 
     @classmethod
-    def of(cls, configs: Sequence[TrainConfig], device: str) -> Settings:
+    def from_configs(cls, configs: Sequence[TrainConfig], device: str) -> PerAdapter:
         def each(values: Sequence[float | bool], dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)
 
@@ -51,12 +51,12 @@ class Settings:
             until_recalled=each([c.until == "recalled" for c in configs], torch.bool),
             limit=each([LN2 - c.margin for c in configs]),
             clip=each([c.clip or torch.inf for c in configs]),
-            decay=each([c.weight_decay for c in configs]),
-            rate=each([c.learning_rate for c in configs]),
+            weight_decay=each([c.weight_decay for c in configs]),
+            learning_rate=each([c.learning_rate for c in configs]),
             steps=each([c.steps for c in configs]),
             falling=each([c.schedule == "linear" for c in configs]),
         )
 
-    def rates(self, step: int) -> Tensor:
-        """Step sizes [K] at `step` (from 0)."""
-        return self.rate * (1 - self.falling * step / self.steps)
+    def learning_rates(self, step: int) -> Tensor:
+        """[K] at `step` (from 0)."""
+        return self.learning_rate * (1 - self.falling * step / self.steps)
