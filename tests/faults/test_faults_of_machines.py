@@ -1,4 +1,4 @@
-"""Rows 30 to 36 and 42 of the fault matrix: disks, signals, clocks and versions lose and mix up no recorded row."""
+"""Rows 30 to 36 and 42 of the fault matrix: disk, signal, clock and version faults lose or mix up no recorded row."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same(out: Path, undisturbed: Path) -> None:
-    """Finished by the same command, it is what it would have been: no row lost, doubled or changed, nothing broken."""
+    """After a rerun, the probe equals an undisturbed one: no row lost, duplicated or changed, no file damaged."""
     assert probed(out).finished == CELLS
     assert rows(out) == rows(undisturbed)
     assert (out / "results.parquet").read_bytes() == (undisturbed / "results.parquet").read_bytes()
@@ -41,7 +41,7 @@ def assert_same(out: Path, undisturbed: Path) -> None:
 
 
 def failing_disk(monkeypatch: pytest.MonkeyPatch, call: str, code: int, *, after: int) -> None:
-    """From its `after`-th use on, os.`call` fails as the system does."""
+    """From its `after`-th use on, os.`call` fails with this error code."""
     real, uses = getattr(os, call), iter(range(10**6))
 
     def use(*arguments: Any, **named: Any) -> Any:
@@ -91,7 +91,7 @@ FORKSERVER.set_forkserver_preload(
 
 
 def ended_by(number: int, out: Path, phase: str) -> int | None:
-    """The exit code of a process that the signal has met in this phase."""
+    """The exit code of a process that gets the signal in this phase."""
     process = FORKSERVER.Process(target=probe_with_signal, args=(out, number, phase))
     process.start()
     process.join()
@@ -107,7 +107,7 @@ def test_32_ctrl_c(tmp_path: Path, undisturbed: Path, phase: str) -> None:
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_33_sigterm(tmp_path: Path, undisturbed: Path, phase: str) -> None:
-    """As Ctrl-C: it ends by an exception, once the table of what is finished has been written."""
+    """As Ctrl-C: it ends by an exception after the table of finished cells is written."""
     assert ended_by(signal.SIGTERM, tmp_path / "out", phase) == 1
     assert (tmp_path / "out" / "results.parquet").exists()
     assert_same(tmp_path / "out", undisturbed)
@@ -120,7 +120,7 @@ def test_34_sigkill(tmp_path: Path, undisturbed: Path, phase: str) -> None:
 
 
 def test_35_two_runs_in_one_directory(tmp_path: Path, undisturbed: Path) -> None:
-    """The same probe shares it, whoever is first; another one is refused and leaves no trace."""
+    """Two runs of one probe share a directory; another probe is refused and leaves no trace."""
     out, others = tmp_path / "out", iter([lambda: probed(out)])
 
     def join(event: ProbeProgress) -> None:
@@ -161,7 +161,7 @@ def as_if_updated(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
 def test_42_code_or_library_changed_in_mid_sweep(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, what: str, named: str
 ) -> None:
-    """The rest of a sweep is not trained by other code into the same directory; a directory of its own takes it."""
+    """Other code or libraries must not finish a sweep in its directory; they need a new one."""
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         probe_with_signal(out, signal.SIGINT, "between two packs")

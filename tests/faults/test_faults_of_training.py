@@ -1,4 +1,4 @@
-"""Rows 24 to 29 of the fault matrix: what goes wrong in a training costs the cells it strikes, and no other."""
+"""Rows 24 to 29 of the fault matrix: a fault in training costs only the cells it strikes."""
 
 from __future__ import annotations
 

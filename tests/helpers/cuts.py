@@ -1,4 +1,4 @@
-"""Work cut short, or held up, at each of its system calls: kills, failing disks, writers that overtake each other."""
+"""Work interrupted or delayed at each of its system calls: kills, failing disks, racing writers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from unittest import mock
 
 CALLS = [(os, name) for name in ("open", "fsync", "link", "replace", "rename", "mkdir", "rmdir", "unlink", "stat")]
 
-CALLS += [(io, "open")]  # by which pathlib reads
+CALLS += [(io, "open")]  # pathlib reads through it
 
 
 @contextmanager
 def intercepted(before: Callable[[str], None], *, links: bool = True) -> Iterator[None]:
-    """Inside, `before(name)` runs before every call in CALLS; without `links` the file system has no hard links."""
+    """Run `before(name)` before every call in CALLS; without `links`, hard links fail."""
 
     def no_link(*_args: Any, **_options: Any) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -43,7 +43,7 @@ def intercepted(before: Callable[[str], None], *, links: bool = True) -> Iterato
 
 
 class Cut:
-    """Strikes once, at the call of this number, from 0."""
+    """Strikes once, at the call of this number, counted from 0."""
 
     def __init__(self, number: int, blow: Callable[[], None]) -> None:
         self.number, self.blow, self.calls = number, blow, 0
@@ -70,7 +70,7 @@ def die() -> None:
 
 
 def killed_at(number: int, program: str, *arguments: Any, links: bool = True) -> bool:
-    """Run Python code, in a process of its own, that is killed at a call of its last line; False if it came through."""
+    """Run Python code in its own process, killed at a call of its last line; False if it finished first."""
     before, _, last = program.strip().rpartition("\n")
     struck = f"with cuts.intercepted(cuts.Cut({number}, cuts.die), links={links}):"
     code = f"from helpers import cuts; import sys, pathlib\n{before}\n{struck}\n    {last}"
@@ -81,12 +81,12 @@ def killed_at(number: int, program: str, *arguments: Any, links: bool = True) ->
 
 
 class Killed(BaseException):
-    """What a killed writer meets at its next call, and at every later one: it cleans up nothing."""
+    """Raised in a killed writer at its next call and every later one, so that it cleans up nothing."""
 
 
 class Interleaving:
-    """Several pieces of work, each stopped before every call in CALLS until it is its turn. What they returned is in
-    `results`, in the order in which they ended; what was killed returns nothing."""
+    """Several pieces of work, each held before every call in CALLS until its turn. `on_return` gets the number and the
+    result of each that ends; a killed one returns nothing."""
 
     def __init__(self, works: list[Callable[[], Any]], *, on_return: Callable[[int, Any], None]) -> None:
         self.works, self.on_return = works, on_return
@@ -97,7 +97,7 @@ class Interleaving:
         self.numbers: dict[int, int] = {}
 
     def run(self, schedule: Iterable[tuple[int, int, bool]], *, links: bool) -> None:
-        """(whose turn, for how many calls, whether it is killed then); at the end the others go on one by one."""
+        """Turns of (which work, number of calls, whether it is then killed); the rest finishes at the end."""
         with intercepted(self._wait, links=links):
             threads = [threading.Thread(target=self._work, args=(number,)) for number in range(len(self.works))]
             for number, thread in enumerate(threads):
@@ -137,6 +137,6 @@ class Interleaving:
             result = self.works[number]()
         except Killed:
             pass
-        except BaseException as error:  # whatever it is, the test that waits has to hear of it
+        except BaseException as error:  # the waiting test must see any error
             result = error
         self.news.put((number, True, result))

@@ -12,7 +12,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def drawn(draw, numbers, **options):
-    """The figure, parsed: an ill-formed SVG would not get this far."""
+    """The figure as parsed SVG; fails if it is malformed."""
     return ElementTree.fromstring(figures.to_svg(figures.sketch(draw, numbers, **options)))
 
 

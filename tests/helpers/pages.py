@@ -75,7 +75,7 @@ def laws():
 
 
 def content(**changes):
-    """Everything at once."""
+    """A report with every part."""
     cells = [cell(rank, length, 10 / rank, acc_token=rank / 8) for rank in (1, 2, 4) for length in (16, 64)]
     values = {
         "title": "Sixty phone numbers",
@@ -95,7 +95,7 @@ def remembered(rank, length, loss_final, certified_tokens=0, **changes):
 
 
 def hostile_content(text=HOSTILE):
-    """`text` wherever a string of the user's can come in."""
+    """`text` wherever a string of a user can appear."""
     report = recall({text: [0.1, 2.0], "b": [0.1]})
     fit = laws()[0]
     return content(

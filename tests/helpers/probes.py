@@ -29,7 +29,7 @@ GRID: dict[str, Any] = {"ranks": [1, 3], "lengths": [10, 20], "methods": ["sft",
 
 
 def on_one_thread() -> Base:
-    """The base in every process of these tests: results are compared bit for bit, and sums depend on the threads."""
+    """The base in every process of these tests: bits are compared, and sums depend on the number of threads."""
     torch.set_num_threads(1)
     return tiny.base()
 
@@ -39,7 +39,7 @@ def cells_of(out: Path) -> dict[str, bytes]:
 
 
 def assert_same(out: Path, other: Path) -> None:
-    """The same cells and the same table, bit for bit, and nothing else lying about."""
+    """The same cells and the same table, bit for bit, and an empty quarantine."""
     assert cells_of(out) == cells_of(other)
     assert (out / "results.parquet").read_bytes() == (other / "results.parquet").read_bytes()
     assert not list(out.glob("quarantine/*"))
@@ -51,7 +51,7 @@ def a_cell(rank: int, length: int, method: Any = "sft", seed: int = 0) -> Cell:
 
 
 def _die_at(out: str, call: str | None, count: int) -> None:
-    """Run the probe of GRID, and be killed by the system at the `count`-th call of os.`call`, or progress told."""
+    """Run the probe of GRID and die by SIGKILL at the `count`-th call of os.`call` or, without it, progress event."""
     left = [count]
 
     def die(then: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""What the workers of the tests of engines do; a module of its own, so that a fresh process loads next to nothing."""
+"""Work for the workers in tests of engines; a separate module, so that a new process loads almost nothing."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from memlaw.core.errors import JournalError
 
 
 class PickyError(Exception):
-    """Cannot be made again from its arguments."""
+    """An exception that cannot be unpickled."""
 
     def __init__(self, text: str, *, needed: int) -> None:
         super().__init__(text)
 
 
 def work(spec: str) -> None:
-    """`write:PATH` writes the process id there; `exit:3`, `kill:9` and `raise:NAME` end in other ways; `hang:PATH`
-    writes it too and stays."""
+    """`write:PATH` writes the process id there; `hang:PATH` does too, and does not return; `exit:3`, `kill:9` and
+    `raise:NAME` end as they say."""
     what, _, value = spec.partition(":")
     if what == "write":
         Path(value).write_text(str(os.getpid()))
@@ -36,7 +36,7 @@ def work(spec: str) -> None:
 
 
 def drive(engine: str, specs: list[str], temporary: str | None) -> None:
-    """Give `specs` to an engine and wait for them: a driver for the tests to kill."""
+    """Run `specs` on an engine and wait for them: a driver for the tests to kill."""
     import tempfile
     from collections import deque
 

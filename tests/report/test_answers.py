@@ -93,7 +93,7 @@ def test_which_tokens_did_not():
     assert answers()["Which tokens did not?"] == "Unknown: recall was not measured."
 
 
-def test_decoding_that_fails_although_every_token_is_ordered_is_told():
+def test_decoding_that_fails_although_every_token_is_ordered_is_reported():
     thin = TokenRecall((0.1, 0.69), (True, True), (True, False))
     report = diagnose([fact("a", 2)], [thin], tolerance=0.02, dtype="bfloat16")
     assert answers(recall=report)["Which tokens did not?"] == (
@@ -101,6 +101,6 @@ def test_decoding_that_fails_although_every_token_is_ordered_is_told():
     )
 
 
-def test_a_file_that_is_no_plan_is_refused():
+def test_a_file_other_than_a_plan_is_refused():
     with pytest.raises(DataError, match=r"The plan lacks bits, records, so .* `memlaw plan --json`"):
         answers(plan={"tokens": 3, "rank": {"value": 1}})

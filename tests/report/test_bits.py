@@ -8,7 +8,7 @@ from memlaw.core.recall import LN2
 from memlaw.report import ReportContent, render
 
 
-def test_memory_is_told_in_bits_beside_what_is_published():
+def test_memory_is_shown_in_bits_beside_published_results():
     cells = [remembered(1, 16, 6 * LN2), remembered(4, 16, 0.0, 16), remembered(1, 64, 9 * LN2), diverged(4, 64)]
     page = render(ReportContent(title="t", cells=cells))
     rows = re.findall(r'<tr><td class="r">(.*?)</td></tr>', page[page.index('id="bits"') : page.index('id="law"')])
@@ -33,7 +33,7 @@ def test_each_kind_of_cells_has_its_own_bits_and_the_published_are_named_once():
     assert part.count("Allen-Zhu and Li") == 1
 
 
-def test_an_adapter_that_holds_nothing_is_told_as_nothing():
+def test_an_adapter_that_holds_nothing_shows_zero_bits():
     page = Page(render(ReportContent(title="t", cells=[remembered(1, 16, 8.0, certified_tokens=None)])))
     assert "16 160 0 \N{EN DASH} 0" in page.text
 

@@ -142,7 +142,7 @@ def test_records_are_found_ordered_and_filtered(opened):
 
 @pytest.mark.browser
 @needs_chromium
-def test_the_slider_tells_the_predicted_loss(opened):
+def test_the_slider_shows_the_predicted_loss(opened):
     prediction = opened.locator("#law-prediction")
     opened.locator("#law-size").focus()
     opened.keyboard.press("Home")

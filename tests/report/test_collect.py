@@ -38,7 +38,7 @@ def test_a_probe_is_shown_with_the_best_form_of_its_law_and_the_papers_beside_it
     assert "codes" in render(shown)
 
 
-def test_a_directory_of_probes_is_shown_with_what_lies_beside_them(tmp_path: Path) -> None:
+def test_a_directory_of_probes_is_shown_with_its_plan_and_recall(tmp_path: Path) -> None:
     a_probe(tmp_path / "a", grid(), data="codes")
     a_probe(tmp_path / "b", grid(data="e" * 64)[:4], data="names")
     report = sample.recall({"x": [0.1], "y": [0.9]})
@@ -67,7 +67,7 @@ def test_cells_of_other_seeds_are_of_the_same_family(tmp_path: Path) -> None:
     assert {(law.label, len(law.points)) for law in shown.fits} == {("", 2 * len(RANKS) * len(LENGTHS))}
 
 
-def test_two_probes_of_other_steps_get_a_heatmap_each_and_are_not_averaged(tmp_path: Path) -> None:
+def test_two_probes_that_differ_in_steps_get_a_heatmap_each(tmp_path: Path) -> None:
     a_probe(tmp_path / "short", [_trained(sample.cell(2, 16, 4.0), steps=20)])
     a_probe(tmp_path / "long", [_trained(sample.cell(2, 16, 1.0), steps=2000)])
     page = render(collect(tmp_path))
@@ -97,7 +97,7 @@ def test_a_probe_that_was_stopped_before_its_first_cell_is_counted_by_its_grid(t
     assert "<dt>cells finished</dt><dd>0<small>of 3</small></dd>" in render(shown)
 
 
-def test_what_no_law_can_be_fitted_to_is_shown_without_one(tmp_path: Path) -> None:
+def test_cells_that_allow_no_fit_are_shown_without_a_law(tmp_path: Path) -> None:
     alone = collect(a_probe(tmp_path / "alone", [sample.cell(1, 16), sample.cell(2, 16)]))
     assert [law.summary["status"].startswith("All cells") for law in alone.fits] == [True]
     assert "All cells" in render(alone)

@@ -13,7 +13,7 @@ from memlaw.law import fit_law
 from memlaw.report import FittedLaw, ReportContent, render
 
 
-def test_both_forms_stand_side_by_side_with_their_doubts(full):
+def test_both_forms_are_shown_side_by_side_with_their_uncertainty(full):
     page = Page(full)
     for words in ("bounded form", "paper form", "Status: ok.", "mean absolute error"):
         assert words in page.text
@@ -25,7 +25,7 @@ def test_both_forms_stand_side_by_side_with_their_doubts(full):
     )
 
 
-def test_a_fit_without_parameters_still_tells_its_status():
+def test_a_fit_without_parameters_still_shows_its_status():
     few = points(ranks=(1, 2), lengths=(16,))
     fit = fit_law(few)
     assert fit.status != "ok"
@@ -39,7 +39,7 @@ def test_cells_that_gained_nothing_are_counted_where_they_cannot_be_drawn():
     assert "Log axes leave out 1 cell without gain." in page.text
 
 
-def test_the_slider_shows_what_the_law_predicts_and_nothing_outside_the_cells(full):
+def test_the_slider_shows_predictions_within_the_measured_range(full):
     data = json.loads(re.search(r'id="law-data">(.*?)</script>', full, flags=re.DOTALL)[1])
     law = laws()[0].predictor
     assert (data["sizes"][0], data["sizes"][-1], data["lengths"][0], data["lengths"][-1]) == (1, 8, 16, 256)

@@ -1,4 +1,4 @@
-"""The report answers in plain sentences, leaks nothing, loads nothing, and shows hostile strings as what they are."""
+"""The report answers in plain sentences, leaks nothing, loads nothing, and shows hostile strings as plain text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_full_report_lacks_nothing(full):
     assert "None" not in page.text.replace("None:", "")
 
 
-def test_the_plan_is_told_in_full(full):
+def test_the_plan_is_shown_in_full(full):
     page = Page(full)
     for words in (
         "60 records, 660 target tokens, about 1,993 bits",

@@ -1,4 +1,4 @@
-"""The plan in the report: all that a plan of today says, and what one of an earlier version said."""
+"""The plan in the report, of this version and of earlier ones."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_the_probabilities_are_those_of_the_plan() -> None:
     ],
     ids=str,
 )
-def test_what_is_aimed_at_is_told(target: Target, words: str) -> None:
+def test_the_target_is_shown(target: Target, words: str) -> None:
     assert rows(planned(target=target).to_dict())["target"] == words
 
 
@@ -118,7 +118,7 @@ def test_a_set_that_no_adapter_holds_is_split() -> None:
     assert "or split the set over several adapters" in page
 
 
-def test_configuration_and_command_are_there_to_paste() -> None:
+def test_configuration_and_command_can_be_pasted() -> None:
     values = planned().to_dict() | {"train": "memlaw train 'my facts' --rank 3"}
     assert plan_view(values)["config"] == (
         f"LoraConfig(\n    r={values['rank']['value']},\n    target_modules=['down_proj'],\n)"
@@ -128,7 +128,7 @@ def test_configuration_and_command_are_there_to_paste() -> None:
     assert plan_view(values | {"lora_config": None, "train": None})["config"] == ""
 
 
-def test_a_plan_of_an_earlier_version_says_what_it_knew() -> None:
+def test_a_plan_of_an_earlier_version_is_shown() -> None:
     assert rows(EARLIER) == {
         "memory set": "60 records, 660 target tokens, about 1,993 bits",
         "target": "95.0 % of the facts, verbatim",
@@ -143,7 +143,7 @@ def test_a_plan_of_an_earlier_version_says_what_it_knew() -> None:
 
 @given(st.sets(st.sampled_from([*planned().to_dict()])))
 @settings(max_examples=25, deadline=None)
-def test_whatever_a_plan_leaves_out_the_rest_is_shown(missing: set[str]) -> None:
+def test_an_incomplete_plan_is_shown_as_far_as_it_goes(missing: set[str]) -> None:
     values = planned().to_dict()
     kept = {key: value for key, value in values.items() if key not in missing - {"records", "tokens", "bits", "rank"}}
     view = plan_view(kept)

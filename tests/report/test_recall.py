@@ -51,7 +51,7 @@ def test_records_beyond_what_a_page_can_hold_are_counted():
     assert "this list leaves out the 1 strongest records" in Page(page).text
 
 
-def test_why_records_are_not_certified_and_what_to_do_are_told():
+def test_reasons_and_advice_for_uncertified_records_are_shown():
     cases = [
         TokenRecall((0.1, 2.0, 0.1), (True, False, True), (True, False, False), mended=True, unreachable=()),
         TokenRecall((2.0, 0.1, 0.1), (False, True, True), (False, False, False), mended=False, unreachable=(0,)),

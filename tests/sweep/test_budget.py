@@ -1,4 +1,4 @@
-"""A budgeted probe: the cells that help a plan most, no longer than the time given, and no longer than needed."""
+"""A budgeted probe trains the cells that help a plan most, within its time, and stops when the plan is sharp."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ PACKS: list[Pack] = [tuple(result(rank, length).cell for rank in (1, 2, 4, 8, 16
 
 @dataclass
 class Run:
-    """Trains what a budget chooses, on a clock of its own: a second for so many tokens of a step."""
+    """Trains what a budget chooses, on a simulated clock that runs by the tokens of a step."""
 
     budget: Budget
     clock: list[float]
@@ -74,25 +74,25 @@ def run(seconds: float, tokens_per_second: float) -> Run:
 
 @given(seconds=st.floats(1, 1e4), speed=st.floats(0.1, 1e5))
 @settings(max_examples=5, deadline=None)
-def test_no_pack_but_the_first_is_begun_that_takes_longer_than_what_is_left(seconds: float, speed: float) -> None:
+def test_after_the_first_no_pack_starts_that_takes_longer_than_the_time_left(seconds: float, speed: float) -> None:
     spent = run(seconds, speed)
     if len(spent.chosen) > 1:
         assert spent.clock[0] - 100.0 <= seconds * (1 + 1e-9)
     assert spent.budget.why
 
 
-def test_the_first_pack_is_the_cheapest_and_says_how_fast_this_is() -> None:
+def test_the_first_pack_is_the_cheapest() -> None:
     assert run(1e9, 1.0).chosen[0] == PACKS[0]
 
 
-def test_longer_texts_and_more_cells_tell_more_about_the_goal() -> None:
+def test_longer_lengths_and_more_cells_tell_more_about_the_goal() -> None:
     belief = _Belief(GOAL, points_from_results([result(cell.rank, cell.length) for cell in PACKS[0]]))
     gains = [belief.gain(pack) for pack in PACKS[1:]]
     assert gains == sorted(gains)
     assert belief.gain(PACKS[2][:3]) < belief.gain(PACKS[2])
 
 
-def test_it_stops_as_soon_as_the_plan_is_sharp_and_says_at_what() -> None:
+def test_it_stops_as_soon_as_the_plan_is_sharp() -> None:
     spent = run(1e9, 1.0)
     assert len(spent.chosen) < len(PACKS)
     answer = plan_by_cells(GOAL, points_from_results(spent.results), spent.results)
@@ -106,13 +106,13 @@ def test_it_stops_as_soon_as_the_plan_is_sharp_and_says_at_what() -> None:
     assert earlier is None or earlier.rank.high is None or earlier.rank.high > NARROW * earlier.rank.low
 
 
-def test_time_that_is_used_up_is_said() -> None:
+def test_it_stops_when_the_time_is_up() -> None:
     spent = run(1.0, 1e-3)
     assert len(spent.chosen) == 1
     assert spent.budget.why.startswith("The budget of 1 s is used up, or too short")
 
 
-def test_cells_that_allow_no_plan_are_none() -> None:
+def test_too_few_cells_allow_no_plan() -> None:
     assert plan_by_cells(GOAL, (), []) is None
     one_length = [result(rank, 50) for rank in (1, 2, 4, 8)]
     assert plan_by_cells(GOAL, points_from_results(one_length), one_length) is None
@@ -126,7 +126,7 @@ def test_times_as_people_write_them(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "ten", "10 days", "-5m", "1e3", "m"])
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_other_text_is_not_a_duration(text: str) -> None:
     with pytest.raises(ConfigError, match=r"is not a duration\. Write it as 90s, 10m or 2h"):
         parse_seconds(text)
 
@@ -147,7 +147,7 @@ def test_the_goal_is_measured_on_the_base() -> None:
     assert 0 < goal.loss_memoryless <= goal.loss_init
 
 
-def test_a_real_probe_trains_what_is_chosen_and_the_same_command_goes_on(tmp_path) -> None:
+def test_a_probe_trains_the_chosen_packs_and_a_rerun_the_rest(tmp_path) -> None:
     facts = (Fact(f"number {at}:", f"{3571 * at % 100000:05d}x", str(at)) for at in range(1, 9))
     memory_set = MemorySet(tuple(facts), eos=False, source="numbers")
     config = ProbeConfig(ranks=(1, 2, 4), lengths=(12, 24, 48), steps=5, placement="down_proj@2")

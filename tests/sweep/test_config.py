@@ -32,7 +32,7 @@ def test_flags_win_over_the_file_and_may_complete_it(tmp_path):
     assert ProbeConfig.from_yaml(path, {"lengths": [8], "steps": 9}) == ProbeConfig(ranks=[1], lengths=[8], steps=9)
 
 
-def test_every_setting_of_training_can_be_given_and_has_no_default_of_its_own():
+def test_every_training_setting_can_be_given_and_shares_its_default():
     assert ProbeConfig(ranks=[1], lengths=[1]).train(TrainConfig.method, TrainConfig.seed) == TrainConfig()
     assert ProbeConfig(ranks=[1], lengths=[1]).methods == (TrainConfig.method,)
     assert ProbeConfig(ranks=[1], lengths=[1]).seeds == (TrainConfig.seed,)
@@ -57,7 +57,7 @@ def test_a_setting_that_the_grid_has_another_name_for_is_unknown(name):
         ProbeConfig(ranks=[1], lengths=[8], **{name: 1})
 
 
-def test_a_missing_axis_is_told():
+def test_a_missing_axis_is_refused():
     with pytest.raises(
         ConfigError,
         match=r"^ProbeConfig needs lengths. Target tokens, such as \[16, 32\]: each is the longest prefix",
@@ -85,7 +85,7 @@ def test_a_missing_axis_is_told():
         ("schedule", "cosine", "Setting schedule is 'cosine': choose linear or constant."),
     ],
 )
-def test_a_value_out_of_range_is_told(setting, value, sentence):
+def test_a_value_out_of_range_is_refused(setting, value, sentence):
     with pytest.raises(ConfigError) as caught:
         ProbeConfig(**{"ranks": [1], "lengths": [8], setting: value})
     assert str(caught.value).startswith(sentence)
@@ -103,7 +103,7 @@ def test_a_value_out_of_range_is_told(setting, value, sentence):
         ("\x00", "is not YAML"),
     ],
 )
-def test_a_file_that_holds_no_settings_is_told(tmp_path, text, sentence):
+def test_a_file_without_settings_is_refused(tmp_path, text, sentence):
     with pytest.raises(ConfigError, match=sentence):
         ProbeConfig.from_yaml(yaml_file(tmp_path, text))
 
@@ -115,6 +115,6 @@ def test_facts_given_in_place_of_settings_are_not_repeated(tmp_path):
         assert "hunter2" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"Cannot read the settings in .*none\.yaml: No such file or directory\."):
         ProbeConfig.from_yaml(tmp_path / "none.yaml")

@@ -1,4 +1,4 @@
-"""What a directory of results holds is read back whole, or refused in words."""
+"""Laws and results are read from a directory whole, or refused with a message."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_law_file_is_the_law_that_was_written(tmp_path: Path) -> None:
     assert known_law(tmp_path / "own.json") == own
 
 
-def test_a_probe_gives_the_better_form_where_it_comes_from_and_what_its_cells_say_of_recall(tmp_path: Path) -> None:
+def test_a_probe_gives_the_better_form_with_its_origin_and_recall(tmp_path: Path) -> None:
     known = known_law(a_probe(tmp_path / "P", grid()))
     results = Journal(tmp_path / "P").results()
     best = compare(points_from_results(results), source=str(tmp_path / "P")).best_to_plan
@@ -70,7 +70,7 @@ def test_a_law_of_a_table_has_no_origin_and_no_cells(tmp_path: Path) -> None:
     assert with_origin(law, tmp_path / "points.csv") == KnownLaw(law)
 
 
-def test_cells_of_several_placements_have_no_placement_and_no_parameters_of_a_rank(tmp_path: Path) -> None:
+def test_cells_of_several_placements_have_no_common_placement(tmp_path: Path) -> None:
     two = [*grid(), *(replace_parameters(result, 512) for result in grid(placement="down_proj@1"))]
     probe = a_probe(tmp_path / "P", two)
     law = fit_law(law_points(probe, axis="parameters"), "bounded", axis="parameters")
@@ -86,7 +86,7 @@ def replace_parameters(result: CellResult, per_rank: int) -> CellResult:
     return dataclasses.replace(result, parameters=per_rank * result.cell.rank)
 
 
-def test_cells_of_the_facts_calibrate_the_law_and_say_which_loss_recall_needs(tmp_path: Path) -> None:
+def test_cells_of_the_facts_calibrate_the_law_and_the_loss_for_recall(tmp_path: Path) -> None:
     few = grid()[:5]
     known = law_chooser(None, a_probe(tmp_path / "P", few))(USE)
     expected = calibrate(default_law(), points_from_results(Journal(tmp_path / "P").results()))
@@ -118,7 +118,7 @@ def test_cells_of_another_model_or_tokenizer_calibrate_nothing(tmp_path: Path, n
     assert choose(dataclasses.replace(USE, model_fingerprint=None, tokenizer_fingerprint=None)).cells
 
 
-def test_cells_say_how_many_records_came_back_at_which_loss() -> None:
+def test_cells_give_the_records_recalled_at_their_loss() -> None:
     one, many = sample.cell(1, 16, 0.5, acc_token=0.75), sample.cell(2, 16, 0.1, acc_token=0.9, acc_em=0.25, records=8)
     assert cell_recalls([one, many, sample.diverged(4, 16)]) == (CellRecall(0.5, 0, 1, 16), CellRecall(0.1, 2, 8, 16))
 
@@ -145,7 +145,7 @@ def test_cells_of_several_methods_have_to_be_chosen_from(tmp_path: Path) -> None
     assert len(law_points(probe, "ot")) == len(RANKS) * len(LENGTHS)
 
 
-def test_a_method_that_no_cell_has_is_named(tmp_path: Path) -> None:
+def test_a_method_without_cells_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"P has no cell of the method ot\. Its methods: sft"):
         law_points(a_probe(tmp_path / "P", grid()), "ot")
     with pytest.raises(ConfigError, match=r"E has no cell of the method ot\. Its methods: none"):
@@ -154,7 +154,7 @@ def test_a_method_that_no_cell_has_is_named(tmp_path: Path) -> None:
         law_points(tmp_path / "points.csv", "ot")
 
 
-def test_a_directory_that_is_no_probe_is_named(tmp_path: Path) -> None:
+def test_a_directory_without_a_probe_is_refused(tmp_path: Path) -> None:
     for read in (law_points, probe_results, known_law):
         with pytest.raises(JournalError, match=r"is not a probe directory: it has no probe\.json"):
             read(tmp_path)

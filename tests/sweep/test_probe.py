@@ -1,4 +1,4 @@
-"""A probe can be interrupted anywhere and comes to the same results, trains nothing twice, and says what it cannot."""
+"""A probe can be interrupted anywhere, gives the same results, trains nothing twice, and refuses what it cannot run."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_certified_tokens_are_those_of_the_certified_records(base, tmp_path)
     assert (all_.certified, all_.certified_tokens) == (all_.records, all_.cell.length)
 
 
-def test_the_cells_are_the_grid_and_say_what_they_are_cells_of(base, uninterrupted):
+def test_the_cells_are_the_grid_and_identify_model_and_data(base, uninterrupted):
     found = [result.cell for result in Journal(uninterrupted).results()]
     points = {(cell.rank, cell.length, cell.train.method, cell.train.seed) for cell in found}
     assert points == {(rank, length, method, 42) for rank in (1, 3) for length in (10, 20) for method in ("sft", "ot")}
@@ -101,7 +101,7 @@ def test_the_cells_are_the_grid_and_say_what_they_are_cells_of(base, uninterrupt
     assert pyarrow.parquet.read_table(uninterrupted / "results.parquet").num_rows == 8
 
 
-def test_progress_tells_packs_steps_and_results(base, tmp_path):
+def test_progress_reports_packs_steps_and_results(base, tmp_path):
     events: list[ProbeProgress] = []
     summary = probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", ProbeRun(on_progress=events.append))
     assert summary == ProbeSummary(out=str(tmp_path / "out"), cells=8, finished=8, failed=0, diverged=0)
@@ -162,7 +162,7 @@ def test_only_packs_with_a_missing_cell_train_and_only_missing_cells_are_recorde
     assert_same(out, uninterrupted)
 
 
-def test_a_damaged_cell_is_told_and_trained_again(base, uninterrupted, tmp_path):
+def test_a_damaged_cell_is_reported_and_trained_again(base, uninterrupted, tmp_path):
     out = copy_of(uninterrupted, tmp_path / "out")
     path = next((out / "cells").iterdir())
     content = bytearray(path.read_bytes())
@@ -179,9 +179,7 @@ def test_a_damaged_cell_is_told_and_trained_again(base, uninterrupted, tmp_path)
 
 
 @pytest.mark.parametrize("after", [0, 1, 5])
-def test_an_interrupt_keeps_what_is_finished_rebuilds_the_table_and_can_be_continued(
-    base, uninterrupted, tmp_path, after
-):
+def test_an_interrupt_keeps_finished_cells_rebuilds_the_table_and_can_be_resumed(base, uninterrupted, tmp_path, after):
     out = tmp_path / "out"
     seen: list[str] = []
 
@@ -223,7 +221,7 @@ MOMENTS = [
 
 
 @pytest.mark.slow
-def test_a_probe_killed_at_any_moment_comes_to_the_same_results_bit_for_bit(base, uninterrupted, tmp_path):
+def test_a_probe_killed_at_any_moment_gives_the_same_results_bit_for_bit(base, uninterrupted, tmp_path):
     for number, (call, count) in enumerate(MOMENTS):
         out = tmp_path / str(number)
         process = FORKSERVER.Process(target=_die_at, args=(str(out), call, count))
@@ -303,7 +301,7 @@ def _struck(first_pack_with: Exception) -> Callable[[ProbeProgress], None]:
     return strike
 
 
-def test_a_pack_that_runs_out_of_memory_goes_on_in_smaller_stacks(base, uninterrupted, tmp_path):
+def test_a_pack_that_runs_out_of_memory_continues_in_smaller_stacks(base, uninterrupted, tmp_path):
     out = tmp_path / "out"
 
     def check(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -322,7 +320,7 @@ def test_a_pack_that_runs_out_of_memory_goes_on_in_smaller_stacks(base, uninterr
         assert result.steps == expected[result.cell.key].steps
 
 
-def test_a_pack_goes_on_from_its_checkpoint_and_leaves_none_behind(base, uninterrupted, tmp_path):
+def test_a_pack_resumes_from_its_checkpoint_and_removes_it(base, uninterrupted, tmp_path):
     out = tmp_path / "out"
     every_step = Execution(checkpoint_minutes=0)
 
@@ -341,7 +339,7 @@ def test_a_pack_goes_on_from_its_checkpoint_and_leaves_none_behind(base, uninter
     assert_same(out, uninterrupted)
 
 
-def test_an_error_in_one_pack_costs_its_cells_alone_and_they_are_tried_again(base, uninterrupted, tmp_path):
+def test_an_error_in_one_pack_fails_only_its_cells_and_they_are_retried(base, uninterrupted, tmp_path):
     out = tmp_path / "out"
     fault = RuntimeError("the accelerator does not answer")
     summary = probe(base, FACTS, ProbeConfig(**GRID), out, ProbeRun(on_progress=_struck(fault)))
@@ -370,7 +368,7 @@ def test_an_error_that_quotes_a_target_is_recorded_without_it(base, tmp_path):
 
 
 @pytest.mark.parametrize(("unlucky", "failed"), [({2}, 0), ({2, 8}, 0), ({2, 8, 9}, 1)])
-def test_an_error_in_measuring_one_cell_costs_that_cell_alone_and_it_is_tried_again_twice(
+def test_an_error_in_measuring_fails_only_that_cell_and_it_is_retried_twice(
     base, uninterrupted, tmp_path, monkeypatch, unlucky, failed
 ):
     calls = iter(range(100))
@@ -387,9 +385,7 @@ def test_an_error_in_measuring_one_cell_costs_that_cell_alone_and_it_is_tried_ag
 
 
 @pytest.mark.parametrize("after", [3, 9, 14, 20])
-def test_a_full_disk_stops_the_probe_with_a_sentence_and_loses_nothing(
-    base, uninterrupted, tmp_path, monkeypatch, after
-):
+def test_a_full_disk_stops_the_probe_and_loses_nothing(base, uninterrupted, tmp_path, monkeypatch, after):
     out, real, calls = tmp_path / "out", os.fsync, iter(range(1000))
 
     def full(descriptor: int) -> None:

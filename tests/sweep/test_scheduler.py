@@ -1,4 +1,4 @@
-"""Packs run anywhere, in any order, more than once, and die in any way: the results are those of a quiet run."""
+"""Packs run anywhere, in any order, more than once, and die in any way: results equal those of a quiet run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from memlaw.sweep.scheduler import RETRIES, ProbeProgress, ProbeRun
 
 
 class Elsewhere:
-    """Does here what others do elsewhere, several at a time or not; what it is told to strike never gets that far."""
+    """Stands in for an engine of other processes but runs here; calls that `strike` hits never start."""
 
     in_process = False
 
@@ -45,7 +45,7 @@ class Elsewhere:
             yield Outcome(spec, error)
 
 
-def test_a_pack_run_from_what_it_was_told_gives_the_same_bits_and_run_again_does_nothing(base, quiet, tmp_path):
+def test_a_pack_run_from_its_spec_gives_the_same_bits_and_a_rerun_does_nothing(base, quiet, tmp_path):
     engine = Elsewhere(parallel=True)
     events: list[ProbeProgress] = []
     summary = probe(
@@ -72,7 +72,7 @@ def dies(*calls: int) -> Callable[[int], Exception | None]:
     return lambda call: WorkerDiedError("The process of the pack was ended by SIGKILL.") if call in calls else None
 
 
-def test_a_pack_whose_worker_dies_is_tried_again_behind_the_others(base, quiet, tmp_path):
+def test_a_pack_whose_worker_dies_is_retried_after_the_others(base, quiet, tmp_path):
     engine = Elsewhere(strike=dies(0, 2))
     assert probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", ProbeRun(engine=engine)).failed == 0
     lengths = [spec.cells[0].length for spec in engine.specs]
@@ -83,7 +83,7 @@ def test_a_pack_whose_worker_dies_is_tried_again_behind_the_others(base, quiet, 
     assert again.specs == []
 
 
-def test_a_pack_that_dies_three_times_is_recorded_with_how_and_left_to_the_next_run(base, quiet, tmp_path):
+def test_a_pack_that_dies_three_times_is_recorded_and_left_to_the_next_run(base, quiet, tmp_path):
     engine = Elsewhere(strike=lambda call: dies(*range(9))(call) if call != 1 else None)
     events: list[ProbeProgress] = []
     summary = probe(
@@ -99,7 +99,7 @@ def test_a_pack_that_dies_three_times_is_recorded_with_how_and_left_to_the_next_
     assert cells_of(tmp_path / "out") == cells_of(quiet)
 
 
-def test_a_journal_that_cannot_be_written_stops_everybody(base, tmp_path):
+def test_a_journal_that_cannot_be_written_stops_the_probe(base, tmp_path):
     engine = Elsewhere(strike=lambda call: JournalError("disk full") if call == 1 else None)
     with pytest.raises(JournalError, match="disk full"):
         probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", ProbeRun(engine=engine))
@@ -136,7 +136,7 @@ def test_a_signal_keeps_what_is_finished_and_rebuilds_the_table(base, quiet, tmp
 WIDE: dict[str, Any] = {"ranks": [1, 3], "lengths": [5, 10, 15, 20], "steps": 3}
 
 
-def test_shards_in_any_order_make_the_probe_and_each_tells_of_its_own_cells(base, tmp_path):
+def test_shards_in_any_order_complete_the_probe_and_each_counts_its_own_cells(base, tmp_path):
     probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "whole")
     counted = []
     for index in (2, 3, 1):
@@ -167,7 +167,7 @@ def test_the_packs_to_train_can_be_chosen_one_by_one(base, tmp_path):
     assert probe(base, FACTS, ProbeConfig(**WIDE), tmp_path / "out").finished == 8
 
 
-def test_choosing_is_refused_where_others_train(base, tmp_path):
+def test_choosing_packs_is_refused_with_another_process(base, tmp_path):
     with pytest.raises(ConfigError, match="only works while packs train one by one in this process"):
         probe(
             base,
@@ -179,7 +179,7 @@ def test_choosing_is_refused_where_others_train(base, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_probe_finds_what_another_kept_and_comes_to_the_same_bits(base, quiet, tmp_path, monkeypatch):
+def test_probes_share_a_prefix_cache_and_give_the_same_bits(base, quiet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shared, engine = Execution(prefix_cache="cache"), Elsewhere()
     for name in ("a", "b"):

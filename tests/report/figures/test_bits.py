@@ -30,7 +30,7 @@ def test_a_curve_of_bits_averages_seeds():
     assert series.certified.tolist() == [pytest.approx(16 * 7 / LN2 / 512 / 2)]
 
 
-def test_bits_that_are_only_stored_so_far_as_is_known_have_no_certified_part():
+def test_bits_without_certificates_have_no_certified_part():
     (series,) = figures.bits_curve([held(2, 16, 1.0, certified_tokens=None)]).series
     assert np.isnan(series.certified).all()
 

@@ -91,7 +91,7 @@ def test_a_power_law_is_a_flat_surface_over_logarithms_with_its_points_on_it():
     assert (plane.size[0], plane.size[-1]) == pytest.approx((0, np.log10(8)))
 
 
-def test_a_plane_leaves_out_what_has_no_logarithm():
+def test_a_law_surface_leaves_out_values_without_a_logarithm():
     class Negative:
         def predict(self, rank, length):
             return rank - 4.0
@@ -102,7 +102,7 @@ def test_a_plane_leaves_out_what_has_no_logarithm():
     assert np.isfinite(plane.predicted).any()
 
 
-def test_a_plane_is_drawn_with_the_numbers_and_not_their_logarithms():
+def test_a_law_surface_is_labelled_with_numbers_not_logarithms():
     svg = drawn(figures.draw_law_surface, figures.law_surface(points(), PowerLaw()), projection="3d")
     assert {"rank r", "length l (tokens)", "ΔL (nats per token)", "16", "40", "100"} <= set(texts(svg))
 

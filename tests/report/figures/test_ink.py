@@ -1,4 +1,4 @@
-"""Figures are judged by their numbers; of the ink, that it is there, is the same each time, and is one harmless SVG."""
+"""Figures are judged by their numbers; a drawing must only exist, repeat byte for byte, and be one harmless SVG."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_same_numbers_give_the_same_bytes():
     assert "<metadata" not in first
 
 
-def test_identifiers_of_two_figures_in_one_page_do_not_meet():
+def test_identifiers_of_two_figures_in_one_page_do_not_clash():
     sheets = []
     for name in ("left", "right"):
         svg = figures.to_svg(

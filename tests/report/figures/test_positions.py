@@ -89,6 +89,6 @@ def test_the_scatter_counts_every_failing_record_once(records, length, seed):
         assert pairs.count((early, late)) == count
 
 
-def test_a_convergence_curve_is_in_the_order_of_steps_and_without_what_is_no_number():
+def test_a_convergence_curve_is_sorted_by_step_and_finite():
     (curve,) = figures.convergence_curve({"rank 2": [(3, 1.0), (1, 4.0), (2, math.nan)]})
     assert (curve.name, curve.steps.tolist(), curve.loss.tolist()) == ("rank 2", [1, 3], [4.0, 1.0])

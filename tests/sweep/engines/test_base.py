@@ -9,7 +9,7 @@ from memlaw.core.errors import ConfigError
 from memlaw.sweep.engines.base import Inline, Resources
 
 
-def test_inline_goes_from_left_to_right_and_takes_what_is_added_on_the_way():
+def test_inline_runs_from_left_to_right_and_picks_up_additions():
     seen: list[int] = []
     specs = deque([3, 1])
     for outcome in Inline().run(seen.append, specs, Resources()):
@@ -19,7 +19,7 @@ def test_inline_goes_from_left_to_right_and_takes_what_is_added_on_the_way():
     assert seen == [3, 1, 7]
 
 
-def test_inline_hands_on_what_went_wrong_but_not_an_interrupt():
+def test_inline_returns_errors_but_raises_interrupts():
     assert isinstance(outcomes(Inline(), "raise:key")["raise:key"], KeyError)
 
     def interrupted(_spec: int) -> None:
@@ -30,7 +30,7 @@ def test_inline_hands_on_what_went_wrong_but_not_an_interrupt():
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(0, 0.0), (1, -0.5), (1, 1.5), (1, float("nan")), (1, float("inf"))])
-def test_what_no_pack_can_take_is_refused(cpus, gpus):
+def test_impossible_resources_are_refused(cpus, gpus):
     with pytest.raises(ConfigError, match=r"A pack cannot (run on 0 CPUs|use .* GPUs)\. Choose"):
         Resources(cpus=cpus, gpus=gpus)
     assert Resources(gpus=0.5).gpus + Resources(gpus=2).gpus == 2.5

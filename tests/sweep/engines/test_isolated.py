@@ -17,7 +17,7 @@ from memlaw.sweep.probe import probe
 from memlaw.sweep.scheduler import ProbeProgress, ProbeRun
 
 
-def test_a_fresh_process_for_each_says_how_it_ended(tmp_path):
+def test_each_new_process_reports_how_it_ended(tmp_path):
     written = [f"write:{tmp_path / name}" for name in ("a", "b")]
     errors = outcomes(Isolated(), *written, "exit:3", "kill:9", "kill:11", "raise:journal", "raise:picky")
     assert [errors[spec] for spec in written] == [None, None]
@@ -63,6 +63,6 @@ def test_a_model_that_is_only_in_memory_trains_inline_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_probe_in_fresh_processes_comes_to_the_same_bits(base, quiet, tmp_path):
+def test_a_probe_in_new_processes_gives_the_same_bits(base, quiet, tmp_path):
     assert probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out", ProbeRun(engine=Isolated())).failed == 0
     assert_same(tmp_path / "out", quiet)

@@ -24,7 +24,7 @@ from memlaw.sweep.scheduler import ProbeRun
 
 
 @pytest.mark.slow
-def test_a_probe_on_ray_comes_to_the_same_bits_whoever_is_killed_on_the_way(base, quiet, tmp_path):
+def test_a_probe_on_ray_gives_the_same_bits_despite_kills(base, quiet, tmp_path):
     killed: list[int] = []
     ended = threading.Event()
     killer = threading.Thread(target=kill_one, args=("ray::pack", killed, ended))
@@ -73,7 +73,7 @@ def test_a_cluster_of_this_machine_asks_for_a_token_and_listens_on_the_loopback_
 
 
 @pytest.mark.slow
-def test_a_worker_of_ray_that_dies_and_what_it_raises_are_told(tmp_path):
+def test_deaths_and_errors_of_ray_workers_are_reported(tmp_path):
     errors = outcomes(OnRay(cpus=2), "exit:3", "kill:9", "raise:journal", "raise:key", f"write:{tmp_path / 'a'}")
     for spec in ("exit:3", "kill:9"):
         assert str(errors[spec]) == "The worker of the pack was lost (WorkerCrashedError)."
@@ -89,13 +89,13 @@ def test_a_killed_driver_takes_its_ray_along(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cluster_that_does_not_answer_is_told():
+def test_a_cluster_that_does_not_answer_is_refused():
     with pytest.raises(ConfigError, match=r"Cannot connect to a Ray cluster at auto .* RAY_AUTH_TOKEN_PATH"):
         outcomes(OnRay("auto"), "exit:0")
 
 
 @pytest.mark.slow
-def test_a_ray_that_cannot_start_is_told(tmp_path, monkeypatch):
+def test_a_ray_that_cannot_start_is_refused(tmp_path, monkeypatch):
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -105,7 +105,7 @@ def test_a_ray_that_cannot_start_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_more_than_any_node_has_is_told():
+def test_asking_for_more_than_any_node_has_warns():
     nothing = OnRay(cpus=1).run(workers.work, deque[str](), Resources(cpus=2))
     with pytest.warns(UserWarning, match="No node of the Ray cluster has the 2 CPUs and 0 GPUs that a pack needs"):
         assert list(nothing) == []

@@ -26,7 +26,7 @@ def test_shards_divide_the_packs_and_none_has_more_than_its_part_and_one_pack(co
         assert sum(costs[number] for number in share) <= sum(costs) / count + max(costs, default=0)
 
 
-def test_shards_are_read_as_schedulers_number_them():
+def test_shards_are_numbered_from_one():
     assert Shard.parse("3/20") == Shard(3, 20)
     for text in ("0/20", "21/20", "3", "3/0", "-1/2", "1/2/3", "a/b", ""):
         with pytest.raises(ConfigError, match=r"is not of the form 3/20, .* Shards count from 1\. In a Slurm array"):

@@ -43,7 +43,7 @@ def test_a_published_result_is_one_file_named_by_its_key_and_sealed_with_its_sha
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_a_number_that_is_none_cannot_be_published(tmp_path, number):
+def test_nan_and_infinity_cannot_be_published(tmp_path, number):
     with pytest.raises(ValueError, match="JSON compliant"):
         Journal(tmp_path).publish(a_result(loss_init=number))
     assert Journal(tmp_path).results() == ()
@@ -58,7 +58,7 @@ def test_the_same_result_twice_counts_once(tmp_path):
     assert not (tmp_path / "quarantine").exists()
 
 
-def test_of_two_results_of_a_cell_the_first_counts_and_the_other_is_kept_aside(tmp_path):
+def test_the_first_of_two_results_counts_and_the_second_goes_to_quarantine(tmp_path):
     journal = Journal(tmp_path)
     first, second = a_result(loss_final=0.5), a_result(loss_final=0.6)
     journal.publish(first)
@@ -72,7 +72,7 @@ def test_of_two_results_of_a_cell_the_first_counts_and_the_other_is_kept_aside(t
     assert aside.read_text() == sealed(to_dict(second))
 
 
-def test_results_are_sorted_by_key_whatever_the_order_they_came_in(tmp_path):
+def test_results_are_sorted_by_key_in_any_order_of_publication(tmp_path):
     journal = Journal(tmp_path)
     for rank in (3, 1, 2):
         journal.publish(a_result(rank))
@@ -81,7 +81,7 @@ def test_results_are_sorted_by_key_whatever_the_order_they_came_in(tmp_path):
     assert len(keys) == 3
 
 
-def test_a_failure_is_told_until_the_cell_succeeds_and_does_not_stand_in_its_way(tmp_path):
+def test_a_failure_is_reported_until_the_cell_succeeds(tmp_path):
     journal = Journal(tmp_path)
     journal.publish(a_failure(message="out of memory"))
     journal.publish(a_failure(message="a hang"))
@@ -100,7 +100,7 @@ def test_a_diverged_cell_is_a_result_that_counts(tmp_path):
     assert Journal(tmp_path).results() == (diverged,)
 
 
-def test_a_damaged_cell_is_not_held_and_an_intact_one_is_read_once(tmp_path, monkeypatch):
+def test_a_damaged_cell_has_no_result_and_an_intact_one_is_read_once(tmp_path, monkeypatch):
     Journal(tmp_path).publish(a_result(1))
     Journal(tmp_path).publish(a_result(2))
     flipped = bytearray(cell_file(tmp_path, a_result(1)).read_bytes())
@@ -121,7 +121,7 @@ def test_a_damaged_cell_is_not_held_and_an_intact_one_is_read_once(tmp_path, mon
     assert not journal.holds(a_result(2).cell.key)
 
 
-def test_a_file_is_judged_by_its_content_whatever_its_times(tmp_path):
+def test_files_are_judged_by_content_not_by_time(tmp_path):
     journal = Journal(tmp_path)
     for rank in (1, 2):
         journal.publish(a_result(rank))
@@ -132,7 +132,7 @@ def test_a_file_is_judged_by_its_content_whatever_its_times(tmp_path):
     assert journal.findings == []
 
 
-def test_a_good_result_moved_by_mistake_is_put_back(tmp_path, monkeypatch):
+def test_an_intact_result_moved_by_mistake_is_put_back(tmp_path, monkeypatch):
     """Another process replaces a damaged file just after this one has read it."""
     Journal(tmp_path).publish(a_result())
     cell_file(tmp_path, a_result()).write_text("{")
@@ -150,7 +150,7 @@ def test_a_good_result_moved_by_mistake_is_put_back(tmp_path, monkeypatch):
     assert aside.read_text() == "{"
 
 
-def test_a_damaged_file_that_another_process_was_quicker_to_move_is_no_trouble(tmp_path, monkeypatch):
+def test_a_damaged_file_may_be_moved_by_another_process_first(tmp_path, monkeypatch):
     Journal(tmp_path).publish(a_result())
     cell_file(tmp_path, a_result()).write_text("{")
     real = os.replace
@@ -176,7 +176,7 @@ def test_a_result_published_over_a_damaged_file_replaces_it(tmp_path):
     assert len(list((tmp_path / "quarantine").iterdir())) == 1
 
 
-def test_a_damaged_file_that_cannot_be_moved_does_not_count_and_stops_whoever_needs_its_place(tmp_path):
+def test_a_damaged_file_that_cannot_be_moved_is_ignored_and_blocks_publication(tmp_path):
     journal = Journal(tmp_path)
     journal.publish(a_result())
     cell_file(tmp_path, a_result()).write_text("{")
@@ -187,7 +187,7 @@ def test_a_damaged_file_that_cannot_be_moved_does_not_count_and_stops_whoever_ne
         journal.publish(a_result())
 
 
-def test_a_damaged_failure_is_not_told_as_one(tmp_path):
+def test_a_damaged_failure_is_not_reported_as_a_failure(tmp_path):
     journal = Journal(tmp_path)
     journal.publish(a_failure())
     (tmp_path / "failures" / f"{a_failure().cell.key}.json").write_text("{")
@@ -229,7 +229,7 @@ def test_a_result_that_cannot_be_written_is_not_acknowledged_and_leaves_nothing(
     assert set(journal.results()) == {a_result(1), a_result(2)}
 
 
-def test_a_folder_that_cannot_be_synced_means_no_acknowledgement_but_no_harm(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_synced_prevents_acknowledgement_but_does_no_harm(tmp_path, monkeypatch):
     journal = Journal(tmp_path)
     journal.publish(a_result(1))
     real = os.fsync
@@ -249,7 +249,7 @@ def test_a_folder_that_cannot_be_synced_means_no_acknowledgement_but_no_harm(tmp
 
 
 @pytest.mark.parametrize("limit", [0, 1, 500])
-def test_a_write_the_system_cuts_short_leaves_no_part_of_a_result(tmp_path, limit):
+def test_a_write_cut_short_leaves_no_partial_result(tmp_path, limit):
     Journal(tmp_path).publish(a_result(1))
     process = SPAWN.Process(target=_publish_under_a_file_size_limit, args=(str(tmp_path), limit))
     process.start()
@@ -260,7 +260,7 @@ def test_a_write_the_system_cuts_short_leaves_no_part_of_a_result(tmp_path, limi
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_of_racing_writers_one_wins_each_cell_and_no_result_is_lost(tmp_path, links):
+def test_one_of_several_racing_writers_wins_each_cell_and_no_result_is_lost(tmp_path, links):
     barrier = SPAWN.Barrier(3)
     writers = [SPAWN.Process(target=_publish_mine, args=(str(tmp_path), links, number, barrier)) for number in range(3)]
     for process in writers:
@@ -274,7 +274,7 @@ def test_of_racing_writers_one_wins_each_cell_and_no_result_is_lost(tmp_path, li
     assert leftovers(tmp_path) == []
 
 
-def test_runs_that_read_and_tidy_up_take_nothing_from_one_that_writes(tmp_path):
+def test_readers_that_tidy_up_take_nothing_from_a_writer(tmp_path):
     started, stop = SPAWN.Event(), SPAWN.Event()
     process = SPAWN.Process(target=_rebuild_over_and_over, args=(str(tmp_path), started, stop))
     process.start()
@@ -292,7 +292,7 @@ def test_runs_that_read_and_tidy_up_take_nothing_from_one_that_writes(tmp_path):
     assert journal.findings == []
 
 
-def test_a_writer_whose_temporary_file_was_swept_up_comes_too_late_and_is_content(tmp_path, monkeypatch):
+def test_a_writer_whose_temporary_file_was_removed_after_a_rival_won_succeeds(tmp_path, monkeypatch):
     real = os.link
 
     def slowly(source: Path, target: Path) -> None:

@@ -18,7 +18,7 @@ from memlaw.sweep.journal import Journal
     message=st.text() | st.sampled_from(["\ud800", "line\u2028line", "\x00"]),
     steps=st.integers(0, 2**62),
 )
-def test_every_finite_result_reads_back_as_it_was(tmp_path_factory, loss, message, steps):
+def test_every_finite_result_reads_back_unchanged(tmp_path_factory, loss, message, steps):
     root = tmp_path_factory.mktemp("journal")
     result = a_result(loss_init=loss, message=message, steps=steps)
     journal = Journal(root)
@@ -65,7 +65,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_file_is_moved_to_quarantine_told_and_not_counted(tmp_path, damage):
+def test_a_damaged_file_is_quarantined_reported_and_not_counted(tmp_path, damage):
     journal = Journal(tmp_path)
     result, other = a_result(1), a_result(2)
     journal.publish(result)
@@ -83,7 +83,7 @@ def test_a_damaged_file_is_moved_to_quarantine_told_and_not_counted(tmp_path, da
     assert not journal.holds(result.cell.key)
 
 
-def test_an_intact_file_with_unknown_fields_is_another_versions_and_stops_the_reading(tmp_path):
+def test_an_intact_file_with_unknown_fields_stops_reading_as_another_versions(tmp_path):
     body = to_dict(a_result()) | {"entropy": 0.1}
     path = cell_file(tmp_path, a_result())
     path.parent.mkdir()
@@ -95,7 +95,7 @@ def test_an_intact_file_with_unknown_fields_is_another_versions_and_stops_the_re
     assert path.exists()
 
 
-def test_an_intact_file_with_a_setting_out_of_range_is_another_versions_too(tmp_path):
+def test_an_intact_file_with_a_setting_out_of_range_stops_reading_as_another_versions(tmp_path):
     body = to_dict(a_result())
     body["cell"]["train"]["method"] = "a later one"
     path = tmp_path / "cells" / f"{digest(body['cell'])}.json"

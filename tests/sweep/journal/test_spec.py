@@ -9,7 +9,7 @@ from memlaw.core.errors import JournalError
 from memlaw.sweep.journal import Journal, ProbeSpec
 
 
-def test_a_claim_makes_the_directory_and_the_same_run_may_come_again(tmp_path):
+def test_a_claim_creates_the_directory_and_the_same_run_may_rejoin(tmp_path):
     out = tmp_path / "a" / "b"
     assert Journal(out).claim(SPEC) == SPEC
     assert Journal(out).claim(SPEC) == SPEC
@@ -23,7 +23,7 @@ def test_the_packs_of_the_first_run_hold_for_every_later_one(tmp_path):
     assert Journal(tmp_path).claim(repacked) == SPEC
 
 
-def test_another_run_is_told_what_differs_and_the_way_out(tmp_path):
+def test_another_run_is_refused_with_the_differences_and_a_way_out(tmp_path):
     Journal(tmp_path).claim(SPEC)
     before = (tmp_path / "probe.json").read_bytes()
     other = ProbeSpec(identity={"model": "m", "ranks": [1, 2, 4], "steps": 10}, packs=())
@@ -55,7 +55,7 @@ def test_a_directory_with_other_files_is_left_alone(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["holiday.jpg", "thesis.tex"]
 
 
-def test_a_file_in_place_of_the_directory_is_told(tmp_path):
+def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(JournalError, match=r"Cannot read .*probe\.json: Not a directory"):
         Journal(tmp_path / "out").claim(SPEC)
@@ -68,7 +68,7 @@ def test_a_directory_in_which_a_run_died_at_once_may_be_claimed(tmp_path):
     assert leftovers(tmp_path) == []
 
 
-def test_a_damaged_probe_json_is_told_with_a_way_to_keep_the_cells(tmp_path):
+def test_a_damaged_probe_json_is_refused_with_a_way_to_keep_the_cells(tmp_path):
     journal = Journal(tmp_path)
     journal.claim(SPEC)
     journal.publish(a_result())
@@ -84,7 +84,7 @@ def test_a_damaged_probe_json_is_told_with_a_way_to_keep_the_cells(tmp_path):
     assert Journal(elsewhere).results() == (a_result(),)
 
 
-def test_a_directory_that_is_no_probe_is_not_read_as_one(tmp_path):
+def test_another_directory_is_not_read_as_a_probe(tmp_path):
     with pytest.raises(JournalError, match=r"is not a probe directory: it has no probe\.json"):
         Journal(tmp_path / "nowhere").spec()
 

@@ -1,4 +1,4 @@
-"""`memlaw probe --status`: where a probe stands, from its directory alone."""
+"""`memlaw journal status`: how far a probe has come, from its directory alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def journal(tmp_path: Path) -> Journal:
     return journal
 
 
-def test_a_probe_that_has_just_begun(journal):
+def test_a_probe_without_results_is_all_waiting(journal):
     state = status(journal.root)
     assert (state.cells, state.finished, state.diverged, state.failed, state.waiting) == (7, 0, 0, 0, 7)
     assert state.packs == PackCounts(done=0, partly=0, waiting=3)
@@ -36,7 +36,7 @@ def test_a_probe_that_has_just_begun(journal):
     assert state.reasons == state.checkpoints == ()
 
 
-def test_cells_are_counted_by_what_became_of_them_and_packs_by_what_is_missing(journal):
+def test_cells_are_counted_by_status_and_packs_by_missing_cells(journal):
     journal.publish(a_result(1))
     journal.publish(a_result(2, loss_final=None, status="diverged", acc_token=None))
     journal.publish(a_result(3))
@@ -50,7 +50,7 @@ def test_cells_are_counted_by_what_became_of_them_and_packs_by_what_is_missing(j
     assert json.loads(json.dumps(to_dict(state)))["packs"] == {"done": 1, "partly": 1, "waiting": 1}
 
 
-def test_a_damaged_cell_is_told_waits_and_stays_where_it_is(journal):
+def test_a_damaged_cell_counts_as_waiting_and_stays_in_place(journal):
     journal.publish(a_result(1))
     cell_file(journal.root, a_result(1)).write_text("{")
     state = status(journal.root)
@@ -76,12 +76,12 @@ def test_the_last_activity_is_when_a_file_last_appeared(journal):
     assert status(journal.root).last_activity > "2020"
 
 
-def test_a_directory_that_is_no_probe_has_no_status(tmp_path):
+def test_another_directory_has_no_status(tmp_path):
     with pytest.raises(JournalError, match=r"is not a probe directory: it has no probe\.json"):
         status(tmp_path)
 
 
-def test_asking_touches_nothing_and_needs_no_torch(journal):
+def test_status_changes_nothing_and_loads_no_torch(journal):
     journal.publish(a_result(1))
     cell_file(journal.root, a_result(1)).write_text("{")
     before = sorted((str(path), path.stat().st_mtime_ns) for path in journal.root.rglob("*"))

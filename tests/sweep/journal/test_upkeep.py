@@ -1,4 +1,4 @@
-"""`memlaw journal verify, rebuild, export`: what a journal is worth, put in order, handed on."""
+"""`memlaw journal verify`, `rebuild` and `export`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_an_intact_journal_is_counted(root):
     assert to_dict(report)["out"] == str(root)
 
 
-def test_every_kind_of_trouble_is_named_and_nothing_is_touched(root):
+def test_every_fault_is_listed_and_nothing_is_changed(root):
     key = a_result(1).cell.key
     path = cell_file(root, a_result(1))
     path.write_bytes(path.read_bytes().replace(b"4.0", b"4.1"))
@@ -73,7 +73,7 @@ def test_every_kind_of_trouble_is_named_and_nothing_is_touched(root):
     assert report.leftovers == (f"cells/.{key}.json.0123.tmp",)
 
 
-def test_a_damaged_or_missing_probe_json_is_a_fault_and_its_cells_are_counted_all_the_same(root):
+def test_cells_still_count_if_probe_json_is_damaged_or_missing(root):
     path = root / "probe.json"
     path.write_bytes(path.read_bytes().replace(b"[1,2]", b"[1,3]"))
     report = verify(root)
@@ -83,7 +83,7 @@ def test_a_damaged_or_missing_probe_json_is_a_fault_and_its_cells_are_counted_al
     assert verify(root).unreadable == (Fault("probe.json", "No such file or directory"),)
 
 
-def test_a_file_of_another_version_is_named_and_not_called_damaged(root):
+def test_a_file_of_another_version_is_unreadable_not_damaged(root):
     from helpers.journals import sealed
 
     path = cell_file(root, a_result(1))
@@ -107,7 +107,7 @@ def test_the_table_is_current_outdated_or_absent(root):
 
 
 @pytest.mark.parametrize("work", [verify, rebuild, lambda path: export(path, path / "x.csv")])
-def test_a_directory_that_is_no_probe_is_not_read_as_one(tmp_path, work):
+def test_another_directory_is_not_read_as_a_probe(tmp_path, work):
     with pytest.raises(JournalError, match=r"is not a probe directory: it has no probe\.json\. Check"):
         work(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -163,7 +163,7 @@ def test_an_export_is_made_of_verified_cells_and_not_of_the_table(root, tmp_path
     assert export(root, tmp_path / "results.csv") == 3
 
 
-def test_text_that_csv_and_json_find_hard_survives(tmp_path):
+def test_text_that_is_hard_for_csv_and_json_survives(tmp_path):
     message = 'comma, "quote"\nline\u2028\x00 \ud800'
     journal = Journal(tmp_path / "P")
     journal.claim(SPEC)
@@ -178,7 +178,7 @@ def test_text_that_csv_and_json_find_hard_survives(tmp_path):
     assert row["message"] == readable
 
 
-def test_an_unknown_suffix_and_a_place_that_cannot_be_written_are_told(root, tmp_path):
+def test_an_unknown_suffix_and_an_unwritable_place_are_refused(root, tmp_path):
     with pytest.raises(
         ConfigError,
         match=r"r\.xlsx has no suffix of a known format\. Choose a name that ends in \.csv, \.jsonl, \.parquet\.",
