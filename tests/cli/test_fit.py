@@ -57,7 +57,7 @@ def test_a_fit_may_be_over_parameters_of_relative_residuals_and_with_other_inter
 
 
 def test_a_fit_of_several_methods_names_the_option_that_chooses(run: Run, probed: Path) -> None:
-    assert_refused(run("fit", probed), "holds cells of the methods ot and sft", "Choose with --method")
+    assert_refused(run("fit", probed), "has cells of the methods ot and sft", "Choose it with --method")
     assert run("fit", probed, "--method", "ot", "--json").document["n"] == 9
 
 

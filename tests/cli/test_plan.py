@@ -159,7 +159,7 @@ def test_the_printed_training_command_trains_the_planned_adapter(
 
 def test_cells_of_another_placement_cannot_calibrate(run: Run, model: Path, facts: Path, single: Path) -> None:
     ran = run("plan", facts, "--model", model, "--cells", single, "--placement", "q_proj@1")
-    assert_refused(ran, "were trained at down_proj@2, and the plan is for q_proj@1")
+    assert_refused(ran, "were trained at down_proj@2, but the plan is for q_proj@1")
 
 
 @pytest.mark.parametrize("target", ["0", "-0.5", "1.01", "nan", "loss=0", "most"])

@@ -30,7 +30,7 @@ def test_a_directory_without_results_has_no_report(run: Run, adapter: Path, prob
     assert_refused(
         run("report", tmp_path / "none", "--out", page), "contains neither a probe (probe.json) nor recall.json"
     )
-    assert_refused(run("report", adapter, "--out", page), "so there is nothing to report")
+    assert_refused(run("report", adapter, "--out", page), "so the report would be empty")
     assert_refused(run("report", probed, "--out", tmp_path), "cannot be written")
     write(tmp_path / "recall.json", "{")
     assert_refused(run("report", tmp_path, "--out", page), "recall.json is not JSON", "damaged or cut short")
