@@ -84,4 +84,5 @@ def test_an_adapter_that_is_damaged_or_none_is_refused(
     assert_refused(run("recall", facts, "--model", model, "--adapter", copy), "holds no adapter_model.safetensors")
     torch.save({}, copy / "adapter_model.bin")
     assert_refused(run("recall", facts, "--model", model, "--adapter", copy), "a pickle that could run code")
-    assert_refused(run("recall", facts, "--model", model, "--adapter", tmp_path / "none"), "no adapter directory")
+    ran = run("recall", facts, "--model", model, "--adapter", tmp_path / "none")
+    assert_refused(ran, "The adapter directory", "does not exist")

@@ -112,7 +112,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 def test_a_real_limit_on_file_size_is_met_in_words(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
     with files_of_at_most(600):
         ran = run("train", facts, "--model", model, "--rank", 8, "--steps", 2, "--out", tmp_path / "A")
-    assert_refused(ran, "The adapter cannot be written to", "File too large", "Make room")
+    assert_refused(ran, "The adapter cannot be written to", "File too large", "Free some space")
     assert list(tmp_path.iterdir()) == []
 
 
