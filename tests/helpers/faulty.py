@@ -50,7 +50,7 @@ def written(directory: Path, content: str | bytes, name: str = "facts.jsonl") ->
 @contextmanager
 def untrained() -> Iterator[None]:
     """Nothing may train in here."""
-    with patch("memlaw.training.engine.Engine", side_effect=AssertionError("a training began")):
+    with patch("memlaw.training.stack.Engine", side_effect=AssertionError("a training began")):
         yield
 
 
