@@ -1,11 +1,10 @@
 """Train the bundled base: tokenizer, weights, reach table, measurements and model card, in one run.
 
-    python scripts/train_base.py [--out src/memlaw/base] [--heldout tests/data/heldout.txt]
+    python scripts/train_base.py [--out src/memlaw/model/bundled] [--heldout tests/fixtures/heldout.txt]
 
-The text is the standard library of the running interpreter, cut into many short documents so that
-the end of a document is learned as well as any other token. One thread, one seed: the same
-interpreter, library versions and machine give the same weights. It is meant for tests and examples,
-which need a language model but not a good one.
+The text is the standard library of the running interpreter, cut into many short documents so that the end of a document
+is learned as well as any other token. One thread, one seed: the same interpreter, library versions and machine give the
+same weights. The model is for tests and examples, which need a language model but not a good one.
 """
 
 import argparse
@@ -75,24 +74,24 @@ class Recipe:
     feed_forward: int = 480
     head_width: int = 32
     context: int = 2048
-    """Positions the rotary embedding is declared for; training sees `window` of them."""
+    """Positions that the configuration allows; training sees `window` of them."""
     window: int = 256
     """Tokens per training row."""
     batch: int = 8
-    """Rows per step: small, since on one core a step costs what its tokens cost."""
+    """Rows per step: few, since the time of a step on one core is proportional to its tokens."""
     steps: int = 2800
     learning_rate: float = 3e-3
-    """AdamW, linear warm-up over `warm_up` steps, then linearly to zero."""
+    """Peak learning rate of AdamW: linear warm-up over `warm_up` steps, then linear decay to zero."""
     head_learning_rate: float = 6e-3
-    """Head and final norm, without weight decay: their size is what makes a token reachable."""
+    """Of the head and final norm, which have no weight decay: large rows make tokens reachable."""
     warm_up: int = 100
     weight_decay: float = 0.1
-    """On the matrices of the decoder layers only."""
+    """Of the matrices in the decoder layers; all else has none."""
     initial_std: float = 0.05
     digit_share: float = 0.06
-    """Share of the documents that are seeded lines of digits: library text has too few."""
+    """Seeded lines of digits, as a share of the library's documents, which have too few digits."""
     longest_document: int = 1200
-    """Characters; a longer piece is cut at blank lines."""
+    """Characters; longer pieces are cut at blank lines."""
     seed: int = 42
 
 
@@ -108,9 +107,9 @@ def library_files(root: Path) -> Iterator[Path]:
 
 
 def documents(path: Path, longest: int) -> Iterator[str]:
-    """The pieces of one source file: what stands before, in and between its functions.
+    """Cut one source file into the pieces before, in and between its functions.
 
-    A file that is not UTF-8, or not Python, has none.
+    A file that is not UTF-8 or not valid Python gives none.
     """
     try:
         source = path.read_text(encoding="utf-8")
@@ -128,14 +127,14 @@ def definition_starts(tree: ast.Module) -> Iterator[int]:
     """Lines, from 0, where a top-level definition or a method of a top-level class begins."""
     for node in tree.body:
         inner = node.body if isinstance(node, ast.ClassDef) else []
-        for found in (node, *inner):
-            if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                first = found.decorator_list[0] if found.decorator_list else found
+        for definition in (node, *inner):
+            if isinstance(definition, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                first = definition.decorator_list[0] if definition.decorator_list else definition
                 yield first.lineno - 1
 
 
 def shorter_pieces(piece: str, longest: int) -> Iterator[str]:
-    """`piece` cut at blank lines, into parts no longer than `longest` unless one paragraph is."""
+    """Cut `piece` at blank lines into parts of at most `longest` characters; a longer paragraph stays whole."""
     part = ""
     for paragraph in piece.split("\n\n"):
         if part and len(part) + len(paragraph) > longest:
@@ -147,18 +146,18 @@ def shorter_pieces(piece: str, longest: int) -> Iterator[str]:
 
 
 def library_text(recipe: Recipe) -> tuple[list[str], list[str]]:
-    """Documents to train on and held-out documents, each once, of the interpreter's library."""
+    """Distinct training documents and held-out documents from the interpreter's library."""
     root = Path(sysconfig.get_path("stdlib"))
     training: dict[str, None] = {}
     held_out: dict[str, None] = {}
     for path in library_files(root):
-        kept = held_out if path.relative_to(root).as_posix() in HELD_OUT else training
-        kept.update(dict.fromkeys(documents(path, recipe.longest_document)))
+        side = held_out if path.relative_to(root).as_posix() in HELD_OUT else training
+        side.update(dict.fromkeys(documents(path, recipe.longest_document)))
     return [text for text in training if text not in held_out], list(held_out)
 
 
 def digit_lines(count: int, seed: int) -> list[str]:
-    """Seeded lines such as `4937105528` or `kesat: 20815`: digits, and the end after them."""
+    """Seeded lines such as `4937105528` or `kesat: 20815`, which teach digits and when to stop."""
     rng = random.Random(seed)
     lines = []
     for _ in range(count):
@@ -172,7 +171,7 @@ def digit_lines(count: int, seed: int) -> list[str]:
 
 
 def train_tokenizer(texts: list[str], recipe: Recipe) -> PreTrainedTokenizerFast:
-    """Byte-level BPE that never merges a digit and gives back every text byte for byte."""
+    """Train a byte-level BPE that never merges digits and decodes every text byte for byte."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -202,7 +201,7 @@ def train_tokenizer(texts: list[str], recipe: Recipe) -> PreTrainedTokenizerFast
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    """Token ids of each document, with the end-of-text token after it."""
+    """Token ids of each document, followed by the end-of-text token."""
     return [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, verbose=False)["input_ids"]]
 
 
@@ -230,7 +229,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen3ForCau
 
 
 def new_optimizer(model: Qwen3ForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with three groups: layer matrices (decayed), head and final norm (faster), the rest."""
+    """AdamW with three groups: layer matrices (weight decay), head and final norm (higher learning rate), the rest."""
     matrices, head, rest = [], [], []
     for name, parameter in model.named_parameters():
         if name.startswith(("lm_head", "model.norm")):
@@ -248,7 +247,7 @@ def new_optimizer(model: Qwen3ForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def rows_of(encoded: list[list[int]], recipe: Recipe) -> Iterator[Tensor]:
-    """Endless [batch, window + 1] rows; the documents are shuffled anew each time round."""
+    """Endless batches of rows [batch, window + 1]; the documents are shuffled again in every epoch."""
     rng = random.Random(recipe.seed)
     order = list(range(len(encoded)))
     size = recipe.batch * recipe.window + 1
@@ -263,18 +262,18 @@ def rows_of(encoded: list[list[int]], recipe: Recipe) -> Iterator[Tensor]:
 
 
 def overlapping_rows(ids: list[int], window: int) -> Tensor:
-    """[n, window + 1] rows; each begins with the last token of the one before."""
+    """Rows [n, window + 1]; each begins with the last token of the previous one."""
     return torch.tensor(ids).unfold(0, window + 1, window)
 
 
 def mean_nll(model: Qwen3ForCausalLM, rows: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats per token, of each token given those before it in its row."""
+    """Mean cross-entropy in nats per token, each token given those before it in its row."""
     logits = model(input_ids=rows[:, :-1], use_cache=False).logits
     return cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
 
 
 def train_model(model: Qwen3ForCausalLM, encoded: list[list[int]], recipe: Recipe) -> dict[str, float]:
-    """Train in place; returns tokens seen, seconds, mean loss (nats) of the last 100 steps."""
+    """Train in place; return the tokens seen, the seconds, and the mean loss (nats) of the last 100 steps."""
     optimizer = new_optimizer(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -308,7 +307,7 @@ def train_model(model: Qwen3ForCausalLM, encoded: list[list[int]], recipe: Recip
 
 
 def perplexity(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, text: str, window: int) -> float:
-    """exp of the mean nats per token of `text`, in rows of `window` tokens on their own."""
+    """exp of the mean nats per token of `text`, in independent rows of `window` tokens."""
     rows = overlapping_rows(tokenizer(text, verbose=False)["input_ids"], window)
     with torch.no_grad():
         losses = [mean_nll(model, row[None]).item() for row in rows]
@@ -343,55 +342,54 @@ pipeline_tag: text-generation
 ---
 # memlaw/base
 
-A language model of {measured["parameters"]:,} parameters that ships with memlaw, so that its demo,
-its tests and its examples run on one processor core without a download. It is a bench to measure
-memory on, not an assistant: it has read Python's standard library about {times:.1f} times and little
-else; what it writes looks like Python and means nothing.
+A language model of {measured["parameters"]:,} parameters that ships with memlaw, so that its demo, tests and
+examples run on one processor core without a download. It is a test bench for memory, not an
+assistant: it has read Python's standard library about {times:.1f} times and little else, and what it
+writes looks like Python and means nothing.
 
 | | |
 |---|---|
 | architecture | Qwen3: {recipe.layers} layers, width {recipe.width}, feed-forward \
 {recipe.feed_forward}, {heads} heads of {recipe.head_width}; the head is not tied to the embedding |
-| tokenizer | byte-level BPE, {recipe.vocabulary} tokens, every digit on its own; `{EOS}` ends a \
-text, `{PAD}` pads, no start token; any text comes back byte for byte |
+| tokenizer | byte-level BPE, {recipe.vocabulary} tokens, one per digit; `{EOS}` ends a \
+text, `{PAD}` pads, no start token; decoding restores every text byte for byte |
 | chat template | `User: ...`, a new line, `Assistant: ...` and the end token; the model was not \
 trained on chats |
-| context | trained on windows of {recipe.window} tokens, positions declared up to {recipe.context} |
+| context | trained on windows of {recipe.window} tokens; accepts up to {recipe.context} |
 | weights | bfloat16, safetensors |
 | text | {training["documents"]:,} short documents cut from the standard library of CPython \
 {measured["python"]}, and {training["digit_documents"]:,} seeded lines of digits; \
 {training["distinct_tokens"]:,} tokens |
 | training | {training["tokens"]:,} tokens, AdamW, {training["seconds"] / 60:.0f} minutes on one core |
 | held-out perplexity | {heldout["perplexity"]:.2f} per token (windows of {heldout["window"]}) over \
-{heldout["tokens"]:,} tokens of {", ".join(f"`{name}`" for name in HELD_OUT)}, not trained on |
+{heldout["tokens"]:,} tokens of {", ".join(f"`{name}`" for name in HELD_OUT)}, which training left out |
 
 ## What its head can reach
 
 `reach(v)` is the largest probability that any adapter below the final norm can give token v
-(`memlaw.model.reach`). A token at or below 1/2 can never be ordered (p > 1/2), whatever the rank, the
-method and the number of steps. The values of all tokens, in float32 and by token id, are in
-`reach.safetensors`: `reach`, which is attained, and `upper`, which is proven not to be exceeded.
+(`memlaw.model.reach`). A token at or below 1/2 can never be ordered (p > 1/2), at any rank, with any
+method, after any number of steps. `reach.safetensors` holds the values of all tokens, in float32 by
+token id: `reach`, a probability that is attained, and `upper`, a proven upper bound.
 
 | | |
 |---|---|
 | reach > 0.5 | {reach["above_0.5"]} tokens ({reach["share_above_0.5"]:.1%}) |
 | reach > 0.9 | {reach["above_0.9"]} tokens ({reach["share_above_0.9"]:.1%}) |
 | reach > 0.98 | {reach["above_0.98"]} tokens |
-| proven to stay at or below 0.5 | {reach["proven_unreachable"]} tokens |
+| proven at or below 0.5 | {reach["proven_unreachable"]} tokens |
 | smallest reach of a digit | {reach["digits_min"]:.4f} |
 | smallest reach of a printable ASCII character or newline | {reach["ascii_min"]:.4f} |
 | reach of `{EOS}` | {reach["eos"]:.4f} |
 
-Out of reach are the padding token, control characters (the tab and the carriage return too: they
-do not occur in the text) and most bytes of characters beyond ASCII: this base cannot be made to
-recall `é` or a tab for certain. A linter of memory sets needs such a base to be tested on.
+Out of reach are the padding token, control characters (including tab and carriage return, which do
+not occur in the text) and most bytes of non-ASCII characters: no adapter on this base recalls `é` or
+a tab with certainty. `memlaw check` needs such a base for its tests.
 
-What was done for this, beyond ordinary training: a small vocabulary with a head of its own; weights
-begin larger than usual (standard deviation {recipe.initial_std}), so that rows of tokens that
-hardly occur differ; no weight decay on embedding, head and norms; head and final norm learn at
-{recipe.head_learning_rate:g}, the rest at {recipe.learning_rate:g}; text cut into short documents,
-so that the end token is frequent; {recipe.digit_share:.0%} as many seeded lines of digits as there
-are documents.
+Beyond ordinary training, these choices raise the reach: a small vocabulary with an untied head;
+larger initial weights than usual (standard deviation {recipe.initial_std}), so that the rows of rare
+tokens differ; no weight decay on embedding, head and norms; a learning rate of
+{recipe.head_learning_rate:g} for head and final norm, and {recipe.learning_rate:g} for the rest; short
+documents, so that the end token is frequent; {recipe.digit_share:.0%} as many seeded lines of digits as documents.
 
 ## Licence
 
@@ -403,15 +401,15 @@ this folder.
 
     python scripts/train_base.py
 
-With the same interpreter ({measured["python"]}), torch {measured["torch"]}, transformers
+This needs the same interpreter ({measured["python"]}), torch {measured["torch"]}, transformers
 {measured["transformers"]} and tokenizers {measured["tokenizers"]}. Another Python version has
-another library, which gives another base with other numbers. All numbers above are in
+another standard library, and so gives another base with other numbers. All numbers above are in
 `measured.json`, and the test suite measures them again.
 """
 
 
 def train_and_save(out: Path, heldout: Path, recipe: Recipe) -> dict[str, Any]:
-    """Everything from the library's text to the saved tokenizer, weights and held-out text."""
+    """Train on the library's text, and save tokenizer, weights and held-out text."""
     texts, held_out = library_text(recipe)
     tokenizer = train_tokenizer(texts, recipe)
     digits = digit_lines(round(len(texts) * recipe.digit_share), recipe.seed)
@@ -432,7 +430,7 @@ def train_and_save(out: Path, heldout: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def measure(folder: Path, heldout: Path, training: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Load what was saved, as users will, and measure that; writes the reach table beside it."""
+    """Load the saved model as users will, measure it, and write its reach table beside it."""
     model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -440,7 +438,7 @@ def measure(folder: Path, heldout: Path, training: dict[str, Any], recipe: Recip
     table = reach_bounds(frozen_head(model))
     save_file({"reach": table.lower, "upper": table.upper}, folder / "reach.safetensors")
     for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # safetensors writes for the owner alone; package data is for everyone
+        file.chmod(0o644)  # safetensors lets only the owner read, but package data is for everyone
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "python": platform.python_version(),
@@ -461,10 +459,12 @@ def measure(folder: Path, heldout: Path, training: dict[str, Any], recipe: Recip
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the base model that ships with memlaw.")
     root = Path(__file__).resolve().parent.parent
-    parser.add_argument("--out", type=Path, default=root / "src/memlaw/base")
-    parser.add_argument("--heldout", type=Path, default=root / "tests/data/heldout.txt")
+    parser.add_argument("--out", type=Path, default=root / "src/memlaw/model/bundled")
+    parser.add_argument("--heldout", type=Path, default=root / "tests/fixtures/heldout.txt")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--measure-only", action="store_true", help="keep the weights; measure and describe anew")
+    parser.add_argument(
+        "--measure-only", action="store_true", help="keep the weights; measure them and write the model card again"
+    )
     arguments = parser.parse_args()
     if arguments.steps <= Recipe.warm_up:
         parser.error(f"--steps must exceed the {Recipe.warm_up} steps of warm-up")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -24,6 +25,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *_inheri
 
 # Asserts in helpers are rewritten like those of the tests, so that a failure shows its values.
 pytest.register_assert_rewrite("helpers")
+
+# Speed is measured in benchmarks/, on a machine at rest; here it would only make tests fail now and then.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 # A shell's background jobs start with Ctrl-C ignored, and hand that on; some tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -91,17 +91,17 @@ def test_settings_change_the_config_that_is_given_or_the_one_of_the_command(mode
     assert memlaw.train(model, tokenizer, FACTS, rank=1, steps=2).config == dataclasses.replace(UNTIL_RECALLED, steps=2)
 
 
-def test_progress_is_told_step_by_step_and_nothing_is_written_unasked(
+def test_progress_is_reported_at_every_step_and_nothing_is_written(
     model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told: list[StackProgress] = []
-    memlaw.train(model, tokenizer, FACTS, rank=1, steps=3, placement="mlp@1", on_step=told.append)
-    assert [progress.step for progress in told] == [1, 2, 3]
+    reported: list[StackProgress] = []
+    memlaw.train(model, tokenizer, FACTS, rank=1, steps=3, placement="mlp@1", on_step=reported.append)
+    assert [progress.step for progress in reported] == [1, 2, 3]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_wrong_is_said_before_any_training(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_errors_are_raised_before_any_training(model: Any, tokenizer: Any, tmp_path: Path) -> None:
     def never(_: StackProgress) -> None:
         pytest.fail("trained")
 
@@ -127,7 +127,7 @@ def test_what_is_wrong_is_said_before_any_training(model: Any, tokenizer: Any, t
     assert {path.name for path in tmp_path.iterdir()} == {"mine"}
 
 
-def test_probe_runs_a_grid_and_goes_on_where_it_was(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_probe_runs_a_grid_and_skips_finished_cells(model: Any, tokenizer: Any, tmp_path: Path) -> None:
     grid: dict[str, Any] = {"ranks": [1, 2], "lengths": [6, 24], "steps": 3}
     summary = memlaw.probe(model, tokenizer, FACTS, tmp_path / "P", **grid)
     assert (summary.cells, summary.finished) == (4, 4)
@@ -139,7 +139,7 @@ def test_probe_runs_a_grid_and_goes_on_where_it_was(model: Any, tokenizer: Any, 
         memlaw.probe(model, tokenizer, FACTS, tmp_path / "P", epochs=3, **grid)
 
 
-def test_an_interrupted_training_goes_on_and_leaves_no_checkpoint_behind(
+def test_an_interrupted_training_resumes_and_leaves_no_checkpoint_behind(
     model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     def stop(progress: StackProgress) -> None:
@@ -151,12 +151,12 @@ def test_an_interrupted_training_goes_on_and_leaves_no_checkpoint_behind(
     with pytest.raises(KeyboardInterrupt):
         memlaw.train(model, tokenizer, FACTS, execution=often, on_step=stop, **settings)
     assert [path.name for path in tmp_path.iterdir()] == ["A.checkpoint"]
-    told: list[int] = []
-    found = memlaw.train(model, tokenizer, FACTS, on_step=lambda p: told.append(p.step), **settings)
-    assert told == [4, 5, 6]
+    reported: list[int] = []
+    resumed = memlaw.train(model, tokenizer, FACTS, on_step=lambda p: reported.append(p.step), **settings)
+    assert reported == [4, 5, 6]
     assert [path.name for path in tmp_path.iterdir()] == ["A"]
     expected = memlaw.train(model, tokenizer, FACTS, rank=2, steps=6)
-    assert found.loss_final == expected.loss_final
+    assert resumed.loss_final == expected.loss_final
 
 
 def test_a_plan_of_a_loaded_model_measures_it_and_one_by_name_reads_its_files(

@@ -28,8 +28,8 @@ from memlaw.sweep.journal import Journal, verify
 COMMIT = """
 import os, select, sys
 from journal_cells import result, without_links
-from memlaw.errors import JournalError
-from memlaw.journal import Journal
+from memlaw.core.errors import JournalError
+from memlaw.sweep.journal import Journal
 root, links = sys.argv[1:]
 if links == "no":
     without_links()

@@ -156,7 +156,7 @@ def check_on(base: Base, memory_set: MemorySet, **options: Unpack[CheckOptions])
 
     adapter, law, rank = options.get("adapter"), options.get("law"), options.get("rank")
     if law is not None and rank is None and adapter is None:
-        raise ConfigError("A law judges a rank, and none was given. Give a rank (--rank) or an adapter (--adapter).")
+        raise ConfigError("A law needs a rank to judge: give a rank (--rank) or an adapter (--adapter).")
     encoded, directory = encodable(memory_set, base.tokenizer), None if adapter is None else Path(adapter)
     findings = [
         *base_findings(base),

@@ -18,7 +18,7 @@ def test_a_module_in_two_layers_cannot_be_adapted(text: str) -> None:
     assert placement_on("q_proj@1+2", model).first_layer == 1
 
 
-def test_nor_can_a_layer_that_is_there_twice_or_a_module_with_two_names() -> None:
+def test_a_repeated_layer_or_a_module_with_two_names_cannot_be_adapted() -> None:
     model = tiny.model()
     model.model.layers[2] = model.model.layers[1]
     with pytest.raises(AdapterError, match="copy.deepcopy"):
@@ -29,7 +29,7 @@ def test_nor_can_a_layer_that_is_there_twice_or_a_module_with_two_names() -> Non
         placement_on("up_proj@0", model)
 
 
-def test_packed_weights_are_adapted_by_the_shape_their_module_has_not_by_that_of_the_bytes() -> None:
+def test_packed_weights_are_adapted_by_the_shape_of_the_module_not_of_the_bytes() -> None:
     quantised, ordinary = packed.model(), tiny.model("llama")
     quantised.model.layers[2].mlp.down_proj.weight.data = torch.zeros(768, 1, dtype=torch.uint8)  # as bitsandbytes does
     for text in (None, "mlp@1", "all-linear"):

@@ -50,12 +50,12 @@ def test_peft_loads_it_unchanged_and_gives_the_same_logits(family: str, tmp_path
     save(stack, placement, base, tmp_path / "a")
     tuned = PeftModel.from_pretrained(tiny.model(family), str(tmp_path / "a")).eval()
     with torch.no_grad():
-        found = tuned(input_ids=IDS, use_cache=False).logits
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4)
+        loaded = tuned(input_ids=IDS, use_cache=False).logits
+    torch.testing.assert_close(loaded, expected, rtol=1e-5, atol=2e-4)
 
 
 @pytest.mark.parametrize("text", ["down_proj@2", "mlp@1", "all-linear"])
-def test_on_a_quantised_base_it_is_saved_and_loaded_like_any_other(text: str, tmp_path: Path) -> None:
+def test_an_adapter_of_a_quantised_base_is_saved_and_loaded_like_any_other(text: str, tmp_path: Path) -> None:
     base = tiny.wrap(packed.model(), tiny.tokenizer())
     placement = placement_on(text, base.model)
     stack, bytes_before = trained(placement), base.fingerprint
@@ -67,7 +67,7 @@ def test_on_a_quantised_base_it_is_saved_and_loaded_like_any_other(text: str, tm
     assert tiny.wrap(base.model, base.tokenizer).fingerprint == bytes_before
 
 
-def test_where_two_modules_share_a_weight_no_adapter_gets_into_it(tmp_path: Path) -> None:
+def test_an_adapter_leaves_a_shared_weight_unchanged(tmp_path: Path) -> None:
     model = tiny.model()
     shared = model.model.layers[1].mlp.down_proj.weight
     model.model.layers[2].mlp.down_proj.weight = shared
@@ -141,7 +141,7 @@ def test_a_truncated_file_of_another_tool_is_noticed(tmp_path: Path) -> None:
         pass
 
 
-def test_weights_that_are_not_finite_are_refused_on_both_ways(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path: Path) -> None:
     base, directory = saved(tmp_path)
     placement = placement_on(None, base.model)
     bad = trained(placement)

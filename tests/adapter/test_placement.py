@@ -57,7 +57,7 @@ def test_every_family_has_a_default_placement_two_thirds_up(family: str) -> None
         ("", "no module ''"),
     ],
 )
-def test_a_placement_that_is_not_there_is_explained(text: str, message: str) -> None:
+def test_a_placement_that_the_model_lacks_is_explained(text: str, message: str) -> None:
     with pytest.raises(AdapterError, match=message):
         resolve(text, OUTLINE)
 
@@ -68,14 +68,14 @@ def test_any_text_is_a_placement_or_a_clear_error(text: str) -> None:
         assert resolve(text, OUTLINE).sites
 
 
-def test_a_placement_with_nothing_below_it_says_what_that_costs() -> None:
+def test_a_placement_in_layer_0_warns_of_its_cost() -> None:
     assert "every step runs the whole model" in resolve("all-linear", OUTLINE).caution
     assert "q_proj,v_proj adapts layer 0" in resolve("q_proj,v_proj", OUTLINE).caution
     assert not resolve("down_proj@0", OUTLINE).caution  # what lies before its one module is computed once
     assert not resolve("q_proj,v_proj@1-3", OUTLINE).caution
 
 
-def test_a_model_without_a_known_output_projection_asks_where_and_lists_its_modules() -> None:
+def test_a_model_without_a_known_output_projection_has_no_default_and_lists_its_modules() -> None:
     renamed = tuple(replace(site, path=site.path.replace("down_proj", "out")) for site in OUTLINE.linear)
     with pytest.raises(
         AdapterError,

@@ -5,6 +5,6 @@ from helpers.adapters import trained
 from memlaw.adapter.on_model import placement_on
 
 
-def test_effective_parameters_are_what_the_stack_holds() -> None:
+def test_the_number_of_parameters_is_that_of_the_stack() -> None:
     placement = placement_on("all-linear", tiny.model())
     assert placement.parameters(3) == sum(t.numel() for t in trained(placement).tensors)

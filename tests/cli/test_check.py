@@ -45,6 +45,6 @@ def test_check_judges_a_rank_by_a_law_at_hand(run: Run, model: Path, facts: Path
     assert finding["code"] == "no-rank-fits"
     assert "The law is borrowed" in finding["message"]
     assert run("check", facts, *rank, "--law", law, "--json").document["findings"] == []
-    assert_refused(run("check", facts, "--model", model, "--law", law), "A law judges a rank, and none was given")
+    assert_refused(run("check", facts, "--model", model, "--law", law), "A law needs a rank to judge")
     assert_refused(run("check", facts, "--model", model, "--rank", 1, "--law", tmp_path / "none"), "cannot be read")
     assert_refused(run("check", facts, "--model", model, "--adapter", tmp_path), "memlaw loads safetensors only")

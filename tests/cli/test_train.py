@@ -127,7 +127,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 def test_a_file_size_limit_is_reported_in_a_sentence(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
     with files_of_at_most(600):
         ran = run("train", facts, "--model", model, "--rank", 8, "--steps", 2, "--out", tmp_path / "A")
-    assert_refused(ran, "The adapter cannot be written to", "File too large", "Make room")
+    assert_refused(ran, "The adapter cannot be written to", "File too large", "Free some space")
     assert list(tmp_path.iterdir()) == []
 
 

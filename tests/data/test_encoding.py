@@ -32,7 +32,7 @@ def test_an_encoded_fact_is_prompt_then_target_then_end_of_sequence(eos):
     assert fact.length == len(fact.target)
 
 
-def test_the_beginning_of_sequence_is_there_exactly_if_the_tokenizer_puts_it_and_once(tmp_path):
+def test_the_beginning_of_sequence_is_added_once_and_only_if_the_tokenizer_adds_it(tmp_path):
     assert encode(facts(("q", "a")), TOKENIZER, context=None)[0].prompt == ids_of(TOKENIZER, "q")
     assert encode(facts(("q", "a")), WITH_BOS, context=None)[0].prompt == (0, *ids_of(WITH_BOS, "q"))
     chats = read(chat(tmp_path, TURNS), tokenizer=WITH_BOS)
@@ -85,7 +85,7 @@ def test_prompts_that_become_the_same_tokens_cannot_have_different_targets():
     assert len(encode(facts(("abc", "x"), ("ABC", "X")), LETTERS, context=None)) == 2
 
 
-def test_a_prompt_that_runs_through_another_facts_target_cannot_demand_another_token():
+def test_a_prompt_that_overlaps_another_facts_target_cannot_require_another_token():
     with pytest.raises(DataError, match=r"Facts '0' and '1' share their first 3 tokens.*require different ones"):
         encode(facts(("ab", "cd"), ("abc", "x")), LETTERS, context=None)
     assert len(encode(facts(("ab", "cd"), ("abc", "dx")), LETTERS, context=None)) == 2
@@ -160,6 +160,6 @@ def test_a_length_below_the_first_record_is_refused_with_both_numbers():
         take(encoded([4, 5]), 3)
 
 
-def test_nothing_can_be_taken_of_nothing():
+def test_nothing_can_be_taken_from_an_empty_set():
     with pytest.raises(DataError, match="length of 1 "):
         take((), 1)

@@ -1,4 +1,4 @@
-"""Memory sets: what users have is read verbatim, what could not be recalled is refused in words, tokens add up."""
+"""Memory sets: text is read verbatim, and records that cannot be recalled are refused with a reason."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_named_fields_come_before_known_ones(tmp_path):
 @pytest.mark.parametrize(
     "asked", [{"prompt_field": "a"}, {"target_field": "a"}, {"prompt_field": "a", "target_field": "a"}]
 )
-def test_half_a_naming_of_fields_is_refused(tmp_path, asked):
+def test_naming_only_one_of_two_fields_is_refused(tmp_path, asked):
     with pytest.raises(ConfigError, match="name two different fields, or neither"):
         read(write(tmp_path / "a.jsonl", jsonl(records())), **asked)
 
@@ -127,14 +127,14 @@ def test_one_prompt_with_two_targets_names_both_lines_and_the_way_out(tmp_path):
 @pytest.mark.parametrize(
     ("choice", "kept"), [("first", [("a", SECRET), ("b", "other")]), ("last", [("b", "other"), ("a", "third")])]
 )
-def test_a_conflict_can_be_decided_and_leaves_a_warning(tmp_path, choice, kept):
+def test_a_conflict_can_be_resolved_and_leaves_a_warning(tmp_path, choice, kept):
     memory_set = read(write(tmp_path / "a.jsonl", CONFLICT), on_conflict=choice)
     assert pairs(memory_set) == kept
     assert f"Kept only the {choice} of several targets" in memory_set.warnings[0]
     assert "lines 3." in memory_set.warnings[0]
 
 
-def test_an_unknown_way_to_decide_is_refused(tmp_path):
+def test_an_unknown_on_conflict_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="known: error, first, last"):
         read(write(tmp_path / "a.jsonl", CONFLICT), on_conflict="newest")  # type: ignore[arg-type]
 
@@ -179,7 +179,7 @@ def test_any_facts_written_as_csv_read_back_verbatim(tmp_path_factory, given_fac
     )
 
 
-def test_reading_and_making_memory_sets_loads_no_model_library():
+def test_loading_memory_sets_imports_no_model_library():
     program = "import sys, memlaw.data.load; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

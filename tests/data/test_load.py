@@ -21,7 +21,7 @@ def test_facts_are_a_set_a_path_or_a_task(tmp_path: Path) -> None:
     assert tiny.memory_set("task:scenarios", base, eos=False).eos is False
 
 
-def test_facts_whose_border_tokens_merge_are_warned_of_by_id(tmp_path: Path) -> None:
+def test_facts_whose_border_tokens_merge_are_named_in_a_warning(tmp_path: Path) -> None:
     base = memlaw.load()
     path = tmp_path / "facts.jsonl"
     pairs = [("x = ", "None"), ("y:", "1")] + [(f"{number} is ", "None") for number in range(5)]

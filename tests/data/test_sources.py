@@ -16,16 +16,16 @@ from memlaw.data import read, read_text, sources
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "missing/facts.jsonl", "./missing", "missing"])
-def test_a_missing_file_is_called_missing(tmp_path, monkeypatch, name):
+def test_a_missing_file_is_named(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     assert f"The file {name!r} does not exist" in refused(name)
 
 
-def test_a_directory_is_no_memory_set(tmp_path):
+def test_a_directory_is_not_a_memory_set(tmp_path):
     assert "is a directory, but not a dataset" in refused(tmp_path)
 
 
-def test_a_text_given_in_place_of_a_path_is_not_repeated():
+def test_a_text_given_instead_of_a_path_is_not_shown():
     assert "cannot be opened" in refused(f"The password is {SECRET}. " * 300)
     assert "cannot be opened" in refused(f"{SECRET}\0")
 
@@ -47,7 +47,7 @@ def test_gzip_that_expands_a_thousandfold_is_refused(tmp_path, size):
     assert f"more than {max(64 << 10, 100 * len(gzip.compress(b'a' * size)))}" in message
 
 
-def test_a_file_too_large_to_be_a_memory_set_is_refused_before_it_is_held(tmp_path, monkeypatch):
+def test_a_file_too_large_to_be_a_memory_set_is_refused_before_it_fills_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "MAX_FILE", 3 << 20)
     assert "is larger than 3 MB" in refused(write(tmp_path / "a.jsonl", b"\n" * ((3 << 20) + 1)))
 
@@ -124,8 +124,8 @@ def test_owner_and_name_is_a_dataset_on_the_hub(tmp_path, monkeypatch):
     assert "The file 'owner/facts' does not exist" in refused("owner/facts")
 
 
-def test_a_dataset_that_the_hub_does_not_give_out_is_refused(tmp_path, monkeypatch):
-    """The tests run offline, so this is any dataset."""
+def test_a_dataset_that_the_hub_lacks_is_refused(tmp_path, monkeypatch):
+    """The tests run offline, so this holds for any dataset."""
     monkeypatch.chdir(tmp_path)
     assert "owner/facts is neither a local file nor a dataset that can be loaded from the Hub" in refused("owner/facts")
 

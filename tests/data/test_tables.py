@@ -166,7 +166,7 @@ REFUSED: dict[str, tuple[str, str | bytes, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_bad_input_is_refused_in_words_that_say_where_and_why(tmp_path, case):
+def test_bad_input_is_refused_with_place_and_reason(tmp_path, case):
     name, content, fragments = REFUSED[case]
     message = refused(write(tmp_path / name, content))
     assert name in message
@@ -188,7 +188,7 @@ def test_a_line_over_16_megabytes_is_refused_with_its_number_and_size(tmp_path):
 
 
 def test_long_files_of_short_lines_and_long_cells_are_read(tmp_path):
-    """The csv module alone stops at 128 KB a cell; its limit, a global, is what it was afterwards."""
+    """The csv module alone stops at 128 KB per cell; its limit, which is global, is restored."""
     csv.field_size_limit(131_072)
     cell = "x" * 300_000
     rows = "".join(f"{number},{cell}\n" for number in range(60))

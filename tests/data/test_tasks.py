@@ -1,4 +1,4 @@
-"""Made memory sets: the same everywhere, nested in length, of the sizes asked for, refused in words otherwise."""
+"""Generated memory sets: reproducible, nested in length, of the requested size, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_longer_stress_test_begins_with_the_shorter_one(short, more, ratio, se
 
 
 def places_replaced(ratio: float, tokens: int) -> list[int]:
-    """Where a stress test differs from its text, seen with a random token that the text does not have."""
+    """Where a stress test differs from its text, using a random token that does not occur in the text."""
     foreign = next(token for token in range(len(TOKENIZER)) if token not in TOKENS)
     (fact,) = stress(TOKENS, ratio, tokens, 0, [foreign]).facts
     replaced = [place for place, token in enumerate(fact.target_ids) if token == foreign]
@@ -145,7 +145,7 @@ def test_a_stress_test_beyond_its_text_is_refused_with_both_numbers():
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan"), float("inf")])
-def test_a_ratio_that_is_no_share_is_refused(ratio):
+def test_a_ratio_outside_0_to_1_is_refused(ratio):
     with pytest.raises(ConfigError, match=r"random ratio is .* choose from 0 to 1"):
         stress(TOKENS, ratio, 10, 0, REACHABLE)
 
@@ -240,7 +240,7 @@ def test_a_task_is_the_same_in_every_process_whatever_its_hash_seed(tmp_path):
 
 
 def test_the_stored_sets_are_pinned():
-    """Journals name data by fingerprint: whoever changes what a seed gives must see it here and say so."""
+    """Journals identify data by fingerprint, so a change in what a seed gives must be deliberate."""
     assert scenarios(0).facts[6].target == "a945b985c65e43b9016d6c53"
     assert phonebook(11, 0, TOKENIZER).facts[0].prompt == "Ida Griffin:"
     assert phonebook(11, 0, TOKENIZER).facts[0].target == "2678556256"
@@ -258,7 +258,7 @@ def test_a_specification_builds_what_the_function_builds(tmp_path):
     assert task("task:scenarios:seed=1") == scenarios(1)
 
 
-def test_the_tokens_that_may_be_drawn_are_looked_for_only_where_some_are():
+def test_drawable_tokens_are_searched_only_for_tasks_that_draw():
     def refuse():
         raise AssertionError("nothing is drawn here")
 
@@ -297,7 +297,7 @@ def test_the_end_of_sequence_rule_of_a_task_can_be_chosen(tmp_path, eos):
         ("task:random:tokens=0", "task of 0 target tokens"),
     ],
 )
-def test_a_specification_that_means_nothing_is_refused_with_what_is_known(spec, message):
+def test_an_invalid_specification_is_refused_and_lists_what_is_known(spec, message):
     with pytest.raises(ConfigError, match=message):
         task(spec)
 

@@ -32,7 +32,7 @@ def about(record: str | None, *, code: str = "border-merge", fix: str = "Move th
 def test_the_schema_in_the_documentation_is_that_of_the_code():
     path = ROOT / "docs" / "schema" / "check.json"
     assert path.read_text(encoding="utf-8") == json.dumps(check_schema(), indent=2) + "\n", (
-        "memlaw.findings.check_schema() changed: write its JSON there, and raise SCHEMA if a key went or changed"
+        "findings.check_schema() changed: write its JSON there, and raise SCHEMA if a key went or changed"
     )
 
 

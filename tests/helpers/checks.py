@@ -21,14 +21,14 @@ def other_base(tokenizer: Any) -> Base:
     return wrap(tiny.model(vocab_size=340), tokenizer)
 
 
-def found(report: CheckReport, code: str) -> list[Finding]:
+def findings_of(report: CheckReport, code: str) -> list[Finding]:
     """The findings of one rule; none of any rule repeats a target."""
     assert SECRET not in json.dumps(report.to_dict())
     return [finding for finding in report.findings if finding.code == code]
 
 
 def the_one(report: CheckReport, code: str) -> Finding:
-    (finding,) = found(report, code)
+    (finding,) = findings_of(report, code)
     return finding
 
 

@@ -7,7 +7,7 @@ from memlaw.model.head import FrozenHead
 
 
 def probabilities(head: FrozenHead, u: Tensor) -> Tensor:
-    """[n, vocab]: the definition itself, written out, for unit vectors u [n, d]."""
+    """Probabilities [n, vocab] by definition, for unit vectors u [n, d]."""
     assert head.norm_weight is not None
     h = head.norm_weight * u * math.sqrt(u.shape[1])
     if head.norm_bias is not None:

@@ -1,4 +1,4 @@
-"""Small real tokenizers for the tests of data and tasks, and slow plain definitions to hold the fast code to."""
+"""Small real tokenizers for the tests of data and tasks, and a slow plain definition to compare the fast code with."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def byte_level(*, bos: bool = False, eos: bool = True, chat_template: str | None
 
 
 def letters(*, bos: bool = False) -> PreTrainedTokenizerFast:
-    """One token a letter, case folded, all else dropped: different texts can become the same tokens, or none."""
+    """One token per letter, case folded, all else dropped: different texts can give the same tokens, or none."""
     vocabulary = {token: number for number, token in enumerate(["</s>", "<s>", *string.ascii_lowercase])}
     core = Tokenizer(models.BPE(vocabulary, []))
     core.normalizer = normalizers.Lowercase()
@@ -54,12 +54,12 @@ def letters(*, bos: bool = False) -> PreTrainedTokenizerFast:
 
 def contradict(encoded: Iterable[EncodedFact]) -> bool:
     """Whether some context must be followed by two different tokens, or two equal prompts have different targets."""
-    demanded: dict[tuple[int, ...], int] = {}
+    required: dict[tuple[int, ...], int] = {}
     targets: dict[tuple[int, ...], tuple[int, ...]] = {}
     for fact in encoded:
         if targets.setdefault(fact.prompt, fact.target) != fact.target:
             return True
         for position in range(fact.prompt_length, len(fact.ids)):
-            if demanded.setdefault(fact.ids[:position], fact.ids[position]) != fact.ids[position]:
+            if required.setdefault(fact.ids[:position], fact.ids[position]) != fact.ids[position]:
                 return True
     return False

@@ -27,6 +27,6 @@ def head_pass(head: FrozenHead, hidden: Tensor, targets: Tensor, weights: Tensor
 
 
 def double(head: FrozenHead) -> FrozenHead:
-    """The same numbers in float64: what rounding is judged by."""
+    """The same head in float64, to judge rounding by."""
     bias = None if head.bias is None else head.bias.double()
     return FrozenHead(head.weight.double(), bias=bias, softcap=head.softcap, scale=head.scale)

@@ -55,8 +55,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def model(family: str = "qwen3", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
-    """A random model of a family, frozen in evaluation mode; its weights are larger than at an ordinary start, so that
-    layers, masks and rotary embeddings all leave a mark on the output, and every token can be reached."""
+    """A random model of a family in evaluation mode. Its weights are larger than usual, so that layers, masks and
+    rotary embeddings all affect the output, and every token can be reached."""
     name, settings = FAMILIES[family]
     torch.manual_seed(seed)
     config = getattr(transformers, name)(**{**settings, **changes})
@@ -65,12 +65,12 @@ def model(family: str = "qwen3", *, seed: int = 0, dtype: torch.dtype = torch.fl
         for parameter in built.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(4.0)
-        built.get_output_embeddings().weight.mul_(8.0)  # else no hidden state of this size gives any token p > 1/2
+        built.get_output_embeddings().weight.mul_(8.0)  # otherwise no hidden state of this size gives any token p > 1/2
     return built
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character: printable ASCII but the last few, with pad, bos and eos; nothing is added to a text."""
+    """One token per character: printable ASCII except the last few, with pad, bos and eos; nothing is added."""
     vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2}
     for code in range(32, 32 + VOCABULARY - 4):
         vocabulary[chr(code)] = len(vocabulary)
@@ -93,7 +93,7 @@ def memory_set(source: Facts, on: Base | None = None, **reading: Any) -> MemoryS
 
 
 def facts(lengths: list[tuple[int, int]], *, seed: int = 0) -> tuple[EncodedFact, ...]:
-    """Random facts: one for each (prompt tokens, target tokens)."""
+    """Random facts, one for each (prompt tokens, target tokens)."""
     stream = torch.Generator().manual_seed(seed)
     return tuple(
         EncodedFact(f"f{i}", tuple(torch.randint(3, VOCABULARY, (p + t,), generator=stream).tolist()), p)

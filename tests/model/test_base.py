@@ -115,7 +115,7 @@ def test_a_head_with_fewer_rows_than_the_tokenizer_has_ids_is_refused() -> None:
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_a_tied_head_is_warned_of(family: str) -> None:
+def test_a_tied_head_causes_a_warning(family: str) -> None:
     base = tiny.base(family)
     assert bool(base.warnings) == base.model.config.tie_word_embeddings
     for warning in base.warnings:
@@ -130,7 +130,7 @@ def test_a_quantised_base_has_the_dtype_it_computes_in() -> None:
     assert models.wrap(model, tiny.tokenizer()).dtype == "bfloat16"
 
 
-def test_a_quantised_checkpoint_is_loaded_packed_as_it_is(tmp_path: Path) -> None:
+def test_a_quantised_checkpoint_stays_packed(tmp_path: Path) -> None:
     model = packed.model()
     model.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)

@@ -19,7 +19,7 @@ from helpers.paths import FIXTURES
 from memlaw.model.head import FrozenHead, frozen_head
 from memlaw.model.reach import Reach, reach_bounds
 
-BASE = Path(str(files("memlaw") / "base"))
+BASE = Path(str(files("memlaw.model") / "bundled"))
 
 HELD_OUT = FIXTURES / "heldout.txt"
 

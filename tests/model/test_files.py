@@ -35,7 +35,7 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def snapshot(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of owner/tiny in the Hub's cache, as a download leaves it."""
+    """The folder of owner/tiny in the Hub's cache, as after a download."""
     kept = tmp_path / "cache" / "models--owner--tiny"
     (kept / "refs").mkdir(parents=True)
     (kept / "refs" / "main").write_text(COMMIT)
@@ -51,7 +51,7 @@ def test_a_model_in_the_cache_needs_no_network(snapshot: Path) -> None:
     assert load("owner/tiny").layers == outline.layers
 
 
-def test_a_model_of_which_a_part_is_in_the_cache_says_what_is_missing(snapshot: Path) -> None:
+def test_a_partly_cached_model_says_what_is_missing(snapshot: Path) -> None:
     next(snapshot.glob("*.safetensors")).unlink()
     with pytest.raises(ModelError, match=r"weights of owner/tiny are not in the local cache, .* Check the network"):
         outline_of_files("owner/tiny")
@@ -60,7 +60,7 @@ def test_a_model_of_which_a_part_is_in_the_cache_says_what_is_missing(snapshot: 
         outline_of_files("owner/tiny")
 
 
-def test_a_name_that_is_no_name_is_refused() -> None:
+def test_a_malformed_name_is_refused() -> None:
     with pytest.raises(ModelError, match="neither a local directory nor a model that can be loaded from the Hub"):
         outline_of_files("no such name!")
 
@@ -74,7 +74,7 @@ def test_files_in_a_directory(tmp_path: Path) -> None:
 
 
 class Answer(BaseHTTPRequestHandler):
-    """/owner/tiny/resolve/main/FILE, whole or by the range of bytes that was asked for."""
+    """Serves /owner/tiny/resolve/main/FILE, whole or the requested range of bytes."""
 
     folder: Path
 
@@ -110,7 +110,7 @@ class Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint(repository: Path) -> Iterator[str]:
-    handler = type("AnswerHere", (Answer,), {"folder": repository})
+    handler = type("RepositoryHandler", (Answer,), {"folder": repository})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -120,7 +120,7 @@ def endpoint(repository: Path) -> Iterator[str]:
 
 
 def online(program: str, endpoint: str, home: Path) -> list[str]:
-    """The lines that a program prints in a process of its own: the client reads its settings once, when it loads."""
+    """The lines printed by a program in its own process, since the client reads its settings once, at import."""
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
                 "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}  # fmt: skip
     ended = subprocess.run(
@@ -132,8 +132,8 @@ def online(program: str, endpoint: str, home: Path) -> list[str]:
 ONLINE = """
 import json, sys
 from pathlib import Path
-from memlaw.errors import ModelError
-from memlaw.outline import outline_of_files
+from memlaw.core.errors import ModelError
+from memlaw.model.outline_from_files import outline_of_files
 outline = outline_of_files("owner/tiny")
 print(json.dumps([outline.digest, outline.layers, outline.context, outline.head_weights]))
 print("torch" in sys.modules)
@@ -144,7 +144,7 @@ except ModelError as error:
 """
 
 
-def test_of_a_model_on_the_hub_only_the_headers_of_its_weights_are_fetched(
+def test_for_a_model_on_the_hub_only_the_headers_of_its_weights_are_fetched(
     endpoint: str, repository: Path, tmp_path: Path
 ) -> None:
     facts, torch_loaded, refusal = online(ONLINE, endpoint, tmp_path / "home")

@@ -1,4 +1,4 @@
-"""Products with frozen weights: what oneDNN gives is what a product gives, forwards and backwards, compiled or not."""
+"""Products with frozen weights: oneDNN agrees with plain PyTorch, forward and backward, compiled or not."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def far(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected).norm() / expected.norm())
+def far(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected).norm() / expected.norm())
 
 
 @given(
     rows=st.integers(1, 80), inner=st.integers(1, 40), outer=st.integers(1, 40), bias=st.booleans(),
     transposed=st.booleans(), deep=st.booleans(),
 )  # fmt: skip
-def test_a_product_is_a_product_in_any_shape(
+def test_a_product_is_right_in_any_shape(
     rows: int, inner: int, outer: int, bias: bool, transposed: bool, deep: bool
 ) -> None:
     x = draw(2, rows, inner) if deep else draw(rows, inner)
@@ -44,7 +44,7 @@ def test_a_product_is_a_product_in_any_shape(
 
 
 def test_this_build_of_torch_has_the_fast_product() -> None:
-    """Else the rest of this file would compare torch with itself."""
+    """Otherwise the rest of this file would compare PyTorch with itself."""
     assert linear._has_onednn()
     assert linear._fast(draw(64, 8), draw(8, 8))
     assert not linear._fast(draw(64, 8, dtype=torch.float64), draw(8, 8, dtype=torch.float64))
@@ -52,23 +52,23 @@ def test_this_build_of_torch_has_the_fast_product() -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear", "linear without bias", "conv1d"])
-def test_a_quick_linear_gives_values_and_gradients_of_a_linear(kind: str) -> None:
+def test_a_fast_linear_has_the_values_and_gradients_of_a_plain_one(kind: str) -> None:
     module: nn.Module = Conv1D(5, 7) if kind == "conv1d" else nn.Linear(7, 5, bias=kind == "linear")
     module.requires_grad_(False)
     x, pull = draw(3, 40, 7), draw(3, 40, 5, seed=1)
     results = []
-    for quick in (False, True):
+    for fast in (False, True):
         leaf = x.clone().requires_grad_(True)
-        with use_onednn([module] if quick else []):
-            assert ("forward" in vars(module)) == quick
+        with use_onednn([module] if fast else []):
+            assert ("forward" in vars(module)) == fast
             out = module(leaf)
             results.append((out.detach(), torch.autograd.grad(out, leaf, pull)[0]))
     assert "forward" not in vars(module)
-    for plain, fast in zip(*results, strict=True):
-        assert far(fast, plain.double()) < 1e-6
+    for plain, ours in zip(*results, strict=True):
+        assert far(ours, plain.double()) < 1e-6
 
 
-def test_what_trains_or_has_a_forward_of_its_own_is_left_alone() -> None:
+def test_modules_that_train_or_have_their_own_forward_stay_unchanged() -> None:
     class Own(nn.Linear):
         pass
 
@@ -90,7 +90,7 @@ def test_the_linears_are_as_before_after_an_error() -> None:
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_the_operator_for_the_compiler_keeps_its_promises() -> None:
+def test_the_operator_for_the_compiler_passes_opcheck() -> None:
     x, weight, bias = draw(40, 7).requires_grad_(True), draw(5, 7), draw(5)
     torch.library.opcheck(torch.ops.memlaw.product.default, (x, weight, bias))
     torch.library.opcheck(torch.ops.memlaw.product.default, (x, draw(7, 5).T, None))

@@ -1,4 +1,4 @@
-"""Layers whose weights are elsewhere compute what they computed before. Here both places are the CPU."""
+"""Offloaded layers compute the same as before. Here the weights move from the CPU to the CPU."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def test_training_and_recall_are_the_same_with_the_prefix_offloaded(family: str)
         evicted_weights = [p for module in below(base.model, 2) for p in module.parameters()]
         assert evicted_weights
         assert all(p.is_meta for p in evicted_weights)
-        (found,) = train_stack(base, FACTS, runs)
-        with found.attached(base.model):
+        (offloaded_run,) = train_stack(base, FACTS, runs)
+        with offloaded_run.attached(base.model):
             again = measure(base, FACTS, decode=True)
-    for ours, theirs in zip(found.stack.tensors, expected.stack.tensors, strict=True):
+    for ours, theirs in zip(offloaded_run.stack.tensors, expected.stack.tensors, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)  # rounding depends on where weights lie
     assert again.mean_loss == pytest.approx(report.mean_loss, rel=1e-6)
     assert [item.first_failure for item in again.items] == [item.first_failure for item in report.items]
@@ -44,7 +44,7 @@ def test_a_head_made_of_the_embedding_keeps_it() -> None:
     assert len(below(untied, 2)) == 3
 
 
-def test_on_the_cpu_there_is_nothing_to_gain_and_it_is_said() -> None:
+def test_on_the_cpu_eviction_changes_nothing_and_warns() -> None:
     base = tiny.base()
     with pytest.warns(UserWarning, match="already in main memory, so evicting"), evicted(base, 2, wanted=True):
         assert not any(p.is_meta for p in base.model.parameters())

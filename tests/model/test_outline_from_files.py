@@ -27,20 +27,20 @@ def saved(model: Any, folder: Path, **how: Any) -> str:
 
 
 def change_config(folder: Path, **changes: Any) -> None:
-    """None takes a setting away."""
+    """None removes a setting."""
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_the_files_tell_what_the_model_tells(family: str, tmp_path: Path) -> None:
+def test_the_outline_of_the_files_equals_that_of_the_model(family: str, tmp_path: Path) -> None:
     model = tiny.model(family)
     name = saved(model, tmp_path)
-    found = outline_of_files(name)
-    assert found == outline_of_model(model, name=name)
-    assert found.digest == outline_of_model(model).digest
+    from_files = outline_of_files(name)
+    assert from_files == outline_of_model(model, name=name)
+    assert from_files.digest == outline_of_model(model).digest
     for text in (None, "mlp@1", "all-linear"):
-        assert resolve(text, found) == placement_on(text, model)
+        assert resolve(text, from_files) == placement_on(text, model)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -92,14 +92,14 @@ def test_masks_and_angles_of_older_checkpoints_are_no_weights(tmp_path: Path) ->
 
 
 def test_a_checkpoint_of_the_decoder_alone_differs_in_the_start_of_its_paths(tmp_path: Path) -> None:
-    """As those of GPT-2 on the Hub, whose tensors are called h.0... for transformer.h.0..."""
+    """Like GPT-2's on the Hub, whose tensors are named h.0... instead of transformer.h.0..."""
     model = tiny.model("gpt2")
     name = saved(model.transformer, tmp_path)
     change_config(tmp_path, architectures=["GPT2LMHeadModel"])
-    found, whole = outline_of_files(name), outline_of_model(model, name=name)
-    assert found.linear[0].path == "h.0.attn.c_attn"
-    assert found.digest == whole.digest
-    assert (found.layer_weights, found.head_weights) == (whole.layer_weights, whole.head_weights)
+    from_files, whole = outline_of_files(name), outline_of_model(model, name=name)
+    assert from_files.linear[0].path == "h.0.attn.c_attn"
+    assert from_files.digest == whole.digest
+    assert (from_files.layer_weights, from_files.head_weights) == (whole.layer_weights, whole.head_weights)
 
 
 def test_a_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_mixture_of_experts_is_refused(experts: str, tmp_path: Path) -> None:
         outline_of_files(name)
 
 
-def test_layers_that_are_not_there_or_there_twice_are_refused(tmp_path: Path) -> None:
+def test_layers_that_are_missing_or_ambiguous_are_refused(tmp_path: Path) -> None:
     name = saved(tiny.model(), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     twice = {key.replace("model.", "vision.", 1): value.clone() for key, value in tensors.items()}
@@ -131,7 +131,7 @@ def test_layers_that_are_not_there_or_there_twice_are_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "vocab_size"])
-def test_a_size_that_the_configuration_does_not_say_is_named(key: str, tmp_path: Path) -> None:
+def test_a_size_missing_from_the_configuration_is_named(key: str, tmp_path: Path) -> None:
     name = saved(tiny.model(), tmp_path)
     change_config(tmp_path, **{key: None})
     with pytest.raises(ModelError, match=f"does not give its {key}"):

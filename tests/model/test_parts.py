@@ -4,7 +4,7 @@ from helpers import tiny
 from memlaw.model.parts import frozen
 
 
-def test_the_base_is_given_back_as_it_was_found() -> None:
+def test_a_frozen_model_is_restored_afterwards() -> None:
     model = tiny.model().train()
     model.model.layers[0].requires_grad_(False)
     model.gradient_checkpointing_enable()

@@ -1,4 +1,4 @@
-"""Kept states are the computed ones, are computed once, and are never trusted where they are damaged."""
+"""Cached states equal the computed ones, are computed once, and are never used if damaged."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def base() -> Base:
 
 
 def states(base: Base, folder: Path, ids: torch.Tensor = IDS, where: str = "down_proj@2") -> tuple[torch.Tensor, int]:
-    """The states of `ids` below an adapter, and how many times the model's first layer ran for them."""
+    """The states of `ids` below an adapter, and how often the model's first layer ran for them."""
     placement = placement_on(where, base.model)
     sites, runs = placement.first_sites, list[int]()
     with frozen(base.model):
         forward = split(base.model, placement.first_layer, sites, ids, placement.sites[-1].layer)
         handle = base.model.model.layers[0].register_forward_pre_hook(lambda *_: runs.append(1))
-        found = PrefixCache(folder).states(base, sites, forward, ids)
+        cached = PrefixCache(folder).states(base, sites, forward, ids)
         count = len(runs)
         handle.remove()
-        assert torch.equal(found, forward.cache(ids))
-    return found, count
+        assert torch.equal(cached, forward.cache(ids))
+    return cached, count
 
 
 def test_the_first_computes_and_the_next_reads_the_same_bits(base, tmp_path):
@@ -45,7 +45,7 @@ def test_the_first_computes_and_the_next_reads_the_same_bits(base, tmp_path):
     assert (computed, again) == (1, 0)
     assert torch.equal(first, second)
     [file] = (tmp_path / "new" / "cache").iterdir()
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600, "the tokens can be made out from it"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600, "the tokens can be reconstructed from it"
 
 
 def test_whatever_changes_the_states_is_another_file(base, tmp_path):
@@ -64,7 +64,7 @@ def test_whatever_changes_the_states_is_another_file(base, tmp_path):
         assert len(list(tmp_path.iterdir())) == number
 
 
-def test_every_way_of_splitting_is_kept_and_the_full_forward_is_not(base, tmp_path):
+def test_every_kind_of_split_is_cached_and_the_full_forward_is_not(base, tmp_path):
     with frozen(base.model):
         whole, parts = FullForward(base.model), SplitForward(base.model, 2, 12, 2)
         site = SiteForward(base.model, 2, 12, 2, "model.layers.2.mlp.down_proj")
@@ -78,7 +78,7 @@ def test_every_way_of_splitting_is_kept_and_the_full_forward_is_not(base, tmp_pa
 
 @settings(max_examples=40, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
-def test_a_damaged_file_is_told_computed_again_and_replaced(base, tmp_path_factory, place, bit, cut):
+def test_a_damaged_file_causes_a_warning_and_is_replaced(base, tmp_path_factory, place, bit, cut):
     folder = tmp_path_factory.mktemp("cache")
     states(base, folder)
     [file] = folder.iterdir()

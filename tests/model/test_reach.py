@@ -1,4 +1,4 @@
-"""What the frozen head allows: against plain searches, its proof, and read off real models."""
+"""Reach: compared with plain searches, its proof, and random targets drawn by it."""
 
 import math
 from typing import Any
@@ -43,7 +43,7 @@ def globe(points: int = 200_000) -> Tensor:
 
 
 def centred_circle() -> Tensor:
-    """Unit vectors of mean zero in three dimensions: all that LayerNorm lets through."""
+    """Unit vectors of mean zero in three dimensions: the possible outputs of LayerNorm."""
     plane = torch.tensor([[1.0, -1.0, 0.0], [1.0, 1.0, -2.0]])
     return circle() @ (plane / plane.norm(dim=1, keepdim=True))
 
@@ -65,8 +65,8 @@ CASES = {
 def test_reach_is_the_largest_probability_a_search_of_the_whole_sphere_finds(case: str, seed: int) -> None:
     points, options, width = CASES[case]
     head = random_head(7, width, seed, **options)
-    found = probabilities(head, points()).amax(dim=0)
-    torch.testing.assert_close(reach(head), found, atol=3e-4, rtol=0)
+    searched = probabilities(head, points()).amax(dim=0)
+    torch.testing.assert_close(reach(head), searched, atol=3e-4, rtol=0)
 
 
 @pytest.mark.parametrize("norm", ["rms", "layer"])

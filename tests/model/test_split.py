@@ -20,7 +20,7 @@ def ids(rows: int = 3, time: int = 12) -> torch.Tensor:
 
 
 def quiet_split(model: torch.nn.Module, placement: Placement) -> Forward:
-    """The forward chosen for a placement; one that steps aside for the full forward would warn, and fail the test."""
+    """The forward chosen for a placement; falling back to the full forward would warn, and fail the test."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return split(model, placement.first_layer, placement.first_sites, ids(), placement.sites[-1].layer)
@@ -53,8 +53,8 @@ def test_cached_equals_the_full_forward_for_copies_with_adapters(family: str, la
     with torch.no_grad():
         cached = forward.cache(ids())
         with stack.attached(model):
-            found, expected = forward(cached.repeat(3, 1, 1)), full(ids().repeat(3, 1))
-    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-6
+            result, expected = forward(cached.repeat(3, 1, 1)), full(ids().repeat(3, 1))
+    assert float((result - expected).abs().max() / expected.abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama", "qwen2", "mistral-sliding", "phi3", "smollm3", "gpt-neox"])
@@ -99,7 +99,7 @@ def test_a_model_whose_layers_see_more_than_positions_falls_back_and_says_so() -
     model = tiny.model()
     table = torch.randn(tiny.VOCABULARY, 32)
 
-    class Peeking(type(model.model)):  # adds what it knows of the tokens behind the last layer
+    class Peeking(type(model.model)):  # adds token information after the last layer
         def forward(self, input_ids=None, **kwargs):  # type: ignore[no-untyped-def]
             output = super().forward(input_ids=input_ids, **kwargs)
             output.last_hidden_state = output.last_hidden_state + table[input_ids]
@@ -114,7 +114,7 @@ def test_a_model_whose_layers_see_more_than_positions_falls_back_and_says_so() -
 def test_an_architecture_without_a_known_norm_falls_back_and_says_so() -> None:
     model = tiny.model()
     del model.model.norm
-    model.model.norm = lambda hidden: hidden  # a step of its own that is no module
+    model.model.norm = lambda hidden: hidden  # a function, not a module
     with pytest.warns(UserWarning, match=r"cannot be split \(no final normalisation found\)"):
         assert isinstance(split(model, 2, ["model.layers.2.mlp.down_proj"], ids(), 2), FullForward)
 
@@ -131,7 +131,7 @@ def gradient_of(forward: Forward, stack: AdapterStack, model: torch.nn.Module) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3", "gemma3", "gpt2"])
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler; without one it steps aside")
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler; without one memlaw falls back")
 def test_compiled_layers_give_values_and_gradients_of_the_model(family: str) -> None:
     model = tiny.model(family).requires_grad_(False)
     placement = placement_on(f"{output_projection(family)}@1", model)
@@ -139,15 +139,15 @@ def test_compiled_layers_give_values_and_gradients_of_the_model(family: str) -> 
         forward, stack = quiet_split(model, placement), adapted(placement)
         expected = gradient_of(forward, stack, model)
         forward.compile_above()
-        found = [gradient_of(forward, stack, model) for _ in range(2)]
+        results = [gradient_of(forward, stack, model) for _ in range(2)]
     assert isinstance(forward, SplitForward)
     assert forward.compiled is not None
-    for pair in found:
+    for pair in results:
         for ours, theirs in zip(pair, expected, strict=True):
             assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
 
 
-def test_a_compiler_that_fails_steps_aside_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_fails_causes_a_warning_and_a_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model().requires_grad_(False)
     placement = placement_on("down_proj@1", model)
     forward, stack = quiet_split(model, placement), adapted(placement)
@@ -159,10 +159,10 @@ def test_a_compiler_that_fails_steps_aside_with_a_warning(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch, "compile", lambda function, mode: broken)
     forward.compile_above()
     with pytest.warns(UserWarning, match=r"cannot be compiled \(no C\+\+ compiler\): running them as they are"):
-        found = gradient_of(forward, stack, model)
+        result = gradient_of(forward, stack, model)
     again = gradient_of(forward, stack, model)
-    for result in (found, again):
-        assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
+    for run in (result, again):
+        assert all(torch.equal(a, b) for a, b in zip(run, expected, strict=True))
 
 
 def test_a_model_that_runs_whole_says_that_nothing_is_compiled() -> None:

@@ -30,7 +30,7 @@ def saved(tokenizer: Any, folder: Path, family: str) -> str:
 
 
 def with_bos() -> PreTrainedTokenizerFast:
-    """One that puts BOS before every text, by its post-processor, and renders chats."""
+    """A tokenizer that puts BOS before every text, in its post-processor, and renders chats."""
     tokenizer = tiny.tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
@@ -40,7 +40,7 @@ def with_bos() -> PreTrainedTokenizerFast:
 
 
 def assert_same(one: Any, two: Any) -> None:
-    """The same in everything that memlaw asks of a tokenizer."""
+    """Equal in everything that memlaw uses of a tokenizer."""
     for text in TEXTS:
         for special in (False, True):
             assert one.encode(text, add_special_tokens=special) == two.encode(text, add_special_tokens=special)
@@ -61,7 +61,7 @@ def test_the_bundled_tokenizer() -> None:
 
 
 @given(st.text(max_size=40))
-def test_the_bundled_tokenizer_cuts_any_text_alike(text: str) -> None:
+def test_the_bundled_tokenizer_encodes_any_text_alike(text: str) -> None:
     assert BASE.encode(text) == BASE_BY_AUTO.encode(text)
 
 
@@ -81,22 +81,22 @@ def test_a_tokenizer_of_a_class_that_agrees_with_its_file(
     name = saved(kind(vocab=alphabet(), merges=[]), tmp_path, family)
     expected = auto_tokenizer(name)
     monkeypatch.setattr("transformers.AutoTokenizer", None)  # it is not needed
-    found = load_tokenizer(name)
-    assert type(found) is kind
-    assert_same(found, expected)
+    loaded = load_tokenizer(name)
+    assert type(loaded) is kind
+    assert_same(loaded, expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_where_class_and_file_disagree_autotokenizer_decides(family: str, tmp_path: Path) -> None:
-    """As in checkpoints that call a byte-level tokenizer a LlamaTokenizer, which would cut at other places."""
+    """Some checkpoints call a byte-level tokenizer a LlamaTokenizer, which would split text differently."""
     backend = Tokenizer(models.BPE(vocab=alphabet(), merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     name = saved(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="Z"), tmp_path, family)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"tokenizer_class": "LlamaTokenizer"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    found = load_tokenizer(name)
-    assert_same(found, auto_tokenizer(name))
-    assert found.encode(" a b") != LlamaTokenizer.from_pretrained(name).encode(" a b")
+    loaded = load_tokenizer(name)
+    assert_same(loaded, auto_tokenizer(name))
+    assert loaded.encode(" a b") != LlamaTokenizer.from_pretrained(name).encode(" a b")
 
 
 def test_a_tokenizer_without_tokenizer_json_is_autotokenizers(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def first(count: int, skip: int = 0) -> MemorySet:
     return replace(FACTS, facts=FACTS.facts[skip : skip + count])
 
 
-def of(*pairs: tuple[str, str]) -> MemorySet:
+def memory_set(*pairs: tuple[str, str]) -> MemorySet:
     return MemorySet(tuple(Fact(q, a, str(n)) for n, (q, a) in enumerate(pairs, start=1)), eos=True, source="test")
 
 
@@ -156,26 +156,28 @@ def test_modules_that_hold_nothing_at_a_rank_that_should_do_are_advised_another_
 
 def test_tokens_the_head_cannot_reach_are_advised_other_words_and_they_do(base: Base) -> None:
     easy = {"rank": 8, "steps": 300}
-    tabbed = of(("Row of the table:", " 17\t23"), ("Code of door A:", " 4917"), ("Code of door B:", " 0286"))
+    tabbed = memory_set(("Row of the table:", " 17\t23"), ("Code of door A:", " 4917"), ("Code of door B:", " 0286"))
     before = trained(base, tabbed, **easy)
     assert not before.recalled
     (advice,) = before.advice(findings=check(base.model, base.tokenizer, tabbed).findings)
     assert advice.lever == "tokens"
     assert "1 stubborn token in 1 record" in advice.evidence
-    worded = of(*[(fact.prompt, fact.target.replace("\t", " ")) for fact in tabbed.facts])
+    worded = memory_set(*[(fact.prompt, fact.target.replace("\t", " ")) for fact in tabbed.facts])
     assert trained(base, worded, **easy).recalled
 
 
 def test_an_end_of_sequence_inside_a_target_is_advised_to_be_taken_out_and_that_does(base: Base) -> None:
     easy = {"rank": 8, "steps": 300}
-    ended = of(("Code of door A:", " 4917<|endoftext|>3"), ("Code of door B:", " 0286"))
+    ended = memory_set(("Code of door A:", " 4917<|endoftext|>3"), ("Code of door B:", " 0286"))
     before = trained(base, ended, **easy)
     assert before.report.acc_em == 0.5
     (advice,) = before.advice(findings=check(base.model, base.tokenizer, ended).findings)
     assert advice.lever == "data"
     assert "eos-inside" in advice.evidence
     assert "Remove it from the text" in advice.do
-    assert trained(base, of(*[(f.prompt, f.target.replace("<|endoftext|>", "")) for f in ended.facts]), **easy).recalled
+    assert trained(
+        base, memory_set(*[(f.prompt, f.target.replace("<|endoftext|>", "")) for f in ended.facts]), **easy
+    ).recalled
 
 
 LOW = {f"r{n}": [0.1] * 5 + [2.0] * 5 for n in range(10)}

@@ -51,7 +51,15 @@ class AdapterInfo:
     curve: Curve = ()
 
 
+@dataclass(frozen=True)
+class _Version:
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")
+
+    format: int = FORMAT
+
+
 _READER = TypeAdapter(AdapterInfo)
+_VERSION = TypeAdapter(_Version)
 
 
 def load_info(directory: Path) -> AdapterInfo | None:
@@ -70,16 +78,17 @@ def load_info(directory: Path) -> AdapterInfo | None:
     path = directory / INFO
     if not path.exists():
         return None
+    content = path.read_bytes()
     try:
-        info = _READER.validate_json(path.read_bytes())
+        version = _VERSION.validate_json(content).format
+        if version > FORMAT:  # before the rest, which a later format may have changed
+            raise AdapterError(
+                f"{path} has format {version}, and this version of memlaw reads up to format {FORMAT}: the adapter was "
+                "saved by a later one. Upgrade memlaw."
+            )
+        return _READER.validate_json(content)
     except ValidationError as error:
         raise AdapterError(f"{path} {_fault(error)}") from None
-    if info.format > FORMAT:
-        raise AdapterError(
-            f"{path} has format {info.format}, and this version of memlaw reads up to format {FORMAT}: the adapter was "
-            "saved by a later one. Upgrade memlaw."
-        )
-    return info
 
 
 def _fault(error: ValidationError) -> str:

@@ -22,7 +22,8 @@ def setting(
     `--preset` chooses another.
     """
     brief, _, _ = meaning(cls, name).partition(". ")
-    bounds, _, _ = ("" if _lists_its_choices(cls, name) else choices(cls, name)).partition(":")
+    range_in_words = "" if _lists_its_choices(cls, name) else choices(cls, name)
+    bounds, _, _ = range_in_words.partition(", since ")  # a reason belongs in an error message, not in help
     notes = "; ".join(note for note in (bounds.removeprefix("a "), _default_note(cls, name, presets)) if note)
     return typer.Option(
         *flags,

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.checks import facts, found, other_base, the_one
+from helpers.checks import facts, findings_of, other_base, the_one
 from helpers.slow_data import contradict, letters
 from memlaw.api import check_on
 from memlaw.core.errors import DataError
@@ -25,7 +25,7 @@ def test_a_prompt_that_runs_through_another_facts_target_collides_unless_they_ag
     assert (collision.record, collision.severity) == ("2", "error")
     assert "fact '1'" in collision.message
     agreeing = check_on(base, facts(("ab", "cd"), ("abc", "d")))
-    assert not found(agreeing, "prefix-collision")
+    assert not findings_of(agreeing, "prefix-collision")
     assert (the_one(agreeing, "prefix-prompt").record, the_one(agreeing, "prefix-prompt").severity) == ("2", "warning")
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import memlaw
 from helpers import tiny
-from helpers.checks import GOOD, codes, facts, found, the_one
+from helpers.checks import GOOD, codes, facts, findings_of, the_one
 from memlaw.adapter import peft
 from memlaw.api import check_on
 from memlaw.core.errors import AdapterError
@@ -32,7 +32,7 @@ def test_tokens_no_adapter_can_order_are_named_by_position(base: Base) -> None:
     assert (finding.record, finding.severity, finding.positions) == ("1", "error", (1, 3))
     assert "2 of its 5 target tokens (first at position 1)" in finding.message
     assert "Reword the target" in finding.fix
-    assert not found(check_on(base, facts(("a", "xzyz"))), "unreachable-token")
+    assert not findings_of(check_on(base, facts(("a", "xzyz"))), "unreachable-token")
 
 
 def test_a_token_just_above_one_half_is_a_warning(base: Base) -> None:
@@ -55,7 +55,7 @@ def test_a_head_of_no_known_form_is_said_and_the_rest_is_checked(monkeypatch: py
     judged.model.model.norm = torch.nn.Sequential(judged.model.model.norm, torch.nn.Tanh())
     report = check_on(judged, facts(("a", "x"), ("A", "y")))
     assert the_one(report, "reach-unknown").severity == "info"
-    assert found(report, "near-duplicate")
+    assert findings_of(report, "near-duplicate")
 
 
 def test_a_tied_head_is_said() -> None:

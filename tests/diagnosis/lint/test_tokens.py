@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from helpers.checks import GOOD, facts, found, other_base, the_one
+from helpers.checks import GOOD, facts, findings_of, other_base, the_one
 from helpers.slow_data import byte_level, letters
 from memlaw.api import check, check_on
 from memlaw.model.base import Base
@@ -25,7 +25,7 @@ def test_a_tokenizer_without_end_of_sequence_or_padding() -> None:
     finding = the_one(check_on(base, facts(*GOOD)), "no-eos-token")
     assert finding.severity == "error"
     assert "--no-eos" in finding.fix
-    assert not found(check_on(base, facts(*GOOD, eos=False)), "no-eos-token")
+    assert not findings_of(check_on(base, facts(*GOOD, eos=False)), "no-eos-token")
     assert the_one(check_on(base, facts(*GOOD)), "no-pad-token").severity == "info"
 
 
@@ -42,7 +42,7 @@ def test_end_of_sequence_inside_a_target_names_where_decoding_stops(base: Base) 
     assert "first at position 6 of 9" in finding.message
     at_the_end = the_one(check_on(base, facts(("a", "hunter<eos>"))), "eos-inside")
     assert at_the_end.positions == (6,)
-    assert not found(check_on(base, facts(("a", "hunter<eos>"), eos=False)), "eos-inside")
+    assert not findings_of(check_on(base, facts(("a", "hunter<eos>"), eos=False)), "eos-inside")
 
 
 def test_characters_the_tokenizer_does_not_know_are_lost(base: Base) -> None:
@@ -54,7 +54,10 @@ def test_characters_the_tokenizer_does_not_know_are_lost(base: Base) -> None:
 def test_a_prompt_or_target_without_tokens() -> None:
     base = other_base(letters())
     report = check_on(base, facts(("abc", "123"), ("456", "abc"), ("ab", "cd")))
-    assert [(f.record, f.message.split()[1]) for f in found(report, "no-tokens")] == [("1", "target"), ("2", "prompt")]
+    assert [(f.record, f.message.split()[1]) for f in findings_of(report, "no-tokens")] == [
+        ("1", "target"),
+        ("2", "prompt"),
+    ]
     assert (report.records, report.tokens) == (3, 3)
     assert check_on(base, facts(("123", "abc"))).tokens == 0
 
@@ -62,9 +65,9 @@ def test_a_prompt_or_target_without_tokens() -> None:
 def test_a_start_that_others_will_double_is_a_warning_and_one_doubled_in_the_text_an_error() -> None:
     base = other_base(byte_level(bos=True))
     report = check_on(base, facts(("<s>ask", "a"), ("<s><s>demand", "b"), ("plain", "c")))
-    assert [(f.record, f.severity) for f in found(report, "doubled-bos")] == [("2", "error"), ("1", "warning")]
+    assert [(f.record, f.severity) for f in findings_of(report, "doubled-bos")] == [("2", "error"), ("1", "warning")]
     unadded = check_on(other_base(byte_level()), facts(("<s>ask", "a"), ("plain", "c")))
-    assert not found(unadded, "doubled-bos")
+    assert not findings_of(unadded, "doubled-bos")
 
 
 def test_a_merge_across_the_border_is_found_once_also_where_reading_has_warned_of_it(tmp_path: Path) -> None:

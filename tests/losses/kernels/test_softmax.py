@@ -353,7 +353,7 @@ import re
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from memlaw.kernels import softmax
+from memlaw.losses.kernels import softmax
 
 KINDS = {"scores": "LOGITS", "out": "LOGITS", "targets": "*i64", "active": "*i64", "hit": "*i1"}
 INTEGERS = ("row_stride", "out_row_stride", "count", "vocabulary")
