@@ -122,7 +122,7 @@ def _trained(result: CellResult, **settings: Any) -> CellResult:
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     a_probe(tmp_path / "P", grid())
     (tmp_path / "P" / name).write_bytes(b'{"records": 1')
-    with pytest.raises(JournalError, match=rf"{name} is not JSON .* damaged or cut short\. Write it again"):
+    with pytest.raises(JournalError, match=rf"{name} is not JSON .* damaged or cut short\. Create it again"):
         collect(tmp_path / "P")
     (tmp_path / "P" / name).write_bytes(b"\xff\xfe")
     with pytest.raises(JournalError, match=rf"{name} is not UTF-8 text \(byte 0\)"):
@@ -133,7 +133,7 @@ def test_a_certificate_that_was_edited_is_refused(tmp_path: Path) -> None:
     document = report_to_dict(sample.recall({"x": [0.9]}))
     document["items"][0]["certified"] = True
     write_text(tmp_path / "recall.json", json.dumps(document))
-    with pytest.raises(DataError, match="so the file was changed after it was written"):
+    with pytest.raises(DataError, match="so the file was edited"):
         collect(tmp_path)
 
 
