@@ -49,8 +49,8 @@ def test_a_config_file_gives_the_same_as_the_options(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("--lengths 12", "ProbeConfig needs ranks. LoRA ranks, such as [1, 2, 4]"),
-        ("--ranks 1", "ProbeConfig needs lengths. Target tokens, such as [16, 32]"),
+        ("--lengths 12", "Setting ranks is missing. LoRA ranks, such as [1, 2, 4]"),
+        ("--ranks 1", "Setting lengths is missing. Target tokens, such as [16, 32]"),
         ("--ranks 1,b --lengths 12", "--ranks '1,b' is not a list of whole numbers such as 1,2,4"),
         ("--ranks 0 --lengths 12", "Setting ranks entry 0 is 0"),
         ("--ranks 33 --lengths 12", "Rank 33 is above 32"),

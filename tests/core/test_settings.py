@@ -97,7 +97,7 @@ def test_several_faults_are_reported_at_once_in_one_sentence_each() -> None:
         "Unknown setting speed, weight: it would change nothing. Known: degrees, mode, minutes, layers. "
         "Setting degrees is -1: choose degrees from 0 to 300. "
         "Setting mode is 'gril': choose fan, grill or steam. Did you mean grill? "
-        "Bake needs minutes. Time in the oven."
+        "Setting minutes is missing. Time in the oven."
     )
 
 

@@ -60,7 +60,7 @@ def test_a_setting_that_the_grid_has_another_name_for_is_unknown(name):
 def test_a_missing_axis_is_refused():
     with pytest.raises(
         ConfigError,
-        match=r"^ProbeConfig needs lengths. Target tokens, such as \[16, 32\]: each is the longest prefix",
+        match=r"^Setting lengths is missing\. Target tokens, such as \[16, 32\]: each is the longest prefix",
     ):
         ProbeConfig(ranks=[1])
 

@@ -98,7 +98,7 @@ def _message(cls: type, error: ValidationError) -> str:
         if isinstance(raised := problem.get("ctx", {}).get("error"), ConfigError):  # from a __post_init__
             sentences.append(str(raised))
         elif problem["type"] == "missing":
-            sentences.append(f"{cls.__name__} needs {name}. {meaning(cls, str(name))}".strip())
+            sentences.append(f"Setting {name} is missing. {meaning(cls, str(name))}".strip())
         elif name not in unknown and (inside or name not in entries):
             place = "".join(f" entry {entry}" for entry in inside)
             sentences.append(f"Setting {name}{place} is {problem['input']!r}: {_remedy(cls, str(name), problem)}")
