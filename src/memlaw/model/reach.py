@@ -34,7 +34,7 @@ _ON_THE_SURFACE = 1 - 1e-5  # |u| of a vector that counts as a unit vector
 _LEVEL = 1e-2  # slope of log p along the sphere that counts as level where p itself is too small to tell
 _UNCAPPED_STEPS = 100  # soft-capped logits are level far out: the climb without the cap leads to where it is not
 _TOGETHER = 4096
-"""Tokens that climb side by side: the later steps, taken by the few that are hard, then share one pass over the head."""
+"""Tokens that climb side by side, so that the few that are hard share every later pass over the head."""
 
 REACHABLE = 0.9
 """Random targets are drawn from tokens with a reach above this."""
@@ -70,6 +70,11 @@ class _Search:
     above: float | None = None
     """If given, a token is left once it is known on which side of this probability its reach lies."""
     progress: Progress | None = None
+
+    @property
+    def enough(self) -> float:
+        """An attained probability above this ends the search."""
+        return 1 - self.tolerance / 2 if self.above is None else self.above
 
 
 def reach(
@@ -132,7 +137,7 @@ def _bounds(head: FrozenHead, tokens: Sequence[int] | Tensor | None, search: _Se
     wanted = _token_ids(tokens, len(rows)).to(rows.device)
     ascent = _Ascent(rows, offset, head.softcap, head.norm == "layer", search)
     judged = _Judged(len(wanted), search.progress)
-    parts = [_group_bounds(ascent, group, judged) for group in wanted.split(_TOGETHER)]
+    parts = [_group_bounds(ascent, group, judged) for group in torch.split(wanted, _TOGETHER)]
     return Reach(
         tokens=wanted.cpu(),
         lower=torch.cat([lower for lower, _ in parts]).cpu(),
@@ -193,10 +198,11 @@ class _Ascent:
         """log p [n] of `tokens` at `u` [n, d], and its gradient [n, d] with respect to u.
 
         The gradient costs as much again, so it is computed only where the next step needs it, and zero elsewhere: where
-        log p exceeds `beat` [n] and the question is still open.
+        log p exceeds `beat` [n] and more is left to find out.
         """
         value, gradient = u.new_empty(len(u)), torch.zeros_like(u)
-        for rows in torch.arange(len(u), device=u.device).split(max(1, self.search.chunk_elements // len(self.rows))):
+        size = max(1, self.search.chunk_elements // len(self.rows))
+        for rows in torch.split(torch.arange(len(u), device=u.device), size):
             log_p, slope = self.log_p(u[rows])
             own = tokens[rows, None]
             value[rows] = log_p.gather(1, own)[:, 0]
@@ -211,10 +217,9 @@ class _Ascent:
         return value, gradient
 
     def attained(self, u: Tensor, value: Tensor) -> Tensor:
-        """Whether log p = `value` [n] at `u` [n, d] shows that the reach is above the line asked about."""
-        if self.search.above is None:
-            return torch.zeros_like(value, dtype=torch.bool)
-        return (value.exp() > self.search.above) & (u.norm(dim=1) >= _ON_THE_SURFACE)
+        """Whether log p = `value` [n] at the unit vectors among `u` [n, d] leaves nothing to find out."""
+        on_the_surface: Tensor = u.norm(dim=1) >= _ON_THE_SURFACE
+        return on_the_surface & (value.exp() > self.search.enough)
 
     def climb(self, u: Tensor, tokens: Tensor, judged: _Judged, *, on_sphere: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The best u [n, d] reached, its log p [n], and the log p [n] that its tangent plane allows.
@@ -251,7 +256,8 @@ class _Ascent:
 
         It bounds the concave problem, on the sphere as well.
         """
-        return (value + (gradient.norm(dim=1) - (gradient * u).sum(dim=1)).clamp(min=0)).clamp(max=0)
+        promise: Tensor = gradient.norm(dim=1) - (gradient * u).sum(dim=1)
+        return (value + promise.clamp(min=0)).clamp(max=0)
 
     def _open(self, u: Tensor, value: Tensor, gradient: Tensor, *, on_sphere: bool) -> Tensor:
         """Whether one more step [n] may change the answer.
@@ -306,8 +312,7 @@ def _best_on_sphere(ascent: _Ascent, guess: Tensor, tokens: Tensor) -> Tensor:
     ranked = ascent.log_p(noise)[0][:, tokens].topk(_RANDOM_STARTS, dim=0).indices
     best = guess.new_zeros(n)
     for start in (guess, ascent.rows[tokens], *noise[ranked]):
-        line = 2.0 if ascent.search.above is None else ascent.search.above
-        todo = (best <= line).nonzero()[:, 0]
+        todo = (best <= ascent.search.enough).nonzero()[:, 0]
         # A zero vector has no direction to project onto the sphere: take any.
         start = torch.where(start.norm(dim=1, keepdim=True) > 0, start, noise[0])[todo]
         _, value, _ = ascent.climb(_onto(start, on_sphere=True), tokens[todo], _Judged(0, None), on_sphere=True)
