@@ -368,8 +368,9 @@ trained on chats |
 
 `reach(v)` is the largest probability that any adapter below the final norm can give token v
 (`memlaw.model.reach`). A token at or below 1/2 can never be ordered (p > 1/2), at any rank, with any
-method, after any number of steps. `reach.safetensors` holds the values of all tokens, in float32 by
-token id: `reach`, a probability that is attained, and `upper`, a proven upper bound.
+method, after any number of steps. `../bundled_reach/reach.safetensors` holds the values of all tokens,
+in float32 by token id: `reach`, a probability that is attained, and `upper`, a proven upper bound. (It
+has a folder of its own because vLLM takes every safetensors file beside the weights for weights.)
 
 | | |
 |---|---|
@@ -430,14 +431,16 @@ def train_and_save(out: Path, heldout: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def measure(folder: Path, heldout: Path, training: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Load the saved model as users will, measure it, and write its reach table beside it."""
+    """Load the saved model as users will, measure it, and write its reach table into a folder beside its own."""
     model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     text = heldout.read_text(encoding="utf-8")
     table = reach_bounds(frozen_head(model))
-    save_file({"reach": table.lower, "upper": table.upper}, folder / "reach.safetensors")
-    for file in folder.glob("*.safetensors"):
+    reach = folder.with_name(f"{folder.name}_reach") / "reach.safetensors"
+    reach.parent.mkdir(exist_ok=True)
+    save_file({"reach": table.lower, "upper": table.upper}, reach)
+    for file in (*folder.glob("*.safetensors"), reach):
         file.chmod(0o644)  # safetensors lets only the owner read, but package data is for everyone
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

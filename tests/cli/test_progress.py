@@ -31,3 +31,18 @@ def test_a_terminal_shows_bars_and_a_log_does_not(
     screen.truncate(0)
     run("train", facts, "--model", model, "--rank", 2, "--steps", 60, "--out", tmp_path / "A")
     assert screen.getvalue().strip("\0") == ""
+
+
+def test_judged_tokens_are_counted_on_a_terminal_and_only_if_there_are_any(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress.judging_bar():
+        pass
+    assert "tokens" not in capsys.readouterr().err
+    with progress.judging_bar() as show:
+        show(1024, 4096)
+    out, err = capsys.readouterr()
+    assert "tokens judged by reach" in err
+    assert "1024/4096" in err
+    assert out == ""

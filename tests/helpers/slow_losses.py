@@ -19,9 +19,10 @@ class Window:
     """Successive steps at which the anchor did not move."""
     expansion: float = 1.0
 
-    def step(self, tokens: Sequence[Token]) -> None:
-        """One step of the sample: find its first error, and whether that has moved."""
-        anchor = next((t for t, (_, hit) in enumerate(tokens) if not hit), None)
+    def step(self, tokens: Sequence[Token], places: Sequence[int] | None = None) -> None:
+        """One step of the sample: find its first error, and whether that has moved; `places` as in `sample_weights`."""
+        places = range(len(tokens)) if places is None else places
+        anchor = next((place for place, (_, hit) in zip(places, tokens, strict=True) if not hit), None)
         if anchor is not None and anchor == self.anchor:
             self.stood += 1
             if self.stood >= 3:
@@ -50,8 +51,12 @@ def sample_weights(
     position: float = 0.0,
     focus: float = 0.0,
     window: Window | None = None,
+    places: Sequence[int] | None = None,
 ) -> list[float]:
-    """The weight of each token of one sample; under sw, after `window.step(tokens)`."""
+    """The weight of each target token of one sample; under sw, after `window.step(tokens, places)`.
+
+    `places` are those of the targets in the sequence of the sample; without gaps, 0, 1, 2, ...
+    """
     disordered = [t for t, (nll, _) in enumerate(tokens) if nll >= critical]
     weights = []
     for t, (nll, _) in enumerate(tokens):
@@ -59,7 +64,7 @@ def sample_weights(
             weight = 1.0
         elif method == "sw":
             assert window is not None
-            weight = sigmoid(10 * (nll - critical)) * window.factor(t)
+            weight = sigmoid(10 * (nll - critical)) * window.factor(t if places is None else places[t])
         else:
             weight = 1.0 if t in disordered else 0.0
         if t in disordered and len(disordered) > 1:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from helpers import trainers
 from helpers.trainers import Gradients, assert_same, whole_batch
@@ -44,24 +45,47 @@ def load_by_name(name: str) -> Any:
     return getattr(importlib.import_module(module), found)
 
 
+class Schema(BaseModel):
+    """Of Axolotl, without a key called memft."""
+
+    base_model: str = "a/base"
+
+
+class SchemaWithMemFT(Schema):
+    """Of an Axolotl that weighs the loss itself."""
+
+    memft: bool | None = None
+
+
+def install(monkeypatch: pytest.MonkeyPatch, schema: type[Schema] | None) -> None:
+    """A stand-in for the modules of Axolotl that the plugin imports; without a schema, one that has moved."""
+    base, config = ModuleType("axolotl.integrations.base"), ModuleType("axolotl.utils.schemas.config")
+    base.BasePlugin = BasePlugin  # type: ignore[attr-defined]
+    if schema is not None:
+        config.AxolotlInputConfig = schema  # type: ignore[attr-defined]
+    for module in (base, config):
+        parts = module.__name__.split(".")
+        for length in range(1, len(parts)):
+            name = ".".join(parts[:length])
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
 @pytest.fixture(autouse=True)
 def _axolotl(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    base = ModuleType("axolotl.integrations.base")
-    base.BasePlugin = BasePlugin  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "axolotl", ModuleType("axolotl"))
-    monkeypatch.setitem(sys.modules, "axolotl.integrations", ModuleType("axolotl.integrations"))
-    monkeypatch.setitem(sys.modules, "axolotl.integrations.base", base)
+    install(monkeypatch, Schema)
     yield
     sys.modules.pop("memlaw.integrations.axolotl", None)
 
 
-def test_the_plugin_makes_memft_the_loss(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["memlaw", "memft"])
+def test_the_plugin_makes_memft_the_loss(key: str, tmp_path: Path) -> None:
     rows, seen = trainers.rows(), Gradients()
     settings = {"method": "ot", "threshold": trainers.middle_threshold(rows)}
     built = trainers.trainer(tmp_path, 4, callbacks=[seen])
     plugin = load_by_name(NAME)()
     assert isinstance(plugin, BasePlugin)
-    cfg = Configuration(memft=Configuration(settings))
+    cfg = Configuration({key: Configuration(settings)})
     plugin.register(cfg)
     assert plugin.get_trainer_cls(cfg) is None
     plugin.post_trainer_create(cfg, built)
@@ -69,17 +93,42 @@ def test_the_plugin_makes_memft_the_loss(tmp_path: Path) -> None:
     assert_same(seen.steps[0], whole_batch(rows, **settings)[1])
 
 
+def read_by_axolotl(schema: type[Schema], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` as Axolotl reads them: by a class that inherits from its own schema first, then from the plugin's."""
+    merged = type("AxolotlInputConfig", (schema, load_by_name(load_by_name(NAME)().get_input_args())), {})
+    return merged(**values).model_dump(exclude_none=True)  # type: ignore[no-any-return]
+
+
 def test_axolotl_learns_which_keys_the_plugin_reads() -> None:
-    arguments = load_by_name(load_by_name(NAME)().get_input_args())
-    assert arguments(memft={"method": "sw"}).memft == {"method": "sw"}
-    assert arguments().memft is None
+    for key in ("memlaw", "memft"):
+        assert read_by_axolotl(Schema, {key: {"method": "sw"}}) == {"base_model": "a/base", key: {"method": "sw"}}
+    assert read_by_axolotl(Schema, {}) == {"base_model": "a/base"}
+
+
+def test_a_key_that_axolotl_has_itself_stays_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(monkeypatch, SchemaWithMemFT)
+    both = {"memft": True, "memlaw": {"method": "sw"}}
+    assert read_by_axolotl(SchemaWithMemFT, both) == {"base_model": "a/base", **both}
+    plugin, trainer = load_by_name(NAME)(), trainers.trainer(tmp_path)
+    with pytest.raises(ConfigError, match="is a setting of this version of Axolotl itself"):
+        plugin.post_trainer_create(Configuration(memft=True), trainer)
+    with pytest.raises(ConfigError, match="are asked to weigh the loss: remove one"):
+        plugin.post_trainer_create(Configuration(both), trainer)
+    plugin.post_trainer_create(Configuration(memlaw={"method": "ot"}), trainer)
+
+
+def test_a_schema_that_cannot_be_read_leaves_the_former_key_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, None)
+    assert set(load_by_name(load_by_name(NAME)().get_input_args()).model_fields) == {"memlaw"}
 
 
 @pytest.mark.parametrize(("cfg", "sentence"), [
-    (Configuration(), r"so it would do nothing: add `memft: \{method: ot\}`"),
-    (Configuration(memft={"method": "ott"}), "Setting method is 'ott': choose sft, ot, sw or curriculum."),
-    (Configuration(memft={"method": "ot", "tau": 20}), "Unknown setting tau"),
-    (Configuration(memft={"method": "ot"}, rl="dpo"), "rl is 'dpo': leave rl unset"),
+    (Configuration(), r"so it would do nothing: add `memlaw: \{method: ot\}`"),
+    (Configuration(memlaw={"method": "ott"}), "Setting method is 'ott': choose sft, ot, sw or curriculum."),
+    (Configuration(memlaw={"method": "ot", "tau": 20}), "Unknown setting tau"),
+    (Configuration(memft={"method": "ott"}), "Setting method is 'ott'"),
+    (Configuration(memlaw={"method": "ot"}, memft={"method": "sw"}), "mean the same: remove `memft`"),
+    (Configuration(memlaw={"method": "ot"}, rl="dpo"), "rl is 'dpo': leave rl unset"),
 ])  # fmt: skip
 def test_a_configuration_that_would_do_something_else_is_refused(cfg: Any, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=sentence):

@@ -45,10 +45,14 @@ class Sample:
     labels: Tensor
 
     @property
+    def places(self) -> list[int]:
+        """Where the target tokens are in the sequence."""
+        return [t for t in range(1, len(self.labels)) if self.labels[t] != IGNORED]
+
+    @property
     def tokens(self) -> list[tuple[list[float], int]]:
         """(logits, target) of each target token."""
-        places = [t for t in range(1, len(self.labels)) if self.labels[t] != IGNORED]
-        return [(self.logits[t - 1].tolist(), int(self.labels[t])) for t in places]
+        return [(self.logits[t - 1].tolist(), int(self.labels[t])) for t in self.places]
 
     def seen(self) -> list[reference.Token]:
         return [reference.token(*token) for token in self.tokens]
@@ -56,7 +60,7 @@ class Sample:
 
 @st.composite
 def samples(draw: st.DrawFn, most: int = 4) -> list[Sample]:
-    """Texts of up to 9 tokens, of which any may be targets; some of these have p near 1."""
+    """Texts of up to 9 tokens and a long turn of others; any of the 9 may be targets, some of them with p near 1."""
     found = []
     for _ in range(draw(st.integers(1, most))):
         time = draw(st.integers(1, 9))
@@ -66,7 +70,10 @@ def samples(draw: st.DrawFn, most: int = 4) -> list[Sample]:
         sure = torch.rand(time, generator=stream) < draw(st.sampled_from([0.0, 0.5, 1.0]))
         logits = logits + 9 * sure[:, None] * F.one_hot(labels.roll(-1), VOCABULARY)
         labels[torch.rand(time, generator=stream) < draw(st.sampled_from([0.0, 0.3, 1.0]))] = IGNORED
-        found.append(Sample(logits, labels))
+        turn, gap = draw(st.integers(0, time)), draw(st.sampled_from([0, 1, 30, 120]))
+        other = torch.randn(gap, VOCABULARY, generator=stream, dtype=torch.float64)
+        labels = torch.cat([labels[:turn], torch.full((gap,), IGNORED), labels[turn:]])
+        found.append(Sample(torch.cat([logits[:turn], other, logits[turn:]]), labels))
     return found
 
 
@@ -92,9 +99,10 @@ def expected(texts: Sequence[Sample], windows: Sequence[reference.Window], **cho
     for text, window in zip(texts, windows, strict=True):
         tokens = text.seen()
         if tokens:
-            window.step(tokens)
+            window.step(tokens, text.places)
         losses += [nll for nll, _ in tokens]
-        weights += reference.sample_weights(tokens, critical=-math.log(threshold) - margin, window=window, **chosen)
+        described = {"critical": -math.log(threshold) - margin, "window": window, "places": text.places, **chosen}
+        weights += reference.sample_weights(tokens, **described)
         slopes += [reference.token_gradient(*token) for token in text.tokens]
     value = reference.loss(losses, weights, rule)
     if rule == "fallback" and sum(weights) == 0:
@@ -142,6 +150,40 @@ def test_windows_follow_their_samples_through_shuffled_steps(
         shuffled, ids = [texts[i] for i in order], [names[i] for i in order]
         loss = memft_loss(*padded(shuffled), sample_ids=ids, state=state, **chosen)
         close(loss, expected(shuffled, [windows[name] for name in ids], **chosen)[0])
+
+
+@pytest.mark.parametrize("method", ["sft", "ot", "sw"])
+@pytest.mark.parametrize("label", [8, 50_000, -1, -101])
+def test_a_label_outside_the_vocabulary_is_refused_by_its_value(label: int, method: str) -> None:
+    labels = LABELS.clone()
+    labels[1, 2] = label
+    message = rf"the id {label}, and the head has the ids 0 to 7: its vocabulary has 8 tokens"
+    for loss in (memft_loss, memft_sums):
+        with pytest.raises(ConfigError, match=message):
+            loss(logits(), labels, method=method)  # type: ignore[operator]
+
+
+def test_the_window_counts_places_in_the_sequence_not_targets() -> None:
+    # Two answers of three tokens with a turn of 60 between them, and an error at the first: by the paper's formula the
+    # second answer lies beyond the window of 50, although its targets are the third to the fifth after the error.
+    labels = torch.full((1, 70), IGNORED)
+    labels[0, 4:7] = labels[0, 67:70] = 1
+    scores = torch.zeros(1, 70, VOCABULARY, dtype=torch.float64)
+    scores[..., 2] = 40.0  # the target is never the argmax, and so unlikely that its sigmoid is 1
+    weighted = memft_loss(scores, labels, method="sw", reduction="none")[0]
+    expected = [1.0, math.exp(-1 / 20), math.exp(-2 / 20), 0.01, 0.01, 0.01]
+    close(weighted[labels[0] != IGNORED] / 40, expected)
+
+
+def test_padding_in_front_of_a_sample_does_not_move_its_anchor() -> None:
+    state = WindowState()
+    scores = torch.zeros(1, 70, VOCABULARY, dtype=torch.float64)
+    scores[..., 2] = 40.0
+    for start in (4, 9, 2, 30):
+        labels = torch.full((1, 70), IGNORED)
+        labels[0, start : start + 3] = 1
+        memft_loss(scores.requires_grad_(True), labels, method="sw", sample_ids=["one"], state=state)
+    assert state.unmoved.tolist() == [3]
 
 
 def logits(scale: float = 3.0) -> Tensor:

@@ -172,3 +172,13 @@ def test_invalid_arguments_are_refused_in_one_sentence() -> None:
         memft_head_loss(hidden, weight, labels[:, 1:])
     with pytest.raises(ConfigError, match="Setting method is 'OT': choose sft, ot, sw or curriculum."):
         memft_head_loss(hidden, weight, labels, method="OT")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("label", [23, 50_000, -1, -101])
+def test_a_label_outside_the_vocabulary_is_refused_by_its_value(label: int) -> None:
+    hidden, weight, labels = case()
+    labels[1, 2] = label
+    with pytest.raises(ConfigError, match=rf"the id {label}, and the head has the ids 0 to 22: .* has 23 tokens"):
+        memft_head_loss(hidden, weight, labels)
+    with torch.no_grad(), pytest.raises(ConfigError, match=f"the id {label},"):
+        memft_head_loss(hidden, weight, labels)

@@ -147,12 +147,18 @@ def test_the_chat_template_ends_each_answer(tokenizer: Any) -> None:
 
 
 def test_the_stored_reach_is_the_measured_one(bounds: Reach, measured: dict[str, Any]) -> None:
-    stored = load_file(BASE / "reach.safetensors")
+    stored = load_file(BASE.with_name("bundled_reach") / "reach.safetensors")
     torch.testing.assert_close(stored["reach"], bounds.lower, atol=1e-3, rtol=0)
     torch.testing.assert_close(stored["upper"], bounds.upper, atol=1e-3, rtol=0)
     for line in (0.5, 0.9, 0.98):
         assert int((stored["reach"] > line).sum()) == measured["reach"][f"above_{line}"]
     assert int((stored["upper"] <= 0.5).sum()) == measured["reach"]["proven_unreachable"]
+
+
+def test_every_safetensors_file_beside_the_weights_holds_weights(model: Any) -> None:
+    """vLLM loads all of them, whatever their names."""
+    held = [name for file in BASE.glob("*.safetensors") for name in load_file(file)]
+    assert sorted(held) == sorted(model.state_dict())
 
 
 def test_targets_can_be_drawn_from_at_least_512_tokens(bounds: Reach) -> None:

@@ -41,7 +41,7 @@ def tiny_model(family: str) -> Any:
 
 
 def final_norm_of(model: Any) -> nn.Module:
-    names = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
+    names = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f")
     decoder = model.get_decoder()
     return next(getattr(decoder, name) for name in names if hasattr(decoder, name))
 
@@ -62,6 +62,66 @@ def test_the_head_read_off_a_model_gives_the_models_own_logits(family: str) -> N
     u = x / x.norm(dim=1, keepdim=True)
     torch.testing.assert_close(probabilities(head, u), wanted.softmax(dim=1), atol=1e-4, rtol=1e-2)
     assert (wanted.softmax(dim=1).amax(dim=0) <= reach(head) + 1e-3).all()
+
+
+WIDE = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+GPT = {"vocab_size": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+DEEP = WIDE | {"intermediate_size": 64}
+RANDOM_STARTS: dict[str, dict[str, Any]] = {
+    "OPT": WIDE | {"ffn_dim": 64, "max_position_embeddings": 64, "word_embed_proj_dim": 32},
+    "Phi": DEEP,
+    "Cohere": DEEP,
+    "Cohere2": DEEP | {"num_key_value_heads": 2},
+    "Falcon": WIDE,
+    "GPTNeo": {
+        "vocab_size": 128,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+    },
+    "StableLm": DEEP | {"num_key_value_heads": 4},
+    "Mpt": {"vocab_size": 128, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
+    "GPT2": GPT,
+    "GPTNeoX": DEEP,
+    "GPTJ": GPT | {"rotary_dim": 4},
+    "CodeGen": GPT | {"rotary_dim": 4},
+    "GPTBigCode": GPT,
+    "Bloom": {"vocab_size": 128, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "Starcoder2": DEEP | {"num_key_value_heads": 2},
+    "Olmo": DEEP,
+    "Nemotron": DEEP | {"num_key_value_heads": 2, "head_dim": 8},
+    "Llama": DEEP,
+    "Gemma2": DEEP | {"num_key_value_heads": 2, "head_dim": 8},
+    "Granite": DEEP | {"num_key_value_heads": 2, "logits_scaling": 8.0},
+}
+
+
+def assert_own_logits_at_a_random_start(family: str, epsilon: float | None = None) -> None:
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = getattr(transformers, f"{family}Config")(**RANDOM_STARTS[family], **ids)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    norm: Any = final_norm_of(model)
+    if epsilon is not None:
+        setattr(norm, "variance_epsilon" if hasattr(norm, "variance_epsilon") else "eps", epsilon)
+    seen: list[Tensor] = []
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        wanted = model(input_ids=torch.arange(3, 35)[None]).logits[0]
+    torch.testing.assert_close(frozen_head(model).logits(seen[0][0]), wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", RANDOM_STARTS)
+def test_at_an_ordinary_random_start_the_head_gives_the_models_own_logits(family: str) -> None:
+    # Final states are as small as the embeddings there, so that the norm's epsilon changes the logits by a percent.
+    assert_own_logits_at_a_random_start(family)
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-3])
+@pytest.mark.parametrize("family", ["Llama", "Gemma2", "OPT", "Cohere"])
+def test_the_epsilon_of_a_norm_is_measured_whatever_it_is_called(family: str, epsilon: float) -> None:
+    assert_own_logits_at_a_random_start(family, epsilon)
 
 
 def test_a_half_precision_model_can_be_read() -> None:

@@ -169,3 +169,66 @@ def test_of_a_large_vocabulary_a_fixed_sample_is_judged(monkeypatch: pytest.Monk
     assert some == reachable_ids(base)
     assert 0 < len(some) <= 20
     assert set(some) < set(everything)
+
+
+def slow_reach(rows: Tensor, token: int, softcap: float | None = None) -> float:
+    """Largest p of `token` over the circle, searched exhaustively in float64, closer and closer; rows [vocab, 2]."""
+    low, high, points = 0.0, 2 * math.pi, 40_000
+    for _ in range(3):
+        angle = torch.linspace(low, high, points, dtype=torch.float64)
+        z = torch.stack([angle.cos(), angle.sin()], dim=1) @ rows.double().T
+        log_p = (z if softcap is None else softcap * torch.tanh(z / softcap)).log_softmax(dim=1)[:, token]
+        best, step = float(angle[log_p.argmax()]), (high - low) / points
+        low, high = best - 2 * step, best + 2 * step
+    return float(log_p.max().exp())
+
+
+def between_giants(lead: float, strength: float = 1.0) -> Tensor:
+    """Four rows in the plane. At the first one's own row, and near it, the second is ahead by about 0.78 `lead`.
+
+    The third is the second's opposite, so that the mean of the rows does not give the second away.
+    """
+    return strength * torch.tensor([[10.0, 8.0], [10 + lead, 0.0], [-10 - lead, 0.0], [0.0, -3.0]])
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+@pytest.mark.parametrize(("lead", "depth"), [(130.0, -1e2), (1300.0, -1e3), (13000.0, -1e4)])
+def test_a_token_that_starts_far_below_the_others_still_climbs(lead: float, depth: float, strength: float) -> None:
+    rows = between_giants(lead, strength)
+    own = rows[0] / rows[0].norm()
+    assert float((rows @ own).log_softmax(dim=0)[0]) < 0.9 * strength * depth  # where exp(log p) is 0 in float32
+    head = FrozenHead(rows / math.sqrt(2))
+    bounds = reach_bounds(head)
+    for token in range(4):
+        expected = slow_reach(rows, token)
+        assert float(bounds.lower[token]) == pytest.approx(expected, abs=1e-4)
+        assert float(bounds.upper[token]) >= expected - 1e-5
+        assert reachable_tokens(head, above=expected - 1e-3, tokens=[token]).tolist() == [token]
+        assert reachable_tokens(head, above=min(1.0, expected + 1e-3), tokens=[token]).tolist() == []
+
+
+@pytest.mark.parametrize("lead", [130.0, 1300.0, 13000.0])
+def test_a_soft_cap_that_hides_the_slope_does_not_hide_the_way(lead: float) -> None:
+    # At the first token's own row the others are far beyond the cap, where logits no longer change.
+    rows = between_giants(lead)
+    bounds = reach_bounds(FrozenHead(rows / math.sqrt(2), softcap=5.0))
+    for token in range(4):
+        assert float(bounds.lower[token]) == pytest.approx(slow_reach(rows, token, softcap=5.0), abs=1e-3)
+
+
+def test_a_question_about_one_line_costs_few_evaluations() -> None:
+    judged: list[int] = []
+    head = random_head(2000, 32, seed=8, spread=3.0)
+    line = float(reach(head, range(500)).quantile(0.02))
+    kept = reachable_tokens(head, above=line, tokens=range(500), progress=lambda done, _: judged.append(done))
+    assert len(kept) == 490
+    assert judged[0] > 250  # at the first evaluation
+    assert judged == sorted(judged)
+    assert judged[-1] == 500
+
+
+def test_progress_counts_every_token_once() -> None:
+    told: list[tuple[int, int]] = []
+    reach_bounds(random_head(64, 8, seed=9), progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (64, 64)
+    assert all(0 <= done <= total == 64 for done, total in told)

@@ -61,10 +61,13 @@ class Inputs:
         return base
 
     def read_facts(self, base: Base) -> MemorySet:
+        from memlaw.cli.progress import judging_bar
         from memlaw.data.load import load_memory_set
         from memlaw.model.reach import reachable_ids
 
-        return load_memory_set(self.data, base.tokenizer, functools.partial(reachable_ids, base), self.reading)
+        with judging_bar() as progress:
+            random_ids = functools.partial(reachable_ids, base, progress)
+            return load_memory_set(self.data, base.tokenizer, random_ids, self.reading)
 
     def load_facts(self, base: Base) -> MemorySet:
         """Read the facts; warnings about them go to stderr."""

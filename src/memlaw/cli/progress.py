@@ -34,6 +34,20 @@ def _state(progress: StackProgress) -> str:
 
 
 @contextmanager
+def judging_bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar over the tokens whose reach is computed; shown only once there are some."""
+    with _bar() as bar:
+        tasks: list[TaskID] = []
+
+        def show(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task("tokens judged by reach", total=total, state=""))
+            bar.update(tasks[0], completed=done, total=total)
+
+        yield show
+
+
+@contextmanager
 def training_bar(name: str) -> Iterator[Callable[[StackProgress], None]]:
     """A bar over the steps of one stack: mean loss, ordered share, stubborn tokens, time left."""
     with _bar() as bar:

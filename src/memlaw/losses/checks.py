@@ -35,3 +35,14 @@ def require_same_places(name: str, values: Tensor, labels: Tensor) -> None:
         raise ConfigError(
             f"{name} of {list(values.shape)} tokens for labels of {list(labels.shape)}: both are [batch, time]."
         )
+
+
+def require_in_vocabulary(tokens: Tensor, vocabulary: int) -> None:
+    """Raises ConfigError for target tokens [n] that are not ids of a vocabulary of that size."""
+    outside = tokens[(tokens < 0) | (tokens >= vocabulary)]
+    if len(outside):
+        raise ConfigError(
+            f"The labels hold the id {int(outside[0])}, and the head has the ids 0 to {vocabulary - 1}: its vocabulary "
+            f"has {vocabulary} tokens. Use the tokenizer saved with the model, resize its embeddings to the tokenizer, "
+            "or set the labels of places that are not targets to -100."
+        )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memlaw.core.config import Rule
 from memlaw.core.errors import ConfigError
-from memlaw.losses.checks import check_reduction, require_same_places
+from memlaw.losses.checks import check_reduction, require_in_vocabulary, require_same_places
 from memlaw.losses.weighing import LossKeywords, Weighing
 from memlaw.losses.weights import EPS, divisor, weighted_terms, with_rule
 
@@ -132,6 +132,7 @@ def memft_token_sums(nll: Tensor, hit: Tensor | None, labels: Tensor, **options:
 def _scores(logits: Tensor, weighing: Weighing) -> tuple[Tensor, Tensor]:
     """nll [n] of the target tokens, and whether each is the argmax [n], which only sw reads."""
     targets = weighing.targets
+    require_in_vocabulary(targets.token, logits.shape[-1])
     rows = logits.flatten(0, 1)[targets.place]
     exact = rows.to(torch.promote_types(rows.dtype, torch.float32))
     nll = F.cross_entropy(exact, targets.token, reduction="none")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from memlaw.core.errors import ConfigError
-from memlaw.losses.checks import check_reduction, require_same_places
+from memlaw.losses.checks import check_reduction, require_in_vocabulary, require_same_places
 from memlaw.losses.head_pass import HeadPass, head_pass, token_scores
 from memlaw.losses.weighing import LossKeywords, Weighing
 from memlaw.losses.weights import divisor, weighted_terms, with_rule
@@ -53,6 +53,7 @@ def memft_head_loss(
     _check_head(hidden, head)
     require_same_places("hidden states", hidden[..., 0], labels)
     weighing = Weighing(labels, cast("LossKeywords", options))
+    require_in_vocabulary(weighing.targets.token, len(head_weight))
     states = hidden.flatten(0, 1)[weighing.targets.place]
     scored = _through_head(head, states, weighing)
     value = weighted_terms(scored.nll, scored.weights).sum()

@@ -74,8 +74,12 @@ class Targets:
 
     @property
     def positions(self) -> Tensor:
-        """[n], the place of each token among its sample's targets, from 0."""
-        return self.samples.ranks(torch.ones_like(self.place, dtype=torch.bool))
+        """[n], how many places of the sequence after its sample's first target each token is.
+
+        Places between targets (the user's turns of a chat) count, as in the paper; padding before a sample does not.
+        """
+        first = self.samples.ranks(torch.ones_like(self.place, dtype=torch.bool)) == 0
+        return self.place - self.place[first][first.cumsum(0) - 1]
 
     def slots(self, state: WindowState, sample_ids: SampleIds) -> Tensor:
         """[n], the slot of each token's sample."""

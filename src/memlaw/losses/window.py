@@ -3,7 +3,8 @@
     w_t = sigmoid(kappa (L_t - L_crit)) * { exp(-max(t - a, 0) / tau)   for t - a < W
                                           { floor                       beyond
 
-with the anchor a, the first position whose target is not the argmax; without an error the second factor is 1. W grows
+with t the place of a token in the sequence of its sample, targets or not, and the anchor a, the place of the first
+target that is not the argmax; without an error the second factor is 1. W grows
 from the third successive step of a sample at which its anchor stays in place.
 """
 
@@ -108,7 +109,8 @@ class WindowPass:
     def __init__(self, state: WindowState, slots: Tensor, positions: Tensor, *, critical: Tensor | float = LN2) -> None:
         """`slots` [n], the slot of each token's sample; -1 for tokens of another method, whose weight is 1.
 
-        `positions` [n] within the sample; `critical` in nats, one for all tokens or [n].
+        `positions` [n], places in the sequence of the sample, counted from anywhere; `critical` in nats, one for all
+        tokens or [n].
         """
         self.state = state.to(slots.device)
         self.slots, self.positions, self.critical = slots, positions, critical

@@ -14,7 +14,8 @@ from memlaw.model.parts import FINAL_NORMS, decoder, final_norm
 NormKind = Literal["rms", "layer"]
 
 _LOGIT_ERROR = {torch.bfloat16: 0.02, torch.float16: 0.003}  # relative; rounding alone causes about a fifth of it
-_FLOAT_LOGIT_ERROR = 2e-3  # float32 and better: caused by the norm's epsilon, which FrozenHead leaves out
+_FLOAT_LOGIT_ERROR = 2e-3  # float32 and better: products in TF32 cause up to half of it
+_TINY = 1e-6  # entries so small that the norm's epsilon shows
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +23,7 @@ class FrozenHead:
     """Everything between the last hidden state and the logits; no adapter touches it.
 
     logits = softcap * tanh(z / softcap) with z = scale * (weight @ (norm_weight * u * sqrt(d) + norm_bias) + bias) and
-    u [d] the direction of the last hidden state.
+    u [d] the direction of the last hidden state, a unit vector shortened by the epsilon of the norm.
     """
 
     weight: Tensor
@@ -39,6 +40,8 @@ class FrozenHead:
     """Logits are squeezed into (-softcap, softcap) (Gemma 2); None means no cap."""
     scale: float = 1.0
     """The factor on the logits before the cap (Cohere, Granite)."""
+    epsilon: float = 0.0
+    """Added by the norm to the mean square: |u| = (1 + epsilon / mean square)^(-1/2). At a random start it matters."""
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """`rows` [vocab, d] and `offset` [vocab], float32, such that z = rows @ u + offset."""
@@ -59,7 +62,7 @@ class FrozenHead:
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [n, vocab], float32, of hidden states [n, d] before the final norm."""
         rows, offset = self.affine()
-        u = normalised(hidden.float(), self.norm) / math.sqrt(hidden.shape[1])
+        u = normalised(hidden.float(), self.norm, self.epsilon) / math.sqrt(hidden.shape[1])
         z = u @ rows.T + offset
         return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 
@@ -67,8 +70,8 @@ class FrozenHead:
 def frozen_head(model: nn.Module) -> FrozenHead:
     """Extract head, final norm, soft-cap and scale from a Hugging Face causal language model.
 
-    The gain and bias of the norm are measured by passing vectors through it, since their names mislead: Gemma
-    multiplies by 1 + weight, others by weight. Raises ModelError for a model without a head, a norm that is neither
+    Gain, bias and epsilon of the norm are measured by passing vectors through it, since names mislead: Gemma multiplies
+    by 1 + weight, others by weight. Raises ModelError for a model without a head, a norm that is neither
     RMSNorm nor LayerNorm, and a result that does not reproduce the model's own logits on a few tokens.
     """
     source: Any = model
@@ -80,7 +83,7 @@ def frozen_head(model: nn.Module) -> FrozenHead:
         )
     weight = output.weight.detach()
     norm = _known_norm(model)
-    kind, gain, shift = _measure_norm(norm, weight.shape[1])
+    kind, gain, shift, epsilon = _measure_norm(norm, weight.shape[1])
     config = source.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
     multiplier = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
@@ -94,6 +97,7 @@ def frozen_head(model: nn.Module) -> FrozenHead:
         bias=None if bias is None else bias.detach(),
         softcap=None if softcap is None else float(softcap),
         scale=multiplier / divisor,
+        epsilon=epsilon,
     )
     _require_own_logits(head, model, norm)
     return head
@@ -135,28 +139,41 @@ def _require_own_logits(head: FrozenHead, model: nn.Module, norm: nn.Module) -> 
         )
 
 
-def _measure_norm(norm: nn.Module, width: int) -> tuple[NormKind, Tensor, Tensor]:
-    """Kind, gain [d] and bias [d], float32, such that norm(x) = gain * u * sqrt(d) + bias."""
+def _measure_norm(norm: nn.Module, width: int) -> tuple[NormKind, Tensor, Tensor, float]:
+    """Kind, gain [d], bias [d], both float32, and epsilon such that norm(x) = gain * u * sqrt(d) + bias."""
     norm = copy.deepcopy(norm).cpu().float()
-    # Large entries hide the norm's epsilon; alternating signs keep every entry away from the mean.
-    probe = 1e3 * torch.where(torch.arange(width) % 2 == 0, 1.0, -1.0)
+    signs = torch.where(torch.arange(width) % 2 == 0, 1.0, -1.0)  # they keep every entry away from the mean
+    probe = 1e3 * signs  # large entries hide epsilon
     check = 1e3 * torch.randn(width, generator=torch.Generator().manual_seed(0))
+    inputs = (probe, -probe, check, _TINY * signs, -_TINY * signs)
     with torch.no_grad():
-        plus, minus, checked = (norm(x[None, None])[0, 0] for x in (probe, -probe, check))
+        plus, minus, checked, tiny_plus, tiny_minus = (norm(x[None, None])[0, 0] for x in inputs)
     shift = (plus + minus) / 2
     kinds: tuple[NormKind, NormKind] = ("rms", "layer")
     for kind in kinds:
         gain = (plus - minus) / 2 / normalised(probe, kind)
         if torch.allclose(gain * normalised(check, kind) + shift, checked, rtol=1e-4, atol=1e-5):
-            return kind, gain, shift
+            return kind, gain, shift, _measure_epsilon((tiny_plus - tiny_minus) / 2, (plus - minus) / 2)
     raise ModelError(
         f"The final norm {type(norm).__name__} is neither an RMSNorm nor a LayerNorm: a gain and a bias do not explain "
         "its output, so memlaw cannot compute losses or reach(v) for this model. Use another base."
     )
 
 
-def normalised(x: Tensor, kind: NormKind) -> Tensor:
-    """x [..., d] scaled to a mean square of one; for LayerNorm, its mean is subtracted first."""
+def _measure_epsilon(tiny: Tensor, large: Tensor) -> float:
+    """Epsilon, from what the norm makes of one direction [d] with entries of size _TINY, and with large ones.
+
+    tiny / large = _TINY / sqrt(_TINY^2 + epsilon).
+    """
+    shrunk = float(tiny.double().norm() / large.double().norm().clamp(min=1e-30))
+    if shrunk == 0:  # a gain of zeros hides the state itself
+        return 0.0
+    epsilon = _TINY**2 * (shrunk**-2 - 1)
+    return epsilon if epsilon > _TINY**2 / 100 else 0.0  # below, rounding
+
+
+def normalised(x: Tensor, kind: NormKind, epsilon: float = 0.0) -> Tensor:
+    """x [..., d] divided by the root of its mean square + epsilon; for LayerNorm, its mean is subtracted first."""
     if kind == "layer":
         x = x - x.mean(dim=-1, keepdim=True)
-    return x / x.square().mean(dim=-1, keepdim=True).sqrt()
+    return x / (x.square().mean(dim=-1, keepdim=True) + epsilon).sqrt()

@@ -16,8 +16,8 @@ sphere, because the epsilon of the norm keeps |u| a little below 1.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,12 +30,20 @@ from memlaw.model.parts import frozen
 _CANDIDATES = 128
 _RANDOM_STARTS = 4
 _SMALLEST_MOVE = 1e-6  # shorter steps of a unit vector drown in float32 rounding
+_ON_THE_SURFACE = 1 - 1e-5  # |u| of a vector that counts as a unit vector
+_LEVEL = 1e-2  # slope of log p along the sphere that counts as level where p itself is too small to tell
+_UNCAPPED_STEPS = 100  # soft-capped logits are level far out: the climb without the cap leads to where it is not
+_TOGETHER = 4096
+"""Tokens that climb side by side, so that the few that are hard share every later pass over the head."""
 
 REACHABLE = 0.9
 """Random targets are drawn from tokens with a reach above this."""
 
 _JUDGED = 4096
 """Tokens of a large vocabulary whose reach is computed to draw random targets from."""
+
+Progress = Callable[[int, int], None]
+"""Called with the tokens judged so far and those to judge, after every pass over the head."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +56,25 @@ class Reach:
     """A probability that some unit vector u attains, float32: the number called reach(v)."""
     upper: Tensor
     """A probability that no |u| <= 1 exceeds, float32; 1 where soft-capped logits give no proof."""
+
+
+@dataclass(frozen=True)
+class _Search:
+    """How far to search."""
+
+    tolerance: float = 1e-4
+    """Probability by which the bounds may stay apart."""
+    steps: int = 2000
+    chunk_elements: int = 1 << 24
+    """Logits computed at once."""
+    above: float | None = None
+    """If given, a token is left once it is known on which side of this probability its reach lies."""
+    progress: Progress | None = None
+
+    @property
+    def enough(self) -> float:
+        """An attained probability above this ends the search."""
+        return 1 - self.tolerance / 2 if self.above is None else self.above
 
 
 def reach(
@@ -74,20 +101,43 @@ def reach_bounds(
     tolerance: float = 1e-4,
     steps: int = 2000,
     chunk_elements: int = 1 << 24,
+    progress: Progress | None = None,
 ) -> Reach:
     """`reach` with its proof: the attained probability and the bound that no adapter exceeds.
 
-    Projected gradient ascent on log p from u = normalize(rows[v]), until upper - lower < `tolerance` (a probability),
-    float32 allows no more progress, or `steps` are done; in chunks of at most `chunk_elements` logits. On the bundled
-    base (1024 tokens) the bounds meet within 2e-4 after 35 steps. If the best u of a token lies inside the ball (other
-    rows surround its row), concavity does not settle the sphere: the search tries a few more starts there, and `upper`
-    remains that of the whole ball.
+    Projected gradient ascent on log p, until upper - lower < `tolerance` (a probability), float32 allows no more
+    progress, or `steps` are done; with at most `chunk_elements` logits in memory. On the bundled base (1024 tokens) the
+    bounds meet within 2e-4 after 35 steps. If the best u of a token lies inside the ball (other rows surround its row),
+    concavity does not settle the sphere: the search tries a few more starts there, and `upper` remains that of the
+    whole ball.
     """
+    search = _Search(tolerance=tolerance, steps=steps, chunk_elements=chunk_elements, progress=progress)
+    return _bounds(head, tokens, search)
+
+
+def reachable_tokens(
+    head: FrozenHead,
+    *,
+    above: float = 0.9,
+    tokens: Sequence[int] | Tensor | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The ids, int64 in the given order, of the tokens with reach(v) > `above`.
+
+    Much cheaper than `reach`, since a token is left once it is known on which side of `above` it lies: most are at the
+    first evaluation.
+    """
+    bounds = _bounds(head, tokens, _Search(above=above, progress=progress))
+    return bounds.tokens[bounds.lower > above]
+
+
+def _bounds(head: FrozenHead, tokens: Sequence[int] | Tensor | None, search: _Search) -> Reach:
+    """`reach_bounds`. With `search.above`, bounds may be as loose as its question allows."""
     rows, offset = head.affine()
     wanted = _token_ids(tokens, len(rows)).to(rows.device)
-    size = max(1, chunk_elements // len(rows))
-    ascent = _Ascent(rows, offset, head.softcap, head.norm == "layer", tolerance, steps)
-    parts = [_chunk_bounds(ascent, wanted[first : first + size]) for first in range(0, max(1, len(wanted)), size)]
+    ascent = _Ascent(rows, offset, head.softcap, head.norm == "layer", search)
+    judged = _Judged(len(wanted), search.progress)
+    parts = [_group_bounds(ascent, group, judged) for group in torch.split(wanted, _TOGETHER)]
     return Reach(
         tokens=wanted.cpu(),
         lower=torch.cat([lower for lower, _ in parts]).cpu(),
@@ -95,10 +145,19 @@ def reach_bounds(
     )
 
 
-def reachable_tokens(head: FrozenHead, *, above: float = 0.9, tokens: Sequence[int] | Tensor | None = None) -> Tensor:
-    """The ids, int64 in the given order, of the tokens with reach(v) > `above`."""
-    bounds = reach_bounds(head, tokens)
-    return bounds.tokens[bounds.lower > above]
+@dataclass
+class _Judged:
+    """Counts the tokens that need no further step."""
+
+    total: int
+    progress: Progress | None
+    before: int = 0
+    """Those of earlier groups."""
+
+    def show(self, now: int) -> None:
+        """Report `now` more than those of earlier groups."""
+        if self.progress is not None:
+            self.progress(self.before + now, self.total)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,79 +168,134 @@ class _Ascent:
     offset: Tensor
     softcap: float | None
     centred: bool
-    tolerance: float
-    steps: int
+    search: _Search
+
+    def starts(self, tokens: Tensor) -> Tensor:
+        """Unit vectors [n, d] at which `tokens` are likely to win: their rows, less what all rows have in common.
+
+        With the covariance C of the rows this is the linear discriminant C^-1 (row - mean). On a trained head nearly
+        every token wins there, and few do at their own row. Where C would cost more than a step it is left out.
+        """
+        vocabulary, width = self.rows.shape
+        apart = self.rows[tokens] - self.rows.mean(dim=0)
+        if len(tokens) * vocabulary > 8 * width**2:
+            sample = self.rows[:: max(1, vocabulary // (8 * width))]
+            covariance = torch.cov(sample.T).double()
+            ridge = 0.1 * covariance.diagonal().mean().clamp(min=1e-30)
+            factor = torch.linalg.cholesky(covariance + ridge * torch.eye(width).to(covariance))
+            apart = torch.cholesky_solve(apart.T.double(), factor).T.to(apart.dtype)
+        return _onto(apart, on_sphere=True)
 
     def log_p(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
         """log p [n, vocab] of every token at `u` [n, d], and the derivative of the soft-cap, if any."""
-        z = u @ self.rows.T + self.offset
+        z = torch.addmm(self.offset, u, self.rows.T)
         if self.softcap is None:
             return z.log_softmax(dim=1), None
         squeezed = torch.tanh(z / self.softcap)
         return (self.softcap * squeezed).log_softmax(dim=1), 1 - squeezed.square()
 
-    def value_and_gradient(self, u: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """log p [n] of `tokens` at `u` [n, d], and its gradient [n, d] with respect to u."""
-        log_p, slope = self.log_p(u)
-        value = log_p.gather(1, tokens[:, None])[:, 0]
-        by_logit = log_p.exp_().neg_()  # d log p[v] / d logits = onehot(v) - p, in place: the largest tensor here
-        by_logit.scatter_add_(1, tokens[:, None], torch.ones_like(by_logit[:, :1]))
-        if slope is not None:
-            by_logit *= slope
-        return value, by_logit @ self.rows
+    def value_and_gradient(self, u: Tensor, tokens: Tensor, beat: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """log p [n] of `tokens` at `u` [n, d], and its gradient [n, d] with respect to u.
 
-    def climb(self, u: Tensor, tokens: Tensor, *, on_sphere: bool) -> tuple[Tensor, Tensor, Tensor]:
+        The gradient costs as much again, so it is computed only where the next step needs it, and zero elsewhere: where
+        log p exceeds `beat` [n] and more is left to find out.
+        """
+        value, gradient = u.new_empty(len(u)), torch.zeros_like(u)
+        size = max(1, self.search.chunk_elements // len(self.rows))
+        for rows in torch.split(torch.arange(len(u), device=u.device), size):
+            log_p, slope = self.log_p(u[rows])
+            own = tokens[rows, None]
+            value[rows] = log_p.gather(1, own)[:, 0]
+            needed = ~self.attained(u[rows], value[rows])
+            if beat is not None:
+                needed &= value[rows] > beat[rows]
+            by_logit = log_p[needed].exp_().neg_()  # d log p[v] / d logits = onehot(v) - p
+            by_logit.scatter_add_(1, own[needed], torch.ones_like(by_logit[:, :1]))
+            if slope is not None:
+                by_logit *= slope[needed]
+            gradient[rows[needed]] = by_logit @ self.rows
+        return value, gradient
+
+    def attained(self, u: Tensor, value: Tensor) -> Tensor:
+        """Whether log p = `value` [n] at the unit vectors among `u` [n, d] leaves nothing to find out."""
+        on_the_surface: Tensor = u.norm(dim=1) >= _ON_THE_SURFACE
+        return on_the_surface & (value.exp() > self.search.enough)
+
+    def climb(self, u: Tensor, tokens: Tensor, judged: _Judged, *, on_sphere: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The best u [n, d] reached, its log p [n], and the log p [n] that its tangent plane allows.
 
         Each token has its own step size: doubled after a step that helps, quartered after one that does not. A token
-        leaves the batch once its tangent plane promises less than the tolerance, or once its steps are so short that
-        rounding decides whether they help.
+        leaves the batch once its tangent plane promises less than the tolerance, once its steps are so short that
+        rounding decides whether they help, or once the question asked about it is answered.
         """
         best = u.clone()
         value, gradient = self.value_and_gradient(best, tokens)
         step = 1 / gradient.norm(dim=1).clamp(min=1e-12)
         active = torch.arange(len(tokens), device=tokens.device)
-        for _ in range(self.steps):
-            promise = self._promise(best[active], gradient[active], on_sphere=on_sphere)
-            left = value[active].exp() * torch.expm1(promise)
+        for _ in range(self.search.steps):
             moves = step[active] * gradient[active].norm(dim=1) > _SMALLEST_MOVE
-            active = active[(left > self.tolerance / 2) & moves]
+            active = active[moves & self._open(best[active], value[active], gradient[active], on_sphere=on_sphere)]
+            judged.show(len(tokens) - len(active))
             if len(active) == 0:
                 break
             trial = best[active] + step[active, None] * gradient[active]
             trial = _onto(trial, on_sphere=on_sphere)
-            trial_value, trial_gradient = self.value_and_gradient(trial, tokens[active])
+            trial_value, trial_gradient = self.value_and_gradient(trial, tokens[active], beat=value[active])
             better = trial_value > value[active]
             step[active] *= torch.where(better, 2.0, 0.25)
             moved = active[better]
             best[moved] = trial[better]
             value[moved] = trial_value[better]
             gradient[moved] = trial_gradient[better]
-        ceiling = value + self._promise(best, gradient, on_sphere=False)
-        return best, value, ceiling
+        ceiling = self._ceiling(best, value, gradient)
+        return best, value, torch.where(self.attained(best, value), 0, ceiling)
 
     @staticmethod
-    def _promise(u: Tensor, gradient: Tensor, *, on_sphere: bool) -> Tensor:
-        """How much more log p [n] the tangent plane at `u` allows: max over |v| <= 1 of gradient . (v - u).
+    def _ceiling(u: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """The largest log p [n] on the tangent plane at `u` over the ball |v| <= 1: value + max of gradient . (v - u).
 
-        Over the ball this bounds the concave problem. On the sphere it is taken around the nearer of u and -u, so that
-        it is zero exactly where the gradient has no component along the sphere.
+        It bounds the concave problem, on the sphere as well.
         """
-        along = (gradient * u).sum(dim=1)
-        best: Tensor = gradient.norm(dim=1)
-        return (best - (along.abs() if on_sphere else along)).clamp(min=0)
+        promise: Tensor = gradient.norm(dim=1) - (gradient * u).sum(dim=1)
+        return (value + promise.clamp(min=0)).clamp(max=0)
+
+    def _open(self, u: Tensor, value: Tensor, gradient: Tensor, *, on_sphere: bool) -> Tensor:
+        """Whether one more step [n] may change the answer.
+
+        Differences are taken between probabilities of two logarithms: the factors of exp(log p) * expm1(gain) would be
+        0 and infinity where log p starts at -100 or less, as it does on real vocabularies.
+        """
+        going = ~self.attained(u, value)
+        if self.softcap is None:
+            ceiling = self._ceiling(u, value, gradient)
+            going &= ceiling.exp() - value.exp() > self.search.tolerance / 2
+            if self.search.above is not None:
+                going &= ceiling.exp() >= self.search.above
+        if on_sphere:
+            # The slope along the sphere, taken around the nearer of u and -u: zero exactly where it is level.
+            slope = (gradient.norm(dim=1) - (gradient * u).sum(dim=1).abs()).clamp(min=0)
+            gain = (value + slope).clamp(max=0).exp() - value.exp()
+            going &= (gain > self.search.tolerance / 2) | (slope > _LEVEL)
+        return going
 
 
-def _chunk_bounds(ascent: _Ascent, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Attained probability and proven bound, each float32 [n], for one chunk of tokens."""
-    own = ascent.rows[tokens]
+def _group_bounds(ascent: _Ascent, tokens: Tensor, judged: _Judged) -> tuple[Tensor, Tensor]:
+    """Attained probability and proven bound, each float32 [n], for tokens that climb side by side."""
+    start = ascent.starts(tokens)
     if ascent.softcap is not None:
-        return _best_on_sphere(ascent, own, tokens), torch.ones_like(own[:, 0])
-    u, value, ceiling = ascent.climb(_onto(own, on_sphere=True), tokens, on_sphere=False)
-    lower, upper = value.exp(), ceiling.exp().clamp(max=1)
-    inside = (u.norm(dim=1) < 1 - 1e-5).nonzero()[:, 0]
-    if len(inside):
-        lower[inside] = _best_on_sphere(ascent, u[inside], tokens[inside])
+        uncapped = replace(ascent, softcap=None, search=replace(ascent.search, steps=_UNCAPPED_STEPS, above=None))
+        guess, _, _ = uncapped.climb(start, tokens, _Judged(0, None), on_sphere=True)
+        lower, upper = _best_on_sphere(ascent, guess, tokens), torch.ones_like(guess[:, 0])
+    else:
+        u, value, ceiling = ascent.climb(start, tokens, judged, on_sphere=False)
+        lower, upper = value.exp(), ceiling.exp()
+        inside = u.norm(dim=1) < _ON_THE_SURFACE
+        if ascent.search.above is not None:
+            inside &= upper >= ascent.search.above
+        if inside.any():
+            lower[inside] = _best_on_sphere(ascent, u[inside], tokens[inside])
+    judged.before += len(tokens)
+    judged.show(0)
     return lower, upper
 
 
@@ -198,10 +312,11 @@ def _best_on_sphere(ascent: _Ascent, guess: Tensor, tokens: Tensor) -> Tensor:
     ranked = ascent.log_p(noise)[0][:, tokens].topk(_RANDOM_STARTS, dim=0).indices
     best = guess.new_zeros(n)
     for start in (guess, ascent.rows[tokens], *noise[ranked]):
+        todo = (best <= ascent.search.enough).nonzero()[:, 0]
         # A zero vector has no direction to project onto the sphere: take any.
-        start = torch.where(start.norm(dim=1, keepdim=True) > 0, start, noise[0])
-        _, value, _ = ascent.climb(_onto(start, on_sphere=True), tokens, on_sphere=True)
-        best = torch.maximum(best, value.exp())
+        start = torch.where(start.norm(dim=1, keepdim=True) > 0, start, noise[0])[todo]
+        _, value, _ = ascent.climb(_onto(start, on_sphere=True), tokens[todo], _Judged(0, None), on_sphere=True)
+        best[todo] = torch.maximum(best[todo], value.exp())
     return best
 
 
@@ -223,8 +338,8 @@ def _token_ids(tokens: Sequence[int] | Tensor | None, vocabulary: int) -> Tensor
     return ids
 
 
-def reachable_ids(base: Base) -> list[int]:
-    """Ids of ordinary tokens with reach above REACHABLE, ascending.
+def reachable_ids(base: Base, progress: Progress | None = None) -> list[int]:
+    """Ids of ordinary tokens with reach above REACHABLE, ascending; `progress` is told how many are judged.
 
     Of a large vocabulary, only 4,096 tokens are considered, drawn with a fixed seed: a task must not change for a base.
     """
@@ -234,4 +349,5 @@ def reachable_ids(base: Base) -> list[int]:
         drawn = torch.randperm(len(ordinary), generator=torch.Generator().manual_seed(0))[:_JUDGED]
         ordinary = sorted(ordinary[place] for place in drawn.tolist())
     with frozen(base.model):
-        return reachable_tokens(frozen_head(base.model), above=REACHABLE, tokens=ordinary).tolist()
+        head = frozen_head(base.model)
+        return reachable_tokens(head, above=REACHABLE, tokens=ordinary, progress=progress).tolist()
