@@ -30,14 +30,20 @@ Shape = tuple[str, ...]
 
 CHAT: Shape = ("messages",)
 
+SHAREGPT: Shape = ("conversations",)
+
 LONG_TARGET: Shape = ("question", "matching")
+
+INSTRUCTION: Shape = ("instruction", "output")
+"""Alpaca's, with an optional `input` between the two."""
 
 SHAPES: tuple[Shape, ...] = (
     ("prompt", "completion"),
     ("query", "target"),
     LONG_TARGET,
-    ("instruction", "output"),
+    INSTRUCTION,
     CHAT,
+    SHAREGPT,
 )
 
 Row = tuple[int, Mapping[str, Any]]
@@ -148,7 +154,7 @@ def _names_columns(cells: Sequence[str], asked: Shape | None) -> bool:
 
 def _column_shapes(asked: Shape | None) -> list[Shape]:
     """The shapes a CSV table can have: a cell cannot hold a chat."""
-    return [shape for shape in SHAPES if shape != CHAT] if asked is None else [asked]
+    return [shape for shape in SHAPES if len(shape) == 2] if asked is None else [asked]
 
 
 def _jsonl_rows(text: str, name: str) -> Iterator[Row]:
@@ -172,6 +178,23 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
             '{"prompt": "...", "completion": "..."}.'
         )
     return value
+
+
+def numbers(records: Sequence[int], most: int = 8) -> str:
+    """The numbers of records, for messages."""
+    shown = ", ".join(str(number) for number in records[:most])
+    return f"{shown}, ..." if len(records) > most else shown
+
+
+def refuse_surrogates(value: str, what: str) -> None:
+    """Refuse a text that cannot be written as UTF-8."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what} has half of a surrogate pair at character {error.start}, which is not a character and cannot be "
+            "written as UTF-8. The text was cut or decoded wrongly: export it again from its source."
+        ) from None
 
 
 def json_type(value: Any) -> str:
