@@ -16,8 +16,8 @@ from memlaw.data.encoding import (
 )
 from memlaw.data.facts import read
 from memlaw.data.reading import OnConflict, Reading, Turns
+from memlaw.data.rows import STRESS_PROMPT
 from memlaw.data.sources import read_text
-from memlaw.data.tables import STRESS_PROMPT
 from memlaw.model.tokenizer import Tokenizer, auto_tokenizer, load_tokenizer, tokenizer_fingerprint
 
 __all__ = [

@@ -12,8 +12,8 @@ from typing import Any
 from memlaw.core.errors import DataError
 from memlaw.core.facts import Fact
 from memlaw.data.reading import Turns
+from memlaw.data.rows import Table, json_type, numbers, refuse_surrogates
 from memlaw.data.shapes import Chat
-from memlaw.data.tables import Table, json_type, numbers, refuse_surrogates
 from memlaw.model.tokenizer import Tokenizer, special_tokens
 
 Message = Mapping[str, Any]

@@ -10,9 +10,9 @@ from memlaw.core.errors import DataError
 from memlaw.core.facts import Fact, MemorySet
 from memlaw.data.chats import ChatNotes, chat_facts
 from memlaw.data.reading import OnConflict, Reading, Turns
+from memlaw.data.rows import LONG_TARGET, Row, Shape, Table, json_type, numbers, refuse_surrogates
 from memlaw.data.shapes import chat_of, joined_instruction, names, shape_of
 from memlaw.data.sources import open_table
-from memlaw.data.tables import LONG_TARGET, Row, Shape, Table, json_type, numbers, refuse_surrogates
 from memlaw.model.tokenizer import Tokenizer
 
 

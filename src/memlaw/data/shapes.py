@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memlaw.core.errors import DataError
-from memlaw.data.tables import CHAT, INSTRUCTION, SHAPES, SHAREGPT, Shape, json_type
+from memlaw.data.rows import CHAT, INSTRUCTION, SHAPES, SHAREGPT, Shape, json_type
 
 CHAT_OPTIONS = ("tools", "documents", "chat_template_kwargs")
 """Fields beside the messages of a chat that reach its template."""
