@@ -43,7 +43,7 @@ def train_adapter(
         check_free(Path(out))
         Path(out).parent.mkdir(parents=True, exist_ok=True)
     execution = execution or Execution()
-    encoded = encode(memory_set, base.tokenizer, context=base.context)
+    encoded = encode(memory_set, base.tokenizer, context=base.context, stops=base.stops)
     shares: dict[int, float] = {}
 
     def record(progress: StackProgress) -> None:
