@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import GPT2Tokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers import GenerationConfig, GPT2Tokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from helpers import tiny
 from memlaw.core.errors import ModelError
-from memlaw.model.tokenizer import auto_tokenizer, load_tokenizer, tokenizer_fingerprint
+from memlaw.model.base import load
+from memlaw.model.tokenizer import auto_tokenizer, load_tokenizer, stop_ids, stop_ids_of_files, tokenizer_fingerprint
 
 TEXTS = ("The code is 4711.", " leading", "trailing \n\n", "naïve — 数字", "<|endoftext|>", "<bos>", "")
 
@@ -122,3 +124,46 @@ def test_a_tokenizer_that_cannot_be_loaded_is_named(load: Any, content: bytes | 
 def test_a_missing_directory_is_named() -> None:
     with pytest.raises(ModelError, match="The model directory ./nowhere does not exist"):
         load_tokenizer("./nowhere")
+
+
+GENERATED = 24
+
+
+@pytest.mark.parametrize("eos", [None, 2, [2], [7, 2, 9], list(range(3, 40))])
+def test_generation_stops_at_the_first_stop_id_and_nowhere_else(eos: int | list[int] | None) -> None:
+    """Judged by transformers: without stops, the model's greedy tokens; with them, the same up to the first stop."""
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    prompt = torch.tensor([[40, 41, 42]])
+    settings = {"max_new_tokens": GENERATED, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    model.generation_config = GenerationConfig(pad_token_id=0)
+    assert stop_ids(tokenizer, model.generation_config) == ()
+    endless = model.generate(prompt, **settings)[0, 3:].tolist()
+    assert len(endless) == GENERATED
+    model.generation_config.eos_token_id = eos
+    stops = stop_ids(tokenizer, model.generation_config)
+    ends = [place for place, token in enumerate(endless) if token in stops]
+    assert model.generate(prompt, **settings)[0, 3:].tolist() == endless[: ends[0] + 1 if ends else None]
+
+
+def test_the_tokenizers_end_of_sequence_comes_first_where_generation_stops_at_it() -> None:
+    tokenizer = tiny.tokenizer()
+    assert tokenizer.eos_token_id == 2
+    assert stop_ids(tokenizer, GenerationConfig(eos_token_id=[7, 2, 9, 7])) == (2, 7, 9)
+    assert stop_ids(tokenizer, GenerationConfig(eos_token_id=[9, 7])) == (9, 7)
+    assert stop_ids(tokenizer, None) == (2,)
+
+
+@pytest.mark.parametrize("eos", [None, 2, [7, 2]])
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_the_files_of_a_model_tell_where_the_loaded_model_stops(
+    eos: int | list[int] | None, file: str, tmp_path: Path
+) -> None:
+    model = tiny.model(eos_token_id=eos if file == "config.json" else 5)
+    model.generation_config.eos_token_id = eos
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    if file == "config.json":
+        (tmp_path / "generation_config.json").unlink()
+    loaded = load(str(tmp_path))
+    assert stop_ids_of_files(str(tmp_path), loaded.tokenizer) == loaded.stops
+    assert set(loaded.stops) == ({eos} if isinstance(eos, int) else set(eos or ()))

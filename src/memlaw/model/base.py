@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from memlaw.core.errors import ModelError, first_line
 from memlaw.model.files import BUNDLED, source_of
 from memlaw.model.parts import decoder_layers
-from memlaw.model.tokenizer import auto_tokenizer, tokenizer_fingerprint
+from memlaw.model.tokenizer import auto_tokenizer, stop_ids, tokenizer_fingerprint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -45,6 +45,11 @@ class Base:
     def layers(self) -> int:
         """Number of decoder layers."""
         return len(decoder_layers(self.model))
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The ids at which the model's own `generate` stops, the tokenizer's eos first if it is one of them."""
+        return stop_ids(self.tokenizer, getattr(self.model, "generation_config", None))
 
 
 def load(name: str = BUNDLED, *, dtype: str = "auto", device: str = "auto") -> Base:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +35,39 @@ def token_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     """The tokens of `text` alone, without special tokens."""
     # Not verbose, or texts longer than the context cause a warning: `data.encoding.check_context` refuses those.
     return tuple(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+
+def stop_ids(tokenizer: Tokenizer, generation_config: Any) -> tuple[int, ...]:
+    """The ids at which `generate` stops, by the model's generation config: the tokenizer's eos first if it is one.
+
+    `generation_config` is that of a model (`model.generation_config`) or the content of generation_config.json. Empty
+    where `generate` never stops by itself: it does not ask the tokenizer. Without a config (None), the tokenizer's eos
+    is all that is known.
+    """
+    eos = tokenizer.eos_token_id
+    if generation_config is None:
+        return () if eos is None else (eos,)
+    if isinstance(generation_config, Mapping):
+        named = generation_config.get("eos_token_id")
+    else:
+        named = getattr(generation_config, "eos_token_id", None)
+    ids = () if named is None else (named,) if isinstance(named, int) else tuple(int(token) for token in named)
+    return tuple(dict.fromkeys(sorted(ids, key=lambda token: token != eos)))
+
+
+def stop_ids_of_files(name: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """`stop_ids` by the files of a Hub id, a local directory or `memlaw/base`, as transformers reads them. No torch.
+
+    Raises ModelError.
+    """
+    source = source_of(name)
+    path = file_of(source, "generation_config.json")
+    if path is not None:
+        return stop_ids(tokenizer, _json(path))
+    config = _json(file_of(source, "config.json"))
+    text = next((config[part] for part in ("decoder", "generator", "text_config") if config.get(part)), {})
+    own = config.get("eos_token_id")
+    return stop_ids(tokenizer, {"eos_token_id": text.get("eos_token_id") if own is None else own})
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
