@@ -378,12 +378,14 @@ def _set_findings(
     from memlaw.diagnosis.lint.chat import chat_findings
     from memlaw.diagnosis.lint.keys import key_findings
     from memlaw.diagnosis.lint.model import adapter_findings
+    from memlaw.diagnosis.lint.text import text_findings
     from memlaw.diagnosis.lint.tokens import set_findings, token_findings
 
     merging = border_merges(memory_set, base.tokenizer)
     yield from set_findings(memory_set, base, merging)
     yield from chat_findings(memory_set, base.tokenizer)
     yield from token_findings(memory_set, encoded, base, merging)
+    yield from text_findings(base, encoded)
     yield from key_findings(memory_set, encoded)
     if adapter is not None:
         yield from adapter_findings(base, memory_set, encoded, adapter)

@@ -52,9 +52,12 @@ def test_end_of_sequence_that_the_tokenizer_lacks_is_refused_unless_declined():
     assert encode(facts(("q", "a")), tokenizer, context=None)[0].target == ids_of(tokenizer, "a")
 
 
-def test_a_target_made_of_tokens_is_taken_as_it_is():
+def test_a_target_made_of_tokens_is_taken_as_it_is_and_has_no_text():
     memory_set = MemorySet((Fact("q", "", "1", target_ids=(5, 5, 300)),), eos=True, source="test")
-    assert encode(memory_set, TOKENIZER, context=None)[0].target == (5, 5, 300, TOKENIZER.eos_token_id)
+    (fact,) = encode(memory_set, TOKENIZER, context=None)
+    assert fact.target == (5, 5, 300, TOKENIZER.eos_token_id)
+    assert fact.text is None
+    assert encode(facts(("q", " A b")), TOKENIZER, context=None)[0].text == " A b"
 
 
 def test_a_fact_longer_than_the_context_is_refused_with_both_numbers():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 from transformers import GenerationConfig
 
 from helpers import slow_diagnosis as reference_diagnosis
@@ -25,8 +26,8 @@ def test_nothing_after_the_end_of_sequence_counts_as_recalled() -> None:
     base = tiny.base()
     prompt = FACTS[0].prompt
     decoded = reference.greedy(base.model, prompt, 6)
-    # A target that greedy decoding follows, with the end-of-sequence token declared to be its third token.
-    base.tokenizer.eos_token = base.tokenizer.convert_ids_to_tokens(decoded[2])
+    # A target that greedy decoding follows, where generation stops at its third token.
+    base.model.generation_config.eos_token_id = decoded[2]
     first = decoded.index(decoded[2])
     (item,) = measure(base, [EncodedFact("x", (*prompt, *decoded), len(prompt))], decode=True).items
     assert item.tokens.decoded == (True,) * (first + 1) + (False,) * (5 - first)
@@ -63,12 +64,40 @@ def test_how_the_end_of_sequence_fails_is_told() -> None:
     whole = followed(base, (5, 9, 33, 20), 6, {})
     assert eos not in whole.target
     late = dataclasses.replace(whole, id="late", ids=(*whole.ids[:-1], eos))
-    base.tokenizer.eos_token = base.tokenizer.convert_ids_to_tokens(whole.target[2])
+    base.model.generation_config.eos_token_id = whole.target[2]
     stop = whole.target.index(whole.target[2])
     early = dataclasses.replace(whole, id="early", ids=(*whole.ids[: 4 + stop], 78, *whole.ids[5 + stop :]))
     inside, stopped = measure(base, [whole, early], decode=True, explain=True).items
     assert (inside.reason, inside.first_failure, inside.one_token_short) == ("after_end", stop + 1, False)
     assert (stopped.reason, stopped.first_failure) == ("stopped_early", stop)
-    base.tokenizer.eos_token = "<eos>"
+    base.model.generation_config.eos_token_id = eos
     (ran_on,) = measure(base, [late], decode=True, explain=True).items
     assert (ran_on.reason, ran_on.first_failure) == ("ran_on", 5)
+
+
+@pytest.mark.parametrize("places", [None, [2], [4, 2], [1, 3, 5]])
+def test_decoding_stops_where_generate_stops(places: list[int] | None) -> None:
+    """Judged by the model's own `generate`, which follows its generation config and never asks the tokenizer."""
+    base = tiny.base()
+    prompt, length = (5, 9, 33, 20), 12
+    free = reference.greedy(base.model, prompt, length)
+    base.tokenizer.eos_token = base.tokenizer.convert_ids_to_tokens(free[0])
+    base.model.generation_config.eos_token_id = None if places is None else [free[place] for place in places]
+    ids = torch.tensor([prompt])
+    output = base.model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False, pad_token_id=0
+    )
+    emitted = output[0, len(prompt) :].tolist()
+    assert (len(emitted) < length) == (places is not None)
+    (item,) = measure(base, [EncodedFact("x", (*prompt, *free), len(prompt))], decode=True).items
+    assert item.tokens.decoded == tuple(place < len(emitted) for place in range(length))
+
+
+def test_an_output_that_ends_in_time_with_another_end_did_not_stop_early() -> None:
+    base = tiny.base()
+    whole = followed(base, (5, 9, 33, 20), 3, {})
+    due, other = 2, whole.target[-1]
+    assert other not in whole.target[:-1]
+    base.model.generation_config.eos_token_id = [due, other]
+    (item,) = measure(base, [dataclasses.replace(whole, ids=(*whole.ids[:-1], due))], decode=True).items
+    assert (item.exact, item.first_failure, item.tokens.ended) == (False, 2, None)

@@ -69,7 +69,7 @@ def test_the_document_has_the_keys_others_rely_on():
     item |= {"edits", "one_token_short", "log_p", "expected_tokens", "reason", "why"}
     assert document["items"][0].keys() == item | {"tokens"}
     tokens = {"nll": [0.1, 0.9], "top1": [True, False], "decoded": [True, False]}
-    unknown = dict.fromkeys(("rival", "edits", "mended", "ended", "unreachable"))
+    unknown = dict.fromkeys(("rival", "edits", "mended", "ended", "unreachable", "faithful"))
     assert document["items"][0]["tokens"] == tokens | unknown
     assert (document["items"][0]["earliest_stubborn"], document["items"][0]["first_failure"]) == (1, 1)
     short = report_to_dict(recall({"a": [0.1, 0.9]}), per_token=False)

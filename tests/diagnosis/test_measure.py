@@ -12,9 +12,9 @@ from helpers.recalls import FACTS, followed
 from memlaw.adapter.on_model import placement_on
 from memlaw.core.config import TrainConfig
 from memlaw.core.errors import DataError, ModelError
-from memlaw.core.facts import EncodedFact, Fact, MemorySet
+from memlaw.core.facts import EncodedFact
 from memlaw.core.recall import LN2
-from memlaw.diagnosis.measure import SAFETY, TOLERANCE, measure, token_texts, unfaithful
+from memlaw.diagnosis.measure import SAFETY, TOLERANCE, measure, token_texts
 from memlaw.model.base import Base, load
 from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
@@ -139,21 +139,9 @@ def test_a_tokenizer_that_cannot_decode_its_own_ids_is_named_without_a_word_of_t
         raise KeyError("s3cret")
 
     base.tokenizer.decode = fail
-    with pytest.raises(ModelError, match=r"tokenizer of tiny-qwen3 cannot decode its own ids of record 'f0'") as error:
+    with pytest.raises(ModelError, match=r"tokenizer cannot decode its own ids of record 'f0'") as error:
         token_texts(base, FACTS)
     assert "s3cret" not in str(error.value)
-
-
-def test_a_fact_whose_tokens_spell_something_else_is_named() -> None:
-    base = tiny.base()
-
-    def encoded(name: str, text: str) -> EncodedFact:
-        return EncodedFact(name, (5, *base.tokenizer(text).input_ids), 1)
-
-    facts = (Fact("q", "plain", "fine"), Fact("p", "caf\u00e9", "lossy"), Fact("r", "x", "ids", target_ids=(4,)))
-    memory_set = MemorySet(facts, eos=False, source="here")
-    ids = [encoded(fact.id, fact.target) for fact in facts]
-    assert unfaithful(base, memory_set, ids) == ("lossy",)
 
 
 def stretches(base: Base, window: int = 160, prompt: int = 32) -> list[EncodedFact]:

@@ -48,16 +48,13 @@ def recall(
 
     from memlaw.adapter.peft import attach
     from memlaw.core.files import write_text
+    from memlaw.data.spelling import changed_facts, changed_warning
     from memlaw.diagnosis.documents import report_to_dict
-    from memlaw.diagnosis.measure import measure, token_texts, unfaithful
+    from memlaw.diagnosis.measure import measure, token_texts
 
     base, memory_set, facts = inputs.load()
-    if lossy := unfaithful(base, memory_set, facts):
-        note(
-            f"Warning: the tokens of {len(lossy)} of {len(facts)} facts ({', '.join(map(repr, lossy[:3]))}"
-            f"{', ...' if len(lossy) > 3 else ''}) do not decode to their targets: the tokenizer drops or changes "
-            "characters. Certificates cover the tokens, not the original text."
-        )
+    if changed := changed_facts(base, facts):
+        note(f"Warning: {changed_warning(changed, len(facts))}")
     with nullcontext() if options.adapter is None else attach(base, options.adapter):
         report = measure(base, facts, decode=options.decode, explain=True)
     advice = _advice(base, memory_set, report, options.adapter, options.laws)
@@ -88,7 +85,9 @@ def recall_lines(report: RecallReport, advice: Sequence[str] = ()) -> Iterator[s
     yield ""
     yield from aligned_rows({**_verbatim(report), **_probabilities(report), **_causes(patterns(report))})
     stubborn = dict(zip((item.id for item in report.items), stubborn_counts(report), strict=True))
-    failing = {item.id for item in report.items if item.exact is False or stubborn[item.id]}
+    failing = {
+        item.id for item in report.items if item.exact is False or item.tokens.faithful is False or stubborn[item.id]
+    }
     if failing:
         yield ""
         yield "Worst records (positions count from 0):"
@@ -124,7 +123,8 @@ def _failure(item: RecordRecall, stubborn: int) -> str:
     summary = "no stubborn tokens"
     if item.earliest_stubborn is not None:
         summary = f"{stubborn:,} of {counted(item.length, 'token')} stubborn, the first at {item.earliest_stubborn}"
-    return summary if item.exact is None or item.why is None else f"{summary}. {item.why}"
+    told = item.exact is not None or item.reason == "other_text"  # true without decoding, too
+    return f"{summary}. {item.why}" if told and item.why is not None else summary
 
 
 def _causes(common: Patterns) -> dict[str, str]:

@@ -85,6 +85,7 @@ def train(
         "steps": trained.steps,
         "seconds": round(trained.seconds, 3),
         "recalled": trained.recalled,
+        "other_text": list(trained.other_text),
         "loss_init": trained.loss_init,
         "loss_final": trained.loss_final,
         "rank": rank,
@@ -92,7 +93,12 @@ def train(
         "parameters": trained.parameters,
     }
     emit(as_json, document, train_lines(trained, out))
-    if not trained.recalled:
+    if trained.other_text:
+        note(
+            f"{counted(len(trained.other_text), 'fact')} cannot come back verbatim, since the tokenizer changes the "
+            f"target; `memlaw check {inputs.data} --model {inputs.model}` says how to fix this."
+        )
+    elif not trained.recalled:
         note(
             f"Some facts are not recalled yet. Try more --steps or a higher --rank (`memlaw plan` suggests one); "
             f"`memlaw recall {inputs.data} --model {inputs.model} --adapter {out} --decode` shows what is missing."
@@ -103,6 +109,10 @@ def train_lines(trained: Trained, out: Path) -> Iterator[str]:
     """How a training run ended."""
     margin = f" with a margin of at least {trained.config.margin:g} nats" if trained.config.margin else ""
     ended = f"every target token is ordered{margin}" if trained.recalled else "some target tokens are still stubborn"
+    if trained.other_text:
+        ended = (
+            f"not recalled verbatim: the tokenizer changes the targets of {counted(len(trained.other_text), 'fact')}"
+        )
     yield f"{out}: rank {trained.rank} at {trained.placement}, {counted(trained.parameters, 'parameter')}."
     yield (
         f"{counted(trained.steps, 'step')} in {trained.seconds:.0f} s, loss {trained.loss_init:.3f} -> "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memlaw.core.canonical import digest
 
@@ -57,6 +57,8 @@ class EncodedFact:
     id: str
     ids: tuple[int, ...]
     prompt_length: int
+    text: str | None = field(default=None, repr=False)
+    """What the target's tokens must spell after the prompt, end of sequence aside; None for a target made of tokens."""
 
     @property
     def target(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ def is_ordered(nll: float) -> bool:
 
 
 Reason = Literal[
-    "stubborn", "unreachable", "stopped_early", "ran_on", "after_end", "near_tie", "unproven", "too_thin"
+    "other_text", "stubborn", "unreachable", "stopped_early", "ran_on", "after_end", "near_tie", "unproven", "too_thin"
 ]  # fmt: skip
 """Why a record is not certified; `memlaw.diagnosis.reasons` has a sentence for each."""
 
@@ -43,6 +43,8 @@ class TokenRecall:
     target, so that the tokens after it can never be emitted."""
     unreachable: tuple[int, ...] | None = None
     """Positions of stubborn tokens to which no adapter can give p > 1/2 (`memlaw.model.reach`); None: not known."""
+    faithful: bool | None = None
+    """Whether the target's tokens decode to its text, character by character; None: the target is made of tokens."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class RecordRecall:
     id: str
     length: int
     exact: bool | None
-    """Greedy decoding reproduced the whole target (None: not decoded)."""
+    """Greedy decoding reproduced the whole target, and its tokens decode to the target's text (None: not decoded)."""
     certified: bool | None
     """margin > tolerance and exact; None if not decoded, since a certificate needs both."""
     margin: float
@@ -84,7 +86,7 @@ class RecallReport:
     records: int
     tokens: int
     acc_em: float | None
-    """Share of records reproduced exactly by greedy decoding; None if not decoded."""
+    """Share of records whose text greedy decoding reproduced exactly; None if not decoded."""
     acc_token: float | None
     """Share of positions greedy decoding gets right, position by position; None if not decoded."""
     certified: int | None

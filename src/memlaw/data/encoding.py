@@ -98,7 +98,9 @@ def take(encoded: Sequence[EncodedFact], length: int) -> tuple[EncodedFact, ...]
         )
     if len(encoded) == 1:
         fact = encoded[0]
-        return (EncodedFact(fact.id, fact.ids[: fact.prompt_length + length], fact.prompt_length),)
+        whole = length == fact.length  # a part of the tokens spells a part of the text, whose border is unknown
+        cut = fact.ids[: fact.prompt_length + length]
+        return (EncodedFact(fact.id, cut, fact.prompt_length, fact.text if whole else None),)
     count = bisect_right(list(accumulate(fact.length for fact in encoded)), length)
     if count == 0:
         raise DataError(
@@ -164,7 +166,8 @@ def _encode_fact(fact: Fact, tokenizer: Tokenizer, bos: tuple[int, ...], ending:
             f"The target of {_name(fact)} has no tokens under this tokenizer, so there is nothing to recall. Use "
             "characters that the tokenizer knows."
         )
-    return EncodedFact(id=fact.id, ids=prompt + target + ending, prompt_length=len(prompt))
+    text = fact.target if fact.target_ids is None else None
+    return EncodedFact(id=fact.id, ids=prompt + target + ending, prompt_length=len(prompt), text=text)
 
 
 def _name(fact: Fact) -> str:

@@ -24,7 +24,7 @@ class Decoded:
     """Free-running greedy decoding of one fact."""
 
     emitted: tuple[int, ...]
-    """As many tokens as the target has; -1 (not a token id) after the first end of sequence."""
+    """As many tokens as the target has; -1 (not a token id) after the first at which `generate` stops."""
     nll: tuple[float, ...]
     """Loss of the target's tokens under key-value caching, up to and including the first wrong token."""
 
@@ -35,11 +35,12 @@ def greedy(
     """Row -> its free-running greedy decoding with a key-value cache.
 
     Only prompts of equal length share a batch: padding would change the positions and thereby the rounding. Tokens
-    after the first end-of-sequence token are dropped, since users never see them.
+    after the first at which the model's own `generate` stops are dropped, since users never see them.
     """
     from transformers import LogitsProcessorList
 
     decoded: dict[int, Decoded] = {}
+    stops = base.stops  # of the model's own generation config, which the next line replaces
     with _plain_generation(base.model):
         for batch in _by_prompt_length(facts, rows, side_by_side):
             recorder = _RecordLosses([facts[row].target for row in batch])
@@ -54,7 +55,7 @@ def greedy(
             losses = recorder.losses()
             for place, row in enumerate(batch):
                 emitted = output[place, prompts.shape[1] :].tolist()
-                decoded[row] = _compare(facts[row], emitted, losses[place], base.tokenizer.eos_token_id)
+                decoded[row] = _compare(facts[row], emitted, losses[place], stops)
     return decoded
 
 
@@ -77,12 +78,12 @@ class _RecordLosses:
         return rows
 
 
-def _compare(fact: EncodedFact, emitted: Sequence[int], losses: Sequence[float], eos: int | None) -> Decoded:
+def _compare(fact: EncodedFact, emitted: Sequence[int], losses: Sequence[float], stops: Sequence[int]) -> Decoded:
     emitted = emitted[: fact.length]
     first_wrong = next((t for t, (a, b) in enumerate(zip(emitted, fact.target, strict=True)) if a != b), fact.length)
     compared = losses[: min(first_wrong + 1, fact.length)]
     check_numbers(fact.id, compared)
-    return Decoded(_until_end(emitted, eos), tuple(compared))
+    return Decoded(_until_end(emitted, stops), tuple(compared))
 
 
 def _by_prompt_length(facts: Sequence[EncodedFact], rows: Iterable[int], side_by_side: int) -> Iterator[list[int]]:
@@ -95,10 +96,8 @@ def _by_prompt_length(facts: Sequence[EncodedFact], rows: Iterable[int], side_by
             yield group[start : start + side_by_side]
 
 
-def _until_end(generated: Sequence[int], eos: int | None) -> tuple[int, ...]:
-    if eos not in generated:
-        return tuple(generated)
-    end = generated.index(eos) + 1
+def _until_end(generated: Sequence[int], stops: Sequence[int]) -> tuple[int, ...]:
+    end = next((at for at, token in enumerate(generated, 1) if token in stops), len(generated))
     return (*generated[:end], *[-1] * (len(generated) - end))
 
 

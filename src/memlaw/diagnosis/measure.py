@@ -14,9 +14,11 @@ import torch
 from rapidfuzz.distance import Levenshtein
 
 from memlaw.core.errors import ModelError
-from memlaw.core.facts import EncodedFact, MemorySet
+from memlaw.core.facts import EncodedFact
 from memlaw.core.recall import RecallReport, TokenRecall, is_ordered
 from memlaw.data import check_context
+from memlaw.data.spelling import decode as decode_ids
+from memlaw.data.spelling import survives
 from memlaw.diagnosis.decoding import Decoded, greedy
 from memlaw.diagnosis.teacher_forced import teacher_forced
 from memlaw.diagnosis.verdicts import diagnose
@@ -51,7 +53,10 @@ def measure(base: Base, facts: Sequence[EncodedFact], *, decode: bool, explain: 
     if base.context is not None:
         check_context(facts, base.context)
     with frozen(base.model), torch.no_grad():
-        measured = teacher_forced(base, facts)
+        measured = [
+            replace(tokens, faithful=survives(base, fact))
+            for fact, tokens in zip(facts, teacher_forced(base, facts), strict=True)
+        ]
         rounding = None
         if decode:
             decoded = greedy(base, facts, range(len(facts)))
@@ -72,32 +77,10 @@ def token_texts(base: Base, facts: Sequence[EncodedFact]) -> dict[str, tuple[str
 
     A token that holds only part of a character becomes a replacement character.
     """
-    return {fact.id: tuple(_text(base, fact.id, [token]) for token in fact.target) for fact in facts}
-
-
-def unfaithful(base: Base, memory_set: MemorySet, facts: Sequence[EncodedFact]) -> tuple[str, ...]:
-    """Ids of the facts whose target tokens do not decode to their target text, white space aside: with all recalled,
-    the text still differs. Raises ModelError for a tokenizer that cannot decode its own ids."""
-    return tuple(
-        fact.id
-        for fact, encoded in zip(memory_set.facts, facts, strict=True)
-        if fact.target_ids is None and _letters(_text(base, fact.id, encoded.target)) != _letters(fact.target)
-    )
-
-
-def _letters(text: str) -> str:
-    return "".join(text.split())
-
-
-def _text(base: Base, name: str, ids: Sequence[int]) -> str:
-    try:
-        return str(base.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    except Exception as error:  # a tokenizer's own code can raise anything
-        raise ModelError(
-            f"The tokenizer of {base.name} cannot decode its own ids of record {name!r} ({type(error).__name__}), so "
-            "the model's output could not be read. Save the tokenizer again with the library that made it, or use the "
-            "one the model was trained with."
-        ) from None
+    return {
+        fact.id: tuple(decode_ids(base.tokenizer, fact.id, [token], special=False) for token in fact.target)
+        for fact in facts
+    }
 
 
 def _rounding(measured: Sequence[TokenRecall], decoded: dict[int, Decoded]) -> float:
@@ -121,11 +104,13 @@ def _with_decoding(base: Base, fact: EncodedFact, tokens: TokenRecall, decoded: 
         tokens,
         decoded=tuple(a == b for a, b in zip(decoded.emitted, fact.target, strict=True)),
         edits=Levenshtein.distance(spelled, fact.target),
-        ended=_ended(fact, decoded.emitted, base.tokenizer.eos_token_id),
+        ended=_ended(fact, decoded.emitted, base.stops),
     )
 
 
-def _ended(fact: EncodedFact, emitted: Sequence[int], eos: int | None) -> Literal["early", "late", "inside"] | None:
+def _ended(
+    fact: EncodedFact, emitted: Sequence[int], stops: Sequence[int]
+) -> Literal["early", "late", "inside"] | None:
     """What end of sequence had to do with the first wrong token, if anything; see `TokenRecall.ended`."""
     pairs = zip(emitted, fact.target, strict=True)
     wrong, due = next(((token, due) for token, due in pairs if token != due), (None, None))
@@ -133,9 +118,9 @@ def _ended(fact: EncodedFact, emitted: Sequence[int], eos: int | None) -> Litera
         return None
     if wrong == -1:  # decoding had ended correctly before: the target itself holds an end of sequence
         return "inside"
-    if wrong == eos:
-        return "early"
-    return "late" if due == eos else None
+    if wrong in stops:
+        return None if due in stops else "early"  # it ends where it should, but with another token
+    return "late" if due in stops else None
 
 
 def _thinnest(measured: Sequence[TokenRecall]) -> list[int]:

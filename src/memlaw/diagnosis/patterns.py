@@ -96,7 +96,11 @@ def patterns(report: RecallReport) -> Patterns:
 
 
 def _stubborn_vs_failure(failed: Sequence[RecordRecall]) -> Correlation | None:
-    pairs = [(item.earliest_stubborn, item.first_failure) for item in failed if item.earliest_stubborn is not None]
+    pairs = [
+        (item.earliest_stubborn, item.first_failure)
+        for item in failed
+        if item.earliest_stubborn is not None and item.first_failure is not None
+    ]
     return spearman(np.array(pairs, dtype=np.float64).reshape(-1, 2))
 
 

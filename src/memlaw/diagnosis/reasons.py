@@ -13,6 +13,11 @@ from memlaw.core.recall import LN2, Reason, TokenRecall, is_ordered
 def reason_of(tokens: TokenRecall, tolerance: float) -> tuple[Reason, str] | None:
     """The keyword and the sentence; None if the record is certified or, without decoding, has every token ordered with
     enough margin. `tolerance` is in nats, as for a certificate."""
+    if tokens.faithful is False:
+        return "other_text", (
+            "The tokenizer changes this target: its tokens decode to another text, so it cannot come back verbatim, "
+            "even with every token recalled. `memlaw check` says what changes."
+        )
     stubborn = next((t for t, nll in enumerate(tokens.nll) if not is_ordered(nll)), None)
     if tokens.decoded is not None and not all(tokens.decoded):
         return _failure(tokens, tokens.decoded.index(False))

@@ -6,7 +6,8 @@ and 4):
 
     ordered   <=>  nll < ln 2  <=>  p > 1/2            sufficient for greedy decoding to emit the token, not necessary
     margin     =   ln 2 - max_t nll_t                  of a record, in nats; positive <=> every token is ordered
-    certified <=>  margin > tolerance and decoding reproduced the whole target
+    exact     <=>  decoding reproduced the whole target, and its tokens decode to the target's text, to the character
+    certified <=>  margin > tolerance and exact
 
 A token at exactly p = 1/2 is stubborn: a second token can have p = 1/2 too, so it proves nothing.
 """
@@ -83,7 +84,8 @@ def worst(report: RecallReport, n: int) -> tuple[RecordRecall, ...]:
 def judge(name: str, tokens: TokenRecall, tolerance: float) -> RecordRecall:
     """The verdict on the record `name`, whose numbers have passed `check`."""
     margin = LN2 - max(tokens.nll)
-    exact = None if tokens.decoded is None else all(tokens.decoded)
+    # With every token right, the text decoded from the output is the one decoded from the target's tokens.
+    exact = None if tokens.decoded is None else all(tokens.decoded) and tokens.faithful is not False
     reason, why = reason_of(tokens, tolerance) or (None, None)
     return RecordRecall(
         id=name,
@@ -94,7 +96,7 @@ def judge(name: str, tokens: TokenRecall, tolerance: float) -> RecordRecall:
         earliest_stubborn=_first_false(is_ordered(nll) for nll in tokens.nll),
         first_failure=None if tokens.decoded is None else _first_false(tokens.decoded),
         edits=tokens.edits,
-        one_token_short=False if exact else tokens.mended,
+        one_token_short=False if exact or tokens.faithful is False else tokens.mended,
         log_p=-math.fsum(tokens.nll),
         expected_tokens=math.fsum(math.exp(-nll) for nll in accumulate(tokens.nll)),
         reason=reason,

@@ -14,6 +14,7 @@ from memlaw.core.facts import EncodedFact
 from memlaw.core.recall import RecallReport
 from memlaw.data import encode
 from memlaw.data.load import Facts, load_memory_set
+from memlaw.data.spelling import changed_facts, changed_warning
 from memlaw.diagnosis.measure import TOLERANCE, measure
 from memlaw.integrations.step import processes
 from memlaw.model.base import Base, wrap
@@ -81,6 +82,8 @@ class RecallCallback(TrainerCallback):  # type: ignore[misc]
             base = wrap(model, tokenizer)
             memory_set = load_memory_set(self.memory_set, tokenizer, partial(reachable_ids, base))
             facts = encode(memory_set, tokenizer, context=base.context, stops=base.stops)
+            if changed := changed_facts(base, facts):
+                warnings.warn(f"{changed_warning(changed, len(facts))} Training will not stop early.", stacklevel=2)
             self._prepared = base, facts
         return self._prepared
 

@@ -263,7 +263,8 @@ def _held(case: _Case) -> bool:
 
 
 def _method(case: _Case) -> Iterator[Advice]:
-    unfixable = case.lost.keys() | {fault.record for fault in case.faults}
+    other_text = {item.id for item in case.failing if item.reason == "other_text"}
+    unfixable = case.lost.keys() | other_text | {fault.record for fault in case.faults}
     fixable = [item for item in case.failing if item.id not in unfixable]
     if not fixable or not case.few:
         return

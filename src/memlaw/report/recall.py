@@ -45,6 +45,7 @@ def recall_view(recall: RecallReport, texts: Texts | None, advice: Sequence[str]
 
 
 _CAUSES: dict[Reason, str] = {
+    "other_text": "the tokenizer changes the target's text",
     "stubborn": "a token with p at most 1/2",
     "unreachable": "a token that no adapter can raise above p = 1/2",
     "stopped_early": "the output ends too early",
@@ -186,6 +187,8 @@ def _verdict(item: RecordRecall) -> str:
         return "certified"
     if item.exact:
         return "verbatim, not certified"
+    if item.reason == "other_text":
+        return "other text"
     if item.exact is None:
         return "ordered, not decoded" if item.margin > 0 else "stubborn, not decoded"
     return "one token short" if item.one_token_short else "wrong"

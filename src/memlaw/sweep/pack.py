@@ -231,7 +231,8 @@ def _measured(pack: LoadedPack, cell: Cell, trained: Trained) -> CellResult:
     if trained.loss_final is None:
         return ended
     with trained.attached(pack.base.model):
-        report = measure(pack.base, pack.facts, decode=True)
+        # The law counts tokens: what a tokenizer does to a text has nothing to do with what an adapter holds.
+        report = measure(pack.base, [replace(fact, text=None) for fact in pack.facts], decode=True)
     vocabulary = pack.base.model.get_output_embeddings().weight.shape[0]
     return replace(
         ended,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from memlaw.core.canonical import to_dict
 from memlaw.core.config import Execution
 from memlaw.core.facts import MemorySet
 from memlaw.data import encode, target_tokens
+from memlaw.data.spelling import changed_facts, changed_warning
 from memlaw.model.base import Base
 from memlaw.model.offload import evicted
 from memlaw.training.checkpoint import Checkpoint
@@ -37,13 +39,17 @@ def train_adapter(
 
     Until then, checkpoints go to the folder `out` with `.checkpoint` added to its name; a repeated call resumes from
     the latest one. Raises, before any training, AdapterError for an impossible rank or an `out` that holds other
-    files, and DataError for facts that cannot be encoded; OSError if `out` cannot be written.
+    files, and DataError for facts that cannot be encoded; OSError if `out` cannot be written. Warns of targets that the
+    tokenizer changes: they are trained, but not `recalled`, since another text would come back.
     """
     if out is not None:  # fail now rather than after hours of training
         check_free(Path(out))
         Path(out).parent.mkdir(parents=True, exist_ok=True)
     execution = execution or Execution()
     encoded = encode(memory_set, base.tokenizer, context=base.context, stops=base.stops)
+    changed = changed_facts(base, encoded)
+    if changed:  # before hours of training rather than after them
+        warnings.warn(changed_warning(changed, len(encoded)), stacklevel=2)
     shares: dict[int, float] = {}
 
     def record(progress: StackProgress) -> None:
@@ -54,7 +60,7 @@ def train_adapter(
     checkpoint = None if out is None else Checkpoint(_beside(Path(out)), minutes=execution.checkpoint_minutes)
     with evicted(base, run.placement.first_layer, wanted=execution.evict_prefix):
         (trained,) = train_stack(base, encoded, [run], execution=execution, checkpoint=checkpoint, on_step=record)
-    trained = replace(trained, curve=thinned(shares))
+    trained = replace(trained, curve=thinned(shares), other_text=changed, recalled=trained.recalled and not changed)
     if out is not None and trained.status == "finished":
         details = {
             "facts_fingerprint": memory_set.fingerprint,

@@ -50,7 +50,8 @@ class Ending:
     loss_final: float | None
     """Mean nll over all target tokens, teacher-forced, without dropout."""
     recalled: bool
-    """Whether every target token ended with nll < ln 2 - margin."""
+    """Whether every target token ended with nll < ln 2 - margin; what `train_adapter` returns also says whether the
+    tokens decode to the targets (`other_text`)."""
     message: str = ""
 
 
@@ -61,6 +62,8 @@ class Trained(Ending):
     run: Run
     stack: AdapterStack
     """This adapter alone."""
+    other_text: tuple[str, ...] = ()
+    """Ids of the facts whose tokens do not decode to their targets, so that they are never recalled verbatim."""
     curve: tuple[float | None, ...] = ()
     """Share of the target tokens with p > 1/2 at evenly spaced steps, where they were recorded (`memlaw train`)."""
 
