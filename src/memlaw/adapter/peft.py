@@ -22,6 +22,7 @@ from memlaw.adapter.info import FORMAT, INFO, WEIGHTS, AdapterInfo, load_info
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.placement import Placement
 from memlaw.adapter.stack import AdapterStack
+from memlaw.adapter.untouched import untouched
 from memlaw.core import files
 from memlaw.core.errors import AdapterError, first_line
 from memlaw.model.base import Base
@@ -123,18 +124,16 @@ def _attached_by_peft(base: Base, directory: Path) -> Iterator[None]:
     from peft import PeftModel
 
     _check_peft_config(directory / PEFT_CONFIG)
-    with frozen(base.model):  # PEFT freezes what it wraps; this restores requires_grad
+    with frozen(base.model), untouched(base.model) as copy_on_write:  # PEFT freezes what it wraps, and changes it
         try:
-            try:
+            with copy_on_write:
                 PeftModel.from_pretrained(base.model, str(directory)).eval()
-            except Exception as error:  # PEFT does not validate a configuration: a bad one can raise anything
-                raise AdapterError(
-                    f"PEFT cannot load the adapter {directory} on {base.name} ({type(error).__name__}: "
-                    f"{first_line(error)}). Save it again with the version of PEFT that trained it."
-                ) from error
-            yield
-        finally:
-            _strip(base.model)
+        except Exception as error:  # PEFT does not validate a configuration: a bad one can raise anything
+            raise AdapterError(
+                f"PEFT cannot load the adapter {directory} on {base.name} ({type(error).__name__}: "
+                f"{first_line(error)}). Save it again with the version of PEFT that trained it."
+            ) from error
+        yield
 
 
 def _check_peft_config(path: Path) -> None:
@@ -150,28 +149,6 @@ def _check_peft_config(path: Path) -> None:
             f"{path} is not an adapter configuration, or it asks for Megatron, and PEFT would import the module that "
             "the file names for it. memlaw never runs code that an adapter names."
         )
-
-
-def _strip(model: Any) -> None:
-    """Remove PEFT's wrappers from the model, also where PEFT failed halfway (its own `unload` needs a whole model)."""
-    if hasattr(model, "peft_config"):
-        del model.peft_config
-    for name, child in list(model.named_children()):
-        original = _unwrapped(child)
-        if original is child:
-            _strip(child)
-        else:
-            setattr(model, name, original)
-
-
-def _unwrapped(module: Any) -> Any:
-    """The module that PEFT has wrapped, or the module itself."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    while isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-        module = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
-    return module
 
 
 def _tensors(stack: AdapterStack) -> dict[str, Tensor]:

@@ -1,0 +1,70 @@
+"""Every adapter that PEFT can make: judged as PEFT judges it, or refused; and gone afterwards, to the last bit."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+
+from helpers import peft_types, tiny
+from memlaw.adapter.peft import attach
+from memlaw.diagnosis.teacher_forced import teacher_forced
+from memlaw.model.base import Base, wrap
+
+FACTS = tiny.facts([(4, 12), (3, 9)])
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 of everything that an adapter could leave changed: modules, weights, buffers, hooks, flags, configs."""
+    hasher = hashlib.sha256()
+    for name, module in model.named_modules(remove_duplicate=False):
+        hasher.update(f"{name} {id(module)} {type(module)} {module.training} {sorted(vars(module))}".encode())
+        hasher.update(f"{[len(value) for key, value in vars(module).items() if key.endswith('_hooks')]}".encode())
+        hasher.update(f"{getattr(module, 'layer_idx', None)}".encode())
+        hasher.update(f"{module.config.to_json_string(use_diff=False) if hasattr(module, 'config') else ''}".encode())
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]:
+        hasher.update(f"{name} {id(tensor)} {tensor.data_ptr()} {tensor.requires_grad} {tensor.dtype}".encode())
+        hasher.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def losses(model: Any) -> list[torch.Tensor]:
+    """Loss of every target token by the model's own forward pass, one fact at a time."""
+    results = []
+    for fact in FACTS:
+        ids = torch.tensor([fact.ids])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, fact.prompt_length - 1 : -1]
+        results.append(F.cross_entropy(logits, ids[0, fact.prompt_length :], reduction="none"))
+    return results
+
+
+def judged(base: Base) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [torch.tensor(tokens.nll) for tokens in teacher_forced(base, FACTS)]
+
+
+@pytest.mark.parametrize("name", peft_types.JUDGED)
+def test_an_adapter_is_judged_as_by_peft_and_leaves_no_trace(name: str, tmp_path: Path) -> None:
+    family = peft_types.family(name)
+    directory = peft_types.made(name, tmp_path / "a")
+    expected = losses(PeftModel.from_pretrained(tiny.model(family), str(directory)).eval())
+    model = tiny.model(family)
+    base = wrap(model, tiny.tokenizer())
+    before, bare = fingerprint(model), judged(base)
+    for _ in range(2):
+        with attach(base, directory):
+            measured = judged(base)
+        for ours, theirs, without in zip(measured, expected, bare, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+            assert not torch.allclose(ours, without, atol=1e-3)
+        assert fingerprint(model) == before
+        assert all(torch.equal(*pair) for pair in zip(judged(base), bare, strict=True))
