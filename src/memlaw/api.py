@@ -206,8 +206,8 @@ def recall(
 ) -> RecallReport:
     """Did it stick? Per-token probabilities and, with `decode`, verbatim recall and certificates of `facts`.
 
-    `model` is a base, a merged model, or a PEFT model; `adapter` is a directory to add to it for the measurement.
-    Raises AdapterError, DataError.
+    `model` is a base, a merged model, or a PEFT model; `adapter` is a directory to add to it for the measurement. Warns
+    if facts failed and the adapter was trained on others. Raises AdapterError, DataError.
     """
     from memlaw.adapter.peft import attach
     from memlaw.diagnosis.measure import measure
@@ -215,7 +215,31 @@ def recall(
     base, memory_set = _wrap(model, tokenizer, facts)
     encoded = encode(memory_set, tokenizer, context=base.context)
     with nullcontext() if adapter is None else attach(base, Path(adapter)):
-        return measure(base, encoded, decode=decode, explain=True)
+        report = measure(base, encoded, decode=decode, explain=True)
+    for sentence in other_prompts(memory_set, adapter, report):
+        warnings.warn(sentence, stacklevel=2)
+    return report
+
+
+def trained_on(memory_set: MemorySet, adapter: StrPath | None) -> bool | None:
+    """Whether an adapter was trained on exactly this set; None without one, or where memlaw did not record it.
+
+    Raises AdapterError.
+    """
+    from memlaw.adapter.info import load_info
+
+    info = None if adapter is None else load_info(Path(adapter))
+    if info is None or info.facts_fingerprint is None:
+        return None
+    return info.facts_fingerprint == memory_set.fingerprint
+
+
+def other_prompts(memory_set: MemorySet, adapter: StrPath | None, report: RecallReport) -> Iterator[str]:
+    """The warning that facts failed in `report` and the adapter was trained on others, if so. Raises AdapterError."""
+    from memlaw.planning.advice import OTHER_PROMPTS, failing
+
+    if failing(report) and trained_on(memory_set, adapter) is False:  # all of a part of its facts may come back
+        yield str(OTHER_PROMPTS)
 
 
 class AdviseOptions(TypedDict, total=False):
@@ -251,8 +275,8 @@ def advise_on(
 ) -> tuple[Advice, ...]:
     """`advise`, on a base and facts already loaded."""
     from memlaw.diagnosis.lint.tokens import encodable
+    from memlaw.planning.advice import OTHER_PROMPTS, failing
     from memlaw.planning.advice import advise as advise_by
-    from memlaw.planning.advice import failing
 
     if not failing(report):
         return ()
@@ -263,7 +287,8 @@ def advise_on(
     # `recall` has searched the reach of the stubborn tokens already, so those findings are not repeated here.
     findings = list(_set_findings(base, memory_set, encoded, directory))
     planned = _plan_at(base, memory_set, encoded, history, options.get("laws"))
-    return advise_by(report, history, plan=planned, findings=findings)
+    first = (OTHER_PROMPTS,) if trained_on(memory_set, directory) is False else ()
+    return first + advise_by(report, history, plan=planned, findings=findings)
 
 
 def probe(
