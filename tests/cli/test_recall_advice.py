@@ -219,6 +219,7 @@ def test_an_adapter_of_other_prompts_is_named_before_any_other_advice(
 
     base = load(str(model))
     with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         memlaw.recall(base.model, base.tokenizer, other, adapter=adapter)
     assert first in [str(warning.message) for warning in caught]
 
