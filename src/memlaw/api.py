@@ -231,7 +231,8 @@ def recall(
 
     `model` is a base, a merged model, or a PEFT model; `adapter` is a directory to add to it for the measurement.
     Afterwards `model` is bit-identical to what it was. `allowed` are faults of the adapter to go on with, those of
-    AllowOptions: allow_partial, allow_other_base; each that occurs is a warning. Raises AdapterError, DataError.
+    AllowOptions: allow_partial, allow_other_base; each that occurs is a warning. Also warns if facts failed and the
+    adapter was trained on others. Raises AdapterError, DataError.
     """
     from memlaw.adapter.faults import Allow
     from memlaw.adapter.peft import attach
@@ -243,7 +244,31 @@ def recall(
     with nullcontext(()) if adapter is None else attach(base, Path(adapter), allow) as faults:
         for fault in faults:
             warnings.warn(fault.message, stacklevel=2)
-        return measure(base, encoded, decode=decode, explain=True)
+        report = measure(base, encoded, decode=decode, explain=True)
+    for sentence in other_prompts(memory_set, adapter, report):
+        warnings.warn(sentence, stacklevel=2)
+    return report
+
+
+def trained_on(memory_set: MemorySet, adapter: StrPath | None) -> bool | None:
+    """Whether an adapter was trained on exactly this set; None without one, or where memlaw did not record it.
+
+    Raises AdapterError.
+    """
+    from memlaw.adapter.info import load_info
+
+    info = None if adapter is None else load_info(Path(adapter))
+    if info is None or info.facts_fingerprint is None:
+        return None
+    return info.facts_fingerprint == memory_set.fingerprint
+
+
+def other_prompts(memory_set: MemorySet, adapter: StrPath | None, report: RecallReport) -> Iterator[str]:
+    """The warning that facts failed in `report` and the adapter was trained on others, if so. Raises AdapterError."""
+    from memlaw.planning.advice import OTHER_PROMPTS, failing
+
+    if failing(report) and trained_on(memory_set, adapter) is False:  # all of a part of its facts may come back
+        yield str(OTHER_PROMPTS)
 
 
 class AdviseOptions(TypedDict, total=False):
@@ -279,8 +304,8 @@ def advise_on(
 ) -> tuple[Advice, ...]:
     """`advise`, on a base and facts already loaded."""
     from memlaw.diagnosis.lint.tokens import encodable
+    from memlaw.planning.advice import OTHER_PROMPTS, failing
     from memlaw.planning.advice import advise as advise_by
-    from memlaw.planning.advice import failing
 
     if not failing(report):
         return ()
@@ -291,7 +316,8 @@ def advise_on(
     # `recall` has searched the reach of the stubborn tokens already, so those findings are not repeated here.
     findings = list(_set_findings(base, memory_set, encoded, directory))
     planned = _plan_at(base, memory_set, encoded, history, options.get("laws"))
-    return advise_by(report, history, plan=planned, findings=findings)
+    first = (OTHER_PROMPTS,) if trained_on(memory_set, directory) is False else ()
+    return first + advise_by(report, history, plan=planned, findings=findings)
 
 
 def probe(

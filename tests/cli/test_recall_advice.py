@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,38 @@ def test_an_adapter_from_before_the_curve_was_kept_is_advised_on_without_it(
     write(tmp_path / "A" / INFO, json.dumps(info))
     (only,) = judged(run, facts, model, tmp_path / "A")
     assert only.startswith("Train at rank 32. At rank 16, ")
+
+
+def test_an_adapter_of_other_prompts_is_named_before_any_other_advice(
+    run: Run, model: Path, facts: Path, adapter: Path, tmp_path: Path
+) -> None:
+    dated = [record | {"prompt": f"28 Nov: {record['prompt']}"} for record in RECORDS]
+    other = write(tmp_path / "dated.jsonl", jsonl(*dated))
+    asked = ("--model", model, "--adapter", adapter, "--decode")
+    ran = run("recall", other, *asked, "--json")
+    assert ran.document["same_facts"] is False
+    assert ran.document["acc_em"] < 1
+    first = ran.document["advice"][0]
+    assert first.startswith("The adapter was trained on other prompts or targets: recall exactly the facts")
+    assert ran.err.strip() == f"Warning: {first}"
+    shown = " ".join(run("recall", other, *asked).out.split())
+    assert first in shown
+
+    base = load(str(model))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        memlaw.recall(base.model, base.tokenizer, other, adapter=adapter)
+    assert first in [str(warning.message) for warning in caught]
+
+
+def test_a_part_of_the_facts_that_comes_back_needs_no_warning(
+    run: Run, model: Path, facts: Path, adapter: Path, tmp_path: Path
+) -> None:
+    part = write(tmp_path / "part.jsonl", jsonl(*RECORDS[:2]))
+    ran = run("recall", part, "--model", model, "--adapter", adapter, "--decode", "--json")
+    assert (ran.document["same_facts"], ran.document["certified"], ran.document["advice"]) == (False, 2, [])
+    assert ran.err == ""
+    same = run("recall", facts, "--model", model, "--adapter", adapter, "--decode", "--json").document
+    assert (same["same_facts"], same["certified"]) == (True, 4)
+    bare = run("recall", facts, "--model", model, "--json").document
+    assert bare["same_facts"] is None

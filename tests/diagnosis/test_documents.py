@@ -63,7 +63,7 @@ def test_a_report_survives_its_file(tokens, tolerance):
 def test_the_document_has_the_keys_others_rely_on():
     document = report_to_dict(recall({"a": [0.1, 0.9]}))
     contract = {"records", "tokens", "acc_em", "acc_token", "certified", "ordered", "min_margin", "items"}
-    more = {"mean_loss", "tolerance", "rounding", "dtype", "schema", "patterns", "advice", "texts"}
+    more = {"mean_loss", "tolerance", "rounding", "dtype", "schema", "patterns", "advice", "texts", "same_facts"}
     assert document.keys() == contract | more
     item = {"id", "length", "exact", "certified", "margin", "earliest_stubborn", "first_failure"}
     item |= {"edits", "one_token_short", "log_p", "expected_tokens", "reason", "why"}

@@ -41,17 +41,17 @@ def run_sw(out: Path, accumulation: int = 1, *, steps: int = 5, method: str = "s
 FACTS = MemorySet(tuple(Fact(f"{name}:", target, name) for name, target in (("a", "Xq7"), ("b", "k9!Z"))), True, "test")
 
 
-def fact_rows() -> list[trainers.Row]:
+def fact_rows(tokenizer: Any = None) -> list[trainers.Row]:
     from memlaw.data import encode
 
-    encoded = encode(FACTS, tiny.tokenizer(), context=None)
+    encoded = encode(FACTS, tokenizer or tiny.tokenizer(), context=None)
     return [{"input_ids": list(f.ids), "labels": [IGNORED] * f.prompt_length + list(f.target)} for f in encoded]
 
 
-def learning(out: Path, callbacks: Any = (), **changes: Any) -> Any:
+def learning(out: Path, callbacks: Any = (), tokenizer: Any = None, **changes: Any) -> Any:
     settings = {"max_steps": 200, "learning_rate": 1e-2, "per_device_train_batch_size": 2, "logging_steps": 1000}
     model = trainers.adapted().float()
-    built = trainer(out, model=model, data=fact_rows(), loss=MemFTLoss("ot", margin=0.1), callbacks=callbacks,
+    built = trainer(out, model=model, data=fact_rows(tokenizer), loss=MemFTLoss("ot", margin=0.1), callbacks=callbacks,
                     **{**settings, **changes})  # fmt: skip
-    built.processing_class = built.callback_handler.processing_class = tiny.tokenizer()
+    built.processing_class = built.callback_handler.processing_class = tokenizer or tiny.tokenizer()
     return built

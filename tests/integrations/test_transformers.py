@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import normalizers
 from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
@@ -23,13 +24,16 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from helpers import trainers
 from helpers.paths import TESTS
+from helpers.texts import answer, character_tokenizer
 from helpers.trainers import Gradients, assert_same, trainer, whole_batch
 from helpers.transformers_runs import FACTS, HALF, LONG, LOSSES, ROWS, SETTINGS, TOP, learning, run_sw
 from memlaw.core.errors import ConfigError
+from memlaw.data import encode
 from memlaw.integrations.curriculum import CurriculumSampler, use_curriculum
 from memlaw.integrations.recall import RecallCallback, watch_recall
 from memlaw.integrations.transformers import MemFTLoss, memft
 from memlaw.losses import IGNORED, WindowState, exposed, memft_loss
+from memlaw.model.base import wrap
 
 LAST = [*ROWS[5:], *ROWS[:5]]
 """The rows in another order."""
@@ -364,6 +368,20 @@ def test_recall_is_logged_and_the_run_ends_at_the_certificate(tmp_path: Path) ->
     assert callback.report.certified == callback.report.records == 2
     assert [seen for seen in tracker.seen if "recall/ordered" in seen][-1].items() >= {"recall/stubborn": 0}.items()
     assert built.model.training or not built.is_in_train
+
+
+def test_another_text_than_the_target_is_no_certificate(tmp_path: Path) -> None:
+    lower = character_tokenizer(normalizer=normalizers.Lowercase())
+    callback = RecallCallback(FACTS, every=60)
+    built = learning(tmp_path, [callback], lower, max_steps=60)
+    with pytest.warns(UserWarning, match=r"2 of 2 facts \('a', 'b'\) cannot come back verbatim.*will not stop early"):
+        built.train()
+    assert callback.report is not None
+    assert (callback.report.acc_token, callback.report.acc_em, callback.report.certified) == (1.0, 0.0, 0)
+    assert built.state.log_history[-2]["recall/exact_match"] == 0.0
+    base = wrap(built.model.eval(), lower)
+    for fact, encoded in zip(FACTS.facts, encode(FACTS, lower, context=None), strict=True):
+        assert answer(base, encoded) == fact.target.lower() != fact.target
 
 
 def test_a_run_may_continue_after_the_certificate(tmp_path: Path) -> None:

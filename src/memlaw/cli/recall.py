@@ -49,6 +49,7 @@ def recall(
 
     from memlaw.adapter.faults import Allow
     from memlaw.adapter.peft import attach
+    from memlaw.api import other_prompts, trained_on
     from memlaw.core.files import write_text
     from memlaw.data.spelling import changed_facts, changed_warning
     from memlaw.diagnosis.documents import report_to_dict
@@ -63,8 +64,15 @@ def recall(
         for caution in cautions:
             note(f"Warning: {caution}")
         report = measure(base, facts, decode=options.decode, explain=True)
+    for sentence in other_prompts(memory_set, options.adapter, report):
+        note(f"Warning: {sentence}")
     advice = _advice(base, memory_set, report, options.adapter, options.laws)
-    document = report_to_dict(report, texts=token_texts(base, facts) if show_text else None, advice=advice)
+    document = report_to_dict(
+        report,
+        texts=token_texts(base, facts) if show_text else None,
+        advice=advice,
+        same_facts=trained_on(memory_set, options.adapter),
+    )
     document["adapter_faults"] = cautions
     if out is not None:
         write_text(out, canonical_json(document), private=show_text)

@@ -33,6 +33,8 @@ class RecallDocument(RecallReport):
     """Statistics over the records."""
     advice: tuple[str, ...]
     """What to do next, most promising first."""
+    same_facts: bool | None
+    """Whether the adapter was trained on exactly these facts; null without an adapter, or where it was not recorded."""
     texts: dict[str, tuple[str, ...]] | None
     """Record id -> its target tokens as text; null without --show-text, since targets are sensitive."""
 
@@ -44,7 +46,12 @@ _REPORT = TypeAdapter(RecallReport)
 
 
 def report_to_dict(
-    report: RecallReport, *, per_token: bool = True, advice: Sequence[str] = (), texts: Texts | None = None
+    report: RecallReport,
+    *,
+    per_token: bool = True,
+    advice: Sequence[str] = (),
+    texts: Texts | None = None,
+    same_facts: bool | None = None,
 ) -> dict[str, Any]:
     """The report as plain JSON values, under the keys of the `recall` contract, with the patterns of its failures.
 
@@ -54,6 +61,7 @@ def report_to_dict(
         "schema": SCHEMA,
         "patterns": to_dict(patterns(report)),
         "advice": list(advice),
+        "same_facts": same_facts,
         "texts": None if texts is None else {name: list(pieces) for name, pieces in texts.items()},
     }
     if not per_token:

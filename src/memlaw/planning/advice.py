@@ -70,6 +70,16 @@ class Advice:
         return f"{self.do} {self.evidence}"
 
 
+OTHER_PROMPTS = Advice(
+    "data",
+    "What was recorded at its training does not match this set in a prompt, a target, an id, their order or --eos; one "
+    "character, such as a date that a chat template prints, makes another prompt.",
+    "The adapter was trained on other prompts or targets: recall exactly the facts it was trained on, or train it on "
+    "these.",
+)
+"""For an adapter whose recorded facts are others: no other advice helps before this."""
+
+
 def advise(
     report: RecallReport,
     history: History | None = None,
