@@ -80,7 +80,7 @@ def test_23_packed_positions_wrong_or_attention_across_documents(tmp_path: Path)
         return {**flat, "position_ids": torch.tensor([positions_from(3)])}
 
     for collator, sentence in ((one_mask, "every packed sample would see those before it"),
-                               (wrong_positions, "Count every packed sample from 0")):  # fmt: skip
+                               (wrong_positions, "Count the tokens of every packed sample from 0")):  # fmt: skip
         trainer = memft(trainers.trainer(tmp_path, collator=collator))
         before = [parameter.clone() for parameter in trainer.model.parameters()]
         with pytest.raises(ConfigError, match=sentence):
