@@ -214,7 +214,10 @@ def test_a_chat_needs_a_template(tmp_path, tokenizer, fragment):
         (TURNS[2:], ["has 1 messages", "at least one"]),
         ([TURNS[1], SECRET], ["message 2 is a string, not an object"]),
         ([TURNS[1], {"role": "assistant"}], ["message 2: 'content' is missing; the message has 'role'"]),
-        ([TURNS[1], {"role": "assistant", "content": [SECRET]}], ["message 2", "'content' has a part of the type 'a string'"]),
+        (
+            [TURNS[1], {"role": "assistant", "content": [SECRET]}],
+            ["message 2", "'content' has a part of the type 'a string'"],
+        ),
         ([TURNS[1], {"role": "assistant", "content": " "}], ["message 2", "'content' is empty"]),
     ],
 )
