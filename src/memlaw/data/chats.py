@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -21,7 +21,7 @@ Message = Mapping[str, Any]
 _DATES = (datetime(2024, 3, 5, 9, 7, 8), datetime(2031, 11, 26, 21, 43, 54))
 """Two moments that differ in every part of a date and time."""
 
-_PROBE = "answer"
+_PROBE = "4711-probe-4711"
 
 
 @dataclass
@@ -45,7 +45,8 @@ class ChatNotes:
             yield (
                 "The chat template writes more between question and answer than its generation prompt has (such as an "
                 f"empty thinking block): {at(self.before_answer)}. The answer is stored directly after the generation "
-                "prompt; ask for it in the same way."
+                "prompt; ask for it in the same way. If the template has a variable that puts it into the prompt "
+                "(such as enable_thinking, set to false), set it in 'chat_template_kwargs' of every record."
             )
         if self.changed:
             yield (
@@ -224,19 +225,20 @@ def _with_texts(chat: Chat, where: str, tokenizer: Tokenizer) -> Chat:
 def _note_unread(render: _Renderer, number: int, notes: ChatNotes) -> None:
     """Note the fields without which the template renders the same."""
     messages, options = render.chat.messages, render.chat.options
-    places = [(place, name) for place, message in enumerate(messages) for name in _extras(message)]
-    if not places and not options:
-        return
-    whole = render(messages)
-    for place, name in places:
-        without = {key: value for key, value in messages[place].items() if key != name}
-        # A template may show the reasoning of the last message alone, so an answer is judged as the last one too.
-        ends = [len(messages), *([place + 1] if _is_answer(messages[place]) else [])]
-        if all(_same_without(render, messages[:end], place, without) for end in ends):
-            notes.unread.setdefault(name, []).append(number)
+    for place, message in enumerate(messages):
+        for name in _extras(message):
+            without = {key: value for key, value in message.items() if key != name}
+            # A template may show the reasoning of the last message alone, so an answer is judged as the last one too.
+            ends = [len(messages), *([place + 1] if _is_answer(message) else [])]
+            if all(_same_without(render, messages[:end], place, without) for end in ends):
+                notes.unread.setdefault(name, []).append(number)
     for name in options:
         fewer = Chat(messages, {key: value for key, value in options.items() if key != name})
-        if _rendered_or_none(_Renderer(fewer, render.tokenizer, render.where), messages) == whole:
+        without_it = replace(render, chat=fewer)
+        if all(
+            _rendered_or_none(without_it, some, asking=asking) == render(some, asking=asking)
+            for some, asking in ((messages, False), (messages[:-1], True))
+        ):
             notes.unread.setdefault(name, []).append(number)
 
 
@@ -245,9 +247,9 @@ def _same_without(render: _Renderer, messages: Sequence[Message], place: int, wi
     return _rendered_or_none(render, changed) == render(messages)
 
 
-def _rendered_or_none(render: _Renderer, messages: Sequence[Message]) -> str | None:
+def _rendered_or_none(render: _Renderer, messages: Sequence[Message], *, asking: bool = False) -> str | None:
     try:
-        return render(messages)
+        return render(messages, asking=asking)
     except DataError:  # a template that refuses a chat without the field reads the field
         return None
 
@@ -287,7 +289,11 @@ def _answer(render: _Renderer, position: int, number: int, notes: ChatNotes) -> 
     written = whole[len(prompt) :]
     said = _said(message)
     if said is None or _more_than_said(render, position, whole):
-        return prompt, *_written_answer(render, position, written)
+        around = _around(render, position, prompt)
+        if around[0] and written.startswith(around[0]):
+            notes.before_answer.append(number)
+            written = written.removeprefix(around[0])
+        return prompt, *_written_answer(render, position, written, around[1])
     if written.startswith(said):
         return prompt, said, written.removeprefix(said)
     core = said if said in written else said.strip()
@@ -311,12 +317,16 @@ def _more_than_said(render: _Renderer, position: int, whole: str) -> bool:
     return _rendered_or_none(render, [*render.chat.messages[:position], words_alone]) != whole
 
 
-def _written_answer(render: _Renderer, position: int, written: str) -> tuple[str, str]:
-    """An answer as the template writes it, tool calls and reasoning included, and what follows it."""
-    before = render.chat.messages[:position]
-    probe = _rendered_or_none(render, [*before, {"role": "assistant", "content": _PROBE}]) or ""
-    end = probe.rpartition(_PROBE)[2]
-    if not written.endswith(end) or not end:  # calls of tools may end otherwise than words
+def _around(render: _Renderer, position: int, prompt: str) -> tuple[str, str]:
+    """What the template writes before and after an answer in words."""
+    answered = [*render.chat.messages[:position], {"role": "assistant", "content": _PROBE}]
+    before, found, after = (_rendered_or_none(render, answered) or "").removeprefix(prompt).partition(_PROBE)
+    return (before, after) if found else ("", "")
+
+
+def _written_answer(render: _Renderer, position: int, written: str, end: str) -> tuple[str, str]:
+    """An answer as the template writes it, tool calls and reasoning included, and what follows it, usually `end`."""
+    if not end or not written.endswith(end):  # calls of tools may end otherwise than words
         marks = special_tokens(render.tokenizer).values()
         end = written[max((written.rfind(mark) for mark in marks if mark in written), default=len(written)) :]
     target = written.removesuffix(end)
