@@ -13,7 +13,7 @@ from helpers import tiny
 from helpers.heads import probabilities
 from memlaw.core.errors import MemlawError
 from memlaw.model.head import FrozenHead, frozen_head
-from memlaw.model.reach import reach, reach_bounds, reachable_ids, reachable_tokens
+from memlaw.model.reach import reach, reach_bounds, reach_by_lines, reachable_ids, reachable_tokens
 
 
 def random_head(vocab: int, width: int, seed: int, spread: float = 2.0, **kwargs: Any) -> FrozenHead:
@@ -225,6 +225,18 @@ def test_a_question_about_one_line_costs_few_evaluations() -> None:
     assert judged[0] > 250  # at the first evaluation
     assert judged == sorted(judged)
     assert judged[-1] == 500
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bounds_by_lines_are_on_the_side_of_the_reach_itself(case: str) -> None:
+    _, options, width = CASES[case]
+    for seed in range(5):
+        head, lines = random_head(7, width, seed, **options), (0.3, 0.5, 0.553)
+        whole, rough = reach_bounds(head), reach_by_lines(head, None, lines)
+        for line in lines:
+            clear = (whole.lower - line).abs() > 1e-3
+            assert ((rough.lower > line) == (whole.lower > line))[clear].all()
+            assert ((rough.upper <= line) == (whole.upper <= line))[(whole.upper - line).abs() > 1e-3].all()
 
 
 def test_progress_counts_every_token_once() -> None:

@@ -25,7 +25,7 @@ from memlaw.diagnosis.verdicts import diagnose
 from memlaw.model.base import Base
 from memlaw.model.head import frozen_head
 from memlaw.model.parts import frozen
-from memlaw.model.reach import reach_bounds
+from memlaw.model.reach import reach_by_lines
 
 DECODED_ALONE = 8
 """Number of facts, those with the smallest positive margins, that are decoded again in a batch of one: floating-point
@@ -184,5 +184,5 @@ def _beyond_reach(base: Base, tokens: Sequence[int]) -> set[int] | None:
         return None
     if len(tokens) * len(head.weight) > REACH_ELEMENTS:
         return None
-    bounds = reach_bounds(head, list(tokens))
+    bounds = reach_by_lines(head, list(tokens), (0.5,))
     return set(bounds.tokens[bounds.upper <= 0.5].tolist())

@@ -216,7 +216,9 @@ def same_base(base: Base, fingerprint: str, digests: Mapping[str, str] | None = 
     The recorded weights or these may be the float16 cast of the others. Only float32 weights that were cast to bfloat16
     there and to float16 here, or the other way round, are taken for other weights: load them in float32.
     """
-    return base.fingerprint in (fingerprint, (digests or {}).get("float16")) or base.digests["float16"] == fingerprint
+    return (
+        base.fingerprint in (fingerprint, (digests or {}).get("float16")) or base.digests.get("float16") == fingerprint
+    )
 
 
 def base_difference(base: Base, digests: Mapping[str, str] | None = None) -> str:
@@ -235,7 +237,7 @@ def base_difference(base: Base, digests: Mapping[str, str] | None = None) -> str
         )
     if not recorded:
         return "If this is the same base in float16 or quantised, load it as it was trained on."
-    if recorded.get("layout") != base.digests["layout"]:
+    if recorded.get("layout") != base.digests.get("layout"):
         return "Names or shapes of the weights differ: another architecture, size, vocabulary or way of quantising."
     if base.dtype == "float32":
         return "Names and shapes agree but values do not: a fine-tuned, merged, quantised or dequantised copy."

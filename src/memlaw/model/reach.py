@@ -67,14 +67,14 @@ class _Search:
     steps: int = 2000
     chunk_elements: int = 1 << 24
     """Logits computed at once."""
-    above: float | None = None
-    """If given, a token is left once it is known on which side of this probability its reach lies."""
+    lines: tuple[float, ...] = ()
+    """If given, a token is left once it is known on which side of each of these probabilities its reach lies."""
     progress: Progress | None = None
 
     @property
     def enough(self) -> float:
         """An attained probability above this ends the search."""
-        return 1 - self.tolerance / 2 if self.above is None else self.above
+        return max(self.lines, default=1 - self.tolerance / 2)
 
 
 def reach(
@@ -127,12 +127,25 @@ def reachable_tokens(
     Much cheaper than `reach`, since a token is left once it is known on which side of `above` it lies: most are at the
     first evaluation.
     """
-    bounds = _bounds(head, tokens, _Search(above=above, progress=progress))
+    bounds = reach_by_lines(head, tokens, (above,), progress)
     return bounds.tokens[bounds.lower > above]
 
 
+def reach_by_lines(
+    head: FrozenHead,
+    tokens: Sequence[int] | Tensor | None,
+    lines: Sequence[float],
+    progress: Progress | None = None,
+) -> Reach:
+    """`reach_bounds` only as close as it takes to tell on which side of each line (a probability) a reach lies.
+
+    So `lower > line` or `upper <= line`, wherever `reach_bounds` can tell.
+    """
+    return _bounds(head, tokens, _Search(lines=tuple(lines), progress=progress))
+
+
 def _bounds(head: FrozenHead, tokens: Sequence[int] | Tensor | None, search: _Search) -> Reach:
-    """`reach_bounds`. With `search.above`, bounds may be as loose as its question allows."""
+    """`reach_bounds`. With `search.lines`, bounds may be as loose as these allow."""
     rows, offset = head.affine()
     wanted = _token_ids(tokens, len(rows)).to(rows.device)
     ascent = _Ascent(rows, offset, head.softcap, head.norm == "layer", search)
@@ -267,10 +280,11 @@ class _Ascent:
         """
         going = ~self.attained(u, value)
         if self.softcap is None:
-            ceiling = self._ceiling(u, value, gradient)
-            going &= ceiling.exp() - value.exp() > self.search.tolerance / 2
-            if self.search.above is not None:
-                going &= ceiling.exp() >= self.search.above
+            p, ceiling = value.exp(), self._ceiling(u, value, gradient).exp()
+            going &= ceiling - p > self.search.tolerance / 2
+            if self.search.lines:
+                attained = torch.where(u.norm(dim=1) >= _ON_THE_SURFACE, p, 0)
+                going &= _undecided(attained, ceiling, self.search.lines)
         if on_sphere:
             # The slope along the sphere, taken around the nearer of u and -u: zero exactly where it is level.
             slope = (gradient.norm(dim=1) - (gradient * u).sum(dim=1).abs()).clamp(min=0)
@@ -283,20 +297,26 @@ def _group_bounds(ascent: _Ascent, tokens: Tensor, judged: _Judged) -> tuple[Ten
     """Attained probability and proven bound, each float32 [n], for tokens that climb side by side."""
     start = ascent.starts(tokens)
     if ascent.softcap is not None:
-        uncapped = replace(ascent, softcap=None, search=replace(ascent.search, steps=_UNCAPPED_STEPS, above=None))
+        uncapped = replace(ascent, softcap=None, search=replace(ascent.search, steps=_UNCAPPED_STEPS, lines=()))
         guess, _, _ = uncapped.climb(start, tokens, _Judged(0, None), on_sphere=True)
         lower, upper = _best_on_sphere(ascent, guess, tokens), torch.ones_like(guess[:, 0])
     else:
         u, value, ceiling = ascent.climb(start, tokens, judged, on_sphere=False)
         lower, upper = value.exp(), ceiling.exp()
         inside = u.norm(dim=1) < _ON_THE_SURFACE
-        if ascent.search.above is not None:
-            inside &= upper >= ascent.search.above
+        if ascent.search.lines:
+            inside &= _undecided(torch.zeros_like(upper), upper, ascent.search.lines)
         if inside.any():
             lower[inside] = _best_on_sphere(ascent, u[inside], tokens[inside])
     judged.before += len(tokens)
     judged.show(0)
     return lower, upper
+
+
+def _undecided(lower: Tensor, upper: Tensor, lines: Sequence[float]) -> Tensor:
+    """Whether some line lies between the bounds [n]."""
+    at = lower.new_tensor(lines)
+    return ((lower[:, None] <= at) & (at < upper[:, None])).any(dim=1)
 
 
 def _best_on_sphere(ascent: _Ascent, guess: Tensor, tokens: Tensor) -> Tensor:

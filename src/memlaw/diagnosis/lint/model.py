@@ -19,7 +19,7 @@ from memlaw.diagnosis.findings import Finding, Severity
 from memlaw.model.base import Base
 from memlaw.model.head import frozen_head
 from memlaw.model.parts import frozen
-from memlaw.model.reach import reach_bounds
+from memlaw.model.reach import reach_by_lines
 
 BARELY = 0.5 * math.exp(UNTIL_RECALLED.margin)
 """The probability that `memlaw train` requires of every token: one half plus its default margin (0.553)."""
@@ -76,9 +76,12 @@ def _tokens(positions: Sequence[int], fact: EncodedFact) -> str:
 
 
 def reach_of_tokens(base: Base, tokens: Sequence[int]) -> dict[int, tuple[float, float]]:
-    """Token -> (lower, upper) bound of the largest probability that any hidden state can give it."""
+    """Token -> (lower, upper) bound of the largest probability that any hidden state can give it.
+
+    The bounds are as close as it takes to compare them with 1/2 and `BARELY`.
+    """
     with frozen(base.model):
-        bounds = reach_bounds(frozen_head(base.model), tokens)
+        bounds = reach_by_lines(frozen_head(base.model), tokens, (0.5, BARELY))
     return dict(zip(tokens, zip(bounds.lower.tolist(), bounds.upper.tolist(), strict=True), strict=True))
 
 
