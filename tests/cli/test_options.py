@@ -68,6 +68,17 @@ def test_conflicts_are_refused_or_resolved_by_the_option(run: Run, model: Path, 
         assert f"Warning: Kept only the {choice} of several targets" in ran.err
 
 
+def test_the_turns_of_chats_are_an_option(run: Run, model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "chatting")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}[")
+    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "ABCD", strict=True)]
+    data = tmp_path / "chats.jsonl"
+    data.write_text(json.dumps({"messages": turns}))
+    for options, records in (((), 2), (("--turns", "all"), 2), (("--turns", "last"), 1)):
+        assert run("recall", data, "--model", folder, *options, "--json").document["records"] == records
+    assert "1 earlier answers of chats are not stored" in run("recall", data, "--model", folder, "--turns", "last").err
+
+
 def test_identical_repetitions_are_dropped_with_a_warning(run: Run, model: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "facts.jsonl", jsonl(GOOD, GOOD, RECORDS[1]))
     ran = run("recall", data, "--model", model, "--json")

@@ -149,9 +149,11 @@ def test_the_printed_training_command_trains_the_planned_adapter(
     odd = [{"who is": record["prompt"], "number": record["completion"]} for record in RECORDS]
     data = write(tmp_path / "my facts.jsonl", jsonl(*odd, odd[0]))
     named = ("--prompt-field", "who is", "--target-field", "number", "--no-eos", "--on-conflict", "first")
+    named = (*named, "--turns", "last")
     answer = run("plan", data, "--model", model, *named, "--law", single, "--target", "loss=8", "--json").document
     command = shlex.split(answer["train"])
     assert command[:2] == ["memlaw", "train"]
+    assert command[command.index("--turns") + 1] == "last"
     trained = run(*command[1:-1], tmp_path / "A", "--steps", 2, "--json").document
     assert (trained["rank"], trained["placement"]) == (answer["rank"]["value"], "down_proj@2")
     assert trained["loss_init"] > 0

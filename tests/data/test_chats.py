@@ -9,8 +9,11 @@ from typing import Any
 
 import datasets
 import pytest
+from peft import PeftModel
 from transformers.utils import chat_template_utils
 
+import memlaw
+from helpers import tiny
 from helpers.memory_sets import SECRET, WITH_BOS, jsonl, pairs, refused, write
 from helpers.slow_data import byte_level
 from helpers.templates import tokenizer
@@ -298,3 +301,21 @@ def test_a_saved_dataset_of_chats_with_and_without_calls_is_as_the_file(tmp_path
     records = [{"messages": plain}, {"messages": called}]
     datasets.Dataset.from_list(records).save_to_disk(tmp_path / "saved")
     assert pairs(read(tmp_path / "saved", tokenizer=by)) == pairs(of(tmp_path, *records, tokenizer=by))
+
+
+@pytest.mark.parametrize("stops", [["<|im_end|>"], ["<|im_end|>", "</s>"]])
+def test_generation_of_transformers_stops_after_every_answer_and_says_nothing_else(
+    tmp_path: Path, stops: list[str]
+) -> None:
+    """PEFT applies the adapter, transformers renders, generates and decodes; memlaw only trains."""
+    by = tokenizer("qwen3_instruct_2507")
+    model = tiny.model(vocab_size=len(by), max_position_embeddings=256)
+    model.generation_config.eos_token_id = by.convert_tokens_to_ids(stops)
+    model.generation_config.pad_token_id = by.bos_token_id
+    path = write(tmp_path / "chats.jsonl", jsonl([{"messages": LONG}]))
+    memlaw.train(model, by, path, rank=8, placement="all-linear", out=tmp_path / "adapter")
+    adapted = PeftModel.from_pretrained(model, tmp_path / "adapter")
+    for count in (1, 3, 5):
+        prompt = by.apply_chat_template(LONG[:count], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        generated = adapted.generate(**prompt, max_new_tokens=60, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+        assert by.decode(generated) == LONG[count]["content"] + "<|im_end|>"

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import templates
 from helpers.memory_sets import TOKENIZER, TURNS, WITH_BOS, chat
 from helpers.slow_data import byte_level, contradict, letters
 from memlaw.core.errors import DataError
 from memlaw.core.facts import EncodedFact, Fact, MemorySet
-from memlaw.data import border_merges, check_context, encode, read, take, target_tokens
+from memlaw.data import border_merges, check_context, encode, read, stored_fingerprint, take, target_tokens
+from memlaw.model.tokenizer import stop_ids
 
 LETTERS = letters()
 
@@ -50,6 +52,39 @@ def test_end_of_sequence_that_the_tokenizer_lacks_is_refused_unless_declined():
     with pytest.raises(DataError, match=r"the tokenizer has none.*eos=False \(--no-eos\)"):
         encode(facts(("q", "a"), eos=True), tokenizer, context=None)
     assert encode(facts(("q", "a")), tokenizer, context=None)[0].target == ids_of(tokenizer, "a")
+
+
+@pytest.mark.parametrize(("stops", "end"), [([1], 1), ([7, 9], 7), ((), 1), (None, 1)])
+def test_a_plain_target_ends_where_generation_stops_or_else_with_the_tokenizers_end(stops, end):
+    assert TOKENIZER.eos_token_id == 1
+    memory_set = facts(("q", "a"), eos=True)
+    (fact,) = encode(memory_set, TOKENIZER, context=None, stops=stops)
+    assert fact.target == (*ids_of(TOKENIZER, "a"), end)
+    assert encode(facts(("q", "a")), TOKENIZER, context=None, stops=stops)[0].target == ids_of(TOKENIZER, "a")
+    named = stored_fingerprint(memory_set, TOKENIZER, stop_ids(TOKENIZER, None) if stops is None else stops)
+    assert (named == memory_set.fingerprint) == (end == 1)
+
+
+MARKED = templates.tokenizer("{# <|im_end|> <|end|> #}")
+
+
+@pytest.mark.parametrize(
+    ("written", "stops", "end"),
+    [
+        ("<|im_end|>\n", ["<|im_end|>"], "<|im_end|>"),
+        ("<|im_end|>\n", ["</s>"], "<|im_end|>"),
+        ("<|im_end|>\n", [], "<|im_end|>"),
+        (" <|end|>\n<|im_end|>\n", ["<|im_end|>", "</s>"], " <|end|>\n<|im_end|>"),
+        ("\n###", ["</s>"], "</s>"),
+        ("\n###", ["#"], "\n#"),
+        ("", ["<|im_end|>"], "<|im_end|>"),
+    ],
+)
+def test_an_answer_of_a_chat_ends_as_its_template_ends_it(written, stops, end):
+    chatted = MemorySet((Fact("q", "a", "1", end=written),), eos=True, source="test")
+    ids = MARKED.convert_tokens_to_ids(stops)
+    (fact,) = encode(chatted, MARKED, context=None, stops=ids)
+    assert fact.target == ids_of(MARKED, "a") + ids_of(MARKED, end)
 
 
 def test_a_target_made_of_tokens_is_taken_as_it_is_and_has_no_text():

@@ -17,6 +17,11 @@ def test_one_field_alone_is_refused(fields: tuple[str | None, str | None]) -> No
         Reading(prompt_field=fields[0], target_field=fields[1])
 
 
+def test_an_unknown_choice_of_turns_is_refused() -> None:
+    with pytest.raises(ConfigError, match="turns is 'first'; known: last, all"):
+        Reading(turns="first")  # type: ignore[arg-type]
+
+
 def test_an_unknown_way_to_resolve_conflicts_is_refused() -> None:
     with pytest.raises(ConfigError, match="on_conflict is 'newest'; known: error, first, last"):
         Reading(on_conflict="newest")  # type: ignore[arg-type]

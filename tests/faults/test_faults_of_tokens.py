@@ -34,6 +34,7 @@ def test_14_no_end_of_sequence_or_padding_token(tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.eos_token = tokenizer.pad_token = None
     base, path = base_with(tokenizer), written(tmp_path, record())
+    base.model.generation_config.eos_token_id = None
     assert "the tokenizer has none, so decoding would not know where to stop" in refused(path, base=base)
     chosen = tiny.memory_set(path, base, eos=False)
     assert memlaw.recall(base.model, tokenizer, chosen).tokens == len(SECRET)

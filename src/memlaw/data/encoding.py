@@ -140,8 +140,9 @@ def _ending(fact: Fact, tokenizer: Tokenizer, stops: Sequence[int]) -> tuple[int
     end = target_end(fact, tokenizer, stops)
     if end is None:
         raise DataError(
-            "The targets should end with the end-of-sequence token, but the tokenizer has none, so decoding would not "
-            "know where to stop. Choose eos=False (--no-eos), or set the tokenizer's eos_token."
+            "The targets should end with the end-of-sequence token, but the generation config names none and the "
+            "tokenizer has none, so decoding would not know where to stop. Choose eos=False (--no-eos), or set the "
+            "tokenizer's eos_token."
         )
     return end
 

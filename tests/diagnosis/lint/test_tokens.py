@@ -3,10 +3,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from helpers import tiny
 from helpers.checks import GOOD, facts, findings_of, other_base, the_one
 from helpers.slow_data import byte_level, letters
+from helpers.templates import tokenizer
 from memlaw.api import check, check_on
 from memlaw.model.base import Base
+
+END = "end-mismatch"
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def test_a_fact_longer_than_the_context_names_both_numbers(base: Base) -> None:
@@ -28,6 +37,48 @@ def test_a_tokenizer_without_end_of_sequence_or_padding() -> None:
     assert "--no-eos" in finding.fix
     assert not findings_of(check_on(base, facts(*GOOD, eos=False)), "no-eos-token")
     assert the_one(check_on(base, facts(*GOOD)), "no-pad-token").severity == "info"
+
+
+def test_an_end_at_which_generation_does_not_stop_is_told(base: Base) -> None:
+    """The model's own generation decides: tests/model/test_tokenizer.py compares its stops with `generate`."""
+    assert not findings_of(check_on(base, facts(*GOOD)), END)
+    elsewhere = tiny.base()
+    elsewhere.model.generation_config.eos_token_id = [40, 41]
+    finding = the_one(check_on(elsewhere, facts(*GOOD)), END)
+    assert finding.severity == "warning"
+    assert "Targets end with E (id 40), where `generate` stops" in finding.message
+    assert "the tokenizer's end of sequence is <eos> (id 2)" in finding.message
+    assert not findings_of(check_on(elsewhere, facts(*GOOD, eos=False)), END)
+    elsewhere.model.generation_config.eos_token_id = None
+    finding = the_one(check_on(elsewhere, facts(*GOOD)), END)
+    assert "`generate` has no token to stop at" in finding.message
+    assert "[2]" in finding.fix
+
+
+def test_an_end_of_the_template_at_which_generation_does_not_stop_is_told(tmp_path: Path) -> None:
+    base = other_base(tokenizer(CHATML))
+    base.model.generation_config.eos_token_id = base.tokenizer.eos_token_id
+    path = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "Code?"}, {"role": "assistant", "content": "hunter2"}]
+    path.write_text(json.dumps({"messages": turns}))
+    finding = the_one(check(base.model, base.tokenizer, path), END)
+    mark = base.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert finding.severity == "warning"
+    assert f"The chat template ends answers with <|im_end|> (id {mark}), but" in finding.message
+    assert f"[1, {mark}]" in finding.fix
+    base.model.generation_config.eos_token_id = [1, mark]
+    finding = the_one(check(base.model, base.tokenizer, path), END)
+    assert finding.severity == "info"
+
+
+def test_a_question_that_goes_on_with_a_chat_is_no_ambiguous_prompt(tmp_path: Path) -> None:
+    base = other_base(tokenizer(CHATML))
+    path = tmp_path / "chats.jsonl"
+    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "ABCD", strict=True)]
+    path.write_text(json.dumps({"messages": turns}))
+    report = check(base.model, base.tokenizer, path)
+    assert report.records == 2
+    assert not findings_of(report, "prefix-prompt")
 
 
 def test_padding_with_the_end_of_sequence_loses_it_in_other_trainers() -> None:
