@@ -109,7 +109,7 @@ def plan(model: Any, tokenizer: Any = None, facts: Facts | None = None, **option
     else:
         base, memory_set = (_load if named else _wrap)(model, tokenizer, facts)
         source, tokenizer = base, base.tokenizer
-    encoded = encode(memory_set, tokenizer, context=source.context)
+    encoded = encode(memory_set, tokenizer, context=source.context, stops=_stops(source, tokenizer))
     # Only a model with a name can be trained by a command, so only then does the plan name the facts for it.
     names = _names(*((str(model), facts) if named else (source.name, memory_set)), memory_set, tokenizer)
     return plan_on(source, encoded, names, choose, **settings)
@@ -157,7 +157,7 @@ def check_on(base: Base, memory_set: MemorySet, **options: Unpack[CheckOptions])
     adapter, law, rank = options.get("adapter"), options.get("law"), options.get("rank")
     if law is not None and rank is None and adapter is None:
         raise ConfigError("A law needs a rank to judge: give a rank (--rank) or an adapter (--adapter).")
-    encoded, directory = encodable(memory_set, base.tokenizer), None if adapter is None else Path(adapter)
+    encoded, directory = encodable(memory_set, base.tokenizer, base.stops), None if adapter is None else Path(adapter)
     findings = [
         *base_findings(base),
         *_set_findings(base, memory_set, encoded, directory),
@@ -213,7 +213,7 @@ def recall(
     from memlaw.diagnosis.measure import measure
 
     base, memory_set = _wrap(model, tokenizer, facts)
-    encoded = encode(memory_set, tokenizer, context=base.context)
+    encoded = encode(memory_set, tokenizer, context=base.context, stops=base.stops)
     with nullcontext() if adapter is None else attach(base, Path(adapter)):
         report = measure(base, encoded, decode=decode, explain=True)
     for sentence in other_prompts(memory_set, adapter, report):
@@ -283,7 +283,7 @@ def advise_on(
     adapter = options.get("adapter")
     directory = Path(adapter) if isinstance(adapter, str | os.PathLike) else None
     history = _history(adapter)
-    encoded = encodable(memory_set, base.tokenizer)
+    encoded = encodable(memory_set, base.tokenizer, base.stops)
     # `recall` has searched the reach of the stubborn tokens already, so those findings are not repeated here.
     findings = list(_set_findings(base, memory_set, encoded, directory))
     planned = _plan_at(base, memory_set, encoded, history, options.get("laws"))
@@ -346,6 +346,15 @@ def _from_files(name: str, tokenizer: Any, facts: Facts) -> tuple[Outline, Any, 
     return outline, tokenizer, facts if isinstance(facts, MemorySet) else read(facts, tokenizer=tokenizer)
 
 
+def _stops(source: Base | Outline, tokenizer: Any) -> tuple[int, ...]:
+    """The ids at which generation stops, of a loaded model or by its files."""
+    if not isinstance(source, Outline):
+        return source.stops
+    from memlaw.model.tokenizer import stop_ids_of_files
+
+    return stop_ids_of_files(source.name, tokenizer)
+
+
 def _names(model: str, facts: Facts, memory_set: MemorySet, tokenizer: Any) -> Names:
     from memlaw.model.tokenizer import tokenizer_fingerprint
     from memlaw.planning.for_facts import Names
@@ -398,7 +407,7 @@ def _set_findings(
     from memlaw.diagnosis.lint.tokens import set_findings, token_findings
 
     merging = border_merges(memory_set, base.tokenizer)
-    yield from set_findings(memory_set, base.tokenizer, merging)
+    yield from set_findings(memory_set, base, merging)
     yield from chat_findings(memory_set, base.tokenizer)
     yield from token_findings(memory_set, encoded, base, merging)
     yield from text_findings(base, encoded)

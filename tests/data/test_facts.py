@@ -185,14 +185,10 @@ def test_loading_memory_sets_imports_no_model_library():
     assert done.stdout.strip() == "set()"
 
 
-def test_a_chat_is_rendered_by_the_template_and_the_last_turn_is_the_target(tmp_path):
-    longer = [*TURNS, {"role": "user", "content": "Again?"}, {"role": "assistant", "content": "No."}]
-    memory_set = read(chat(tmp_path, TURNS, longer), tokenizer=WITH_BOS)
-    question = "<s><system>Be exact.</s><user>Code?</s><assistant>"
-    assert pairs(memory_set) == [
-        (question, SECRET),
-        (f"{question}{SECRET}</s><user>Again?</s><assistant>", "No."),
-    ]
+def test_a_chat_is_rendered_by_the_template_and_the_answer_is_the_target(tmp_path):
+    memory_set = read(chat(tmp_path, TURNS), tokenizer=WITH_BOS)
+    assert pairs(memory_set) == [("<s><system>Be exact.</s><user>Code?</s><assistant>", SECRET)]
+    assert memory_set.facts[0].end == "</s>"
     assert memory_set.warnings == ()
     assert memory_set.eos
 
@@ -217,8 +213,8 @@ def test_a_chat_needs_a_template(tmp_path, tokenizer, fragment):
         (TURNS[:2], ["has 2 messages, the last with the role 'user'", "must be the assistant's"]),
         (TURNS[2:], ["has 1 messages", "at least one"]),
         ([TURNS[1], SECRET], ["message 2 is a string, not an object"]),
-        ([TURNS[1], {"role": "assistant"}], ["message 2 lacks the field 'content'"]),
-        ([TURNS[1], {"role": "assistant", "content": [SECRET]}], ["message 2", "'content' is a list"]),
+        ([TURNS[1], {"role": "assistant"}], ["message 2: 'content' is missing; the message has 'role'"]),
+        ([TURNS[1], {"role": "assistant", "content": [SECRET]}], ["message 2", "'content' has a part of the type 'a string'"]),
         ([TURNS[1], {"role": "assistant", "content": " "}], ["message 2", "'content' is empty"]),
     ],
 )
@@ -231,7 +227,7 @@ def test_a_chat_that_has_no_answer_to_store_is_refused(tmp_path, turns, fragment
 def test_a_record_without_messages_among_chats_is_refused(tmp_path):
     path = write(tmp_path / "a.jsonl", jsonl([{"messages": TURNS}, {"prompt": "a"}]))
     assert "Line 2 of " + str(path) in refused(path, tokenizer=WITH_BOS)
-    assert "'messages' is missing; it has 'prompt'" in refused(path, tokenizer=WITH_BOS)
+    assert "lacks the field 'messages'; it has 'prompt'" in refused(path, tokenizer=WITH_BOS)
 
 
 def test_a_template_that_refuses_or_rewrites_the_turns_is_an_error(tmp_path):

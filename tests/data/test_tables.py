@@ -103,10 +103,15 @@ REFUSED: dict[str, tuple[str, str | bytes, list[str]]] = {
         '{"prompt": "a", "completion": "b", "query": "c", "target": "d"}',
         ["prompt/completion or as query/target", "prompt_field"],
     ),
-    "instruction with input": (
+    "instruction with a history": (
         "a.jsonl",
-        '{"instruction": "a", "input": "b", "output": "c"}',
-        ["Line 1", "'input' beside 'instruction'"],
+        '{"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]]}',
+        ["Line 1", "'history' beside 'instruction'", "as 'messages'"],
+    ),
+    "instruction with an input that is no text": (
+        "a.jsonl",
+        '{"instruction": "a", "input": 7, "output": "c"}',
+        ["Line 1", "'input' is a number"],
     ),
     "field twice": (
         "a.jsonl",

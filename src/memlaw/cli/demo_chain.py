@@ -123,7 +123,7 @@ def _run_steps(files: DemoFiles, say: Say) -> DemoResults:
         comparison = compare(points_from_results(cells), source="random tokens")
         write_text(files.root / LAW, with_cells(comparison.best_to_plan, cells, files.random).to_json())
     some = replace(book, facts=book.facts[:RECORDS])
-    facts = encode(some, base.tokenizer, context=base.context)
+    facts = encode(some, base.tokenizer, context=base.context, stops=base.stops)
     with _timed(say, f"3/6 plan: which rank do {RECORDS} phone numbers need?"):
         plan = plan_for(base, facts, placement, law_chooser(files.root / LAW, files.phonebook))
         files.save(PLAN, plan.to_dict())

@@ -13,7 +13,7 @@ from memlaw.cli.output import note, quiet_transformers
 from memlaw.cli.records import setting
 from memlaw.core.config import Execution
 from memlaw.core.errors import ConfigError
-from memlaw.data import OnConflict
+from memlaw.data import OnConflict, Turns
 
 if TYPE_CHECKING:
     from memlaw.core.facts import EncodedFact, MemorySet
@@ -48,6 +48,10 @@ class Inputs:
     on_conflict: Annotated[
         OnConflict, typer.Option(help="Which target to keep if a prompt has several; error refuses the data.")
     ] = "error"
+    turns: Annotated[
+        Turns,
+        typer.Option(help="Answers of a chat to store: all, each with its history as prompt, or only the last."),
+    ] = "all"
     prompt_field: Annotated[str | None, typer.Option(metavar="NAME", help="Field or column of the prompts.")] = None
     target_field: Annotated[str | None, typer.Option(metavar="NAME", help="Field or column of the targets.")] = None
 
@@ -79,7 +83,7 @@ class Inputs:
 
         base = self.load_base()
         memory_set = self.load_facts(base)
-        return base, memory_set, encode(memory_set, base.tokenizer, context=base.context)
+        return base, memory_set, encode(memory_set, base.tokenizer, context=base.context, stops=base.stops)
 
     @property
     def needs_model(self) -> bool:
@@ -93,13 +97,15 @@ class Inputs:
         from memlaw.data import encode
         from memlaw.data.facts import read_as
         from memlaw.model.outline_from_files import outline_of_files
-        from memlaw.model.tokenizer import load_tokenizer
+        from memlaw.model.tokenizer import load_tokenizer, stop_ids_of_files
 
         outline, tokenizer = outline_of_files(self.model), load_tokenizer(self.model)
         memory_set = read_as(self.data, self.reading, tokenizer)
         for warning in memory_set.warnings:
             note(f"Warning: {warning}")
-        return outline, encode(memory_set, tokenizer, context=outline.context), self.names(memory_set, tokenizer)
+        stops = stop_ids_of_files(self.model, tokenizer)
+        encoded = encode(memory_set, tokenizer, context=outline.context, stops=stops)
+        return outline, encoded, self.names(memory_set, tokenizer)
 
     def names(self, memory_set: MemorySet, tokenizer: Tokenizer) -> Names:
         """How a plan names and identifies the model and the facts."""
@@ -116,6 +122,7 @@ class Inputs:
         return Reading(
             eos=self.eos,
             on_conflict=self.on_conflict,
+            turns=self.turns,
             prompt_field=self.prompt_field,
             target_field=self.target_field,
         )
@@ -125,9 +132,10 @@ class Inputs:
         """The options for reading the facts that were given, as typed: a plan's `memlaw train` repeats them."""
         end = {None: (), True: ("--eos",), False: ("--no-eos",)}[self.eos]
         conflict = () if self.on_conflict == "error" else ("--on-conflict", self.on_conflict)
+        turns = () if self.turns == "all" else ("--turns", self.turns)
         prompt = () if self.prompt_field is None else ("--prompt-field", self.prompt_field)
         target = () if self.target_field is None else ("--target-field", self.target_field)
-        return (*end, *conflict, *prompt, *target)
+        return (*end, *conflict, *turns, *prompt, *target)
 
 
 @dataclass(frozen=True, kw_only=True)

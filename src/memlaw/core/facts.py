@@ -18,6 +18,8 @@ class Fact:
     """Line, item or row (from 1) in its source, for messages; not part of its identity."""
     target_ids: tuple[int, ...] | None = None
     """Exact target tokens of a target that was generated as tokens, which its text may not reproduce."""
+    end: str | None = None
+    """What the chat template writes after the target; None for a fact that is not from a chat."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,26 @@ class MemorySet:
 
     facts: tuple[Fact, ...]
     eos: bool
-    """Whether the end-of-sequence token is the last target token of every fact."""
+    """Whether the token at which generation stops is the last target token of every fact."""
     source: str
     """Where it came from, for messages; not part of the fingerprint."""
     warnings: tuple[str, ...] = ()
+    eos_token: str | None = None
+    """The end of sequence of the tokenizer that rendered the chats: the usual end of an answer."""
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of prompts, targets, ids, order and the end-of-sequence rule."""
+        """SHA-256 of prompts, targets, ids, order and how targets end."""
         rows = [[f.id, f.prompt, f.target, f.target_ids] for f in self.facts]
-        return digest({"eos": self.eos, "facts": rows})
+        return digest({"eos": self.eos, "facts": rows} | self._unusual_ends())
+
+    def _unusual_ends(self) -> dict[str, list[str | None]]:
+        """The ends of chats that do not begin with the tokenizer's end of sequence.
+
+        The others are left out: fingerprints name results, and a set that is stored as it always was keeps its name.
+        """
+        ends = [None if self.eos_token and f.end and f.end.startswith(self.eos_token) else f.end for f in self.facts]
+        return {"ends": ends} if self.eos and any(ends) else {}
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,8 @@ class EncodedFact:
     ids: tuple[int, ...]
     prompt_length: int
     text: str | None = field(default=None, repr=False)
-    """What the target's tokens must spell after the prompt, end of sequence aside; None for a target made of tokens."""
+    """What the target's tokens must spell after the prompt, the token that ends it aside: the fact's target, and what a
+    template writes between it and its end. None for a target made of tokens."""
 
     @property
     def target(self) -> tuple[int, ...]:

@@ -5,11 +5,19 @@ Problems with a memory set surface here, before any training, as a DataError tha
 text: people store credentials.
 """
 
-from memlaw.data.encoding import border_merges, check_context, encode, take, target_tokens
+from memlaw.data.encoding import (
+    border_merges,
+    check_context,
+    encode,
+    stored_fingerprint,
+    take,
+    target_end,
+    target_tokens,
+)
 from memlaw.data.facts import read
-from memlaw.data.reading import OnConflict, Reading
+from memlaw.data.reading import OnConflict, Reading, Turns
+from memlaw.data.rows import STRESS_PROMPT
 from memlaw.data.sources import read_text
-from memlaw.data.tables import STRESS_PROMPT
 from memlaw.model.tokenizer import Tokenizer, auto_tokenizer, load_tokenizer, tokenizer_fingerprint
 
 __all__ = [
@@ -17,6 +25,7 @@ __all__ = [
     "OnConflict",
     "Reading",
     "Tokenizer",
+    "Turns",
     "auto_tokenizer",
     "border_merges",
     "check_context",
@@ -24,7 +33,9 @@ __all__ = [
     "load_tokenizer",
     "read",
     "read_text",
+    "stored_fingerprint",
     "take",
+    "target_end",
     "target_tokens",
     "tokenizer_fingerprint",
 ]

@@ -5,30 +5,51 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from typing import Any
 
+from memlaw.core.canonical import digest
 from memlaw.core.errors import DataError
 from memlaw.core.facts import EncodedFact, Fact, MemorySet
-from memlaw.model.tokenizer import Tokenizer, token_ids
+from memlaw.model.tokenizer import Tokenizer, special_tokens, stop_ids, token_ids
 
 
-def encode(memory_set: MemorySet, tokenizer: Tokenizer, *, context: int | None) -> tuple[EncodedFact, ...]:
-    """Encode the facts as token ids: [BOS] + tokens(prompt) + tokens(target) [+ EOS]. Nothing is ever truncated.
+def encode(
+    memory_set: MemorySet, tokenizer: Tokenizer, *, context: int | None, stops: Sequence[int] | None = None
+) -> tuple[EncodedFact, ...]:
+    """Encode the facts as token ids: [BOS] + tokens(prompt) + tokens(target) [+ end]. Nothing is ever truncated.
 
     BOS is added if the tokenizer itself adds it, and only once, even where a chat template wrote it too. The target is
     tokenised alone, since it is what is stored; `border_merges` lists the facts where tokenising both together gives
-    other tokens. EOS is added if `memory_set.eos`. A fact with `target_ids` keeps those. `context` is the number of
-    positions of the model (None: unchecked, for callers that take a prefix first and then call `check_context`).
+    other tokens. The end (see `target_end`) is added if `memory_set.eos`; `stops` are the ids at which the model's
+    `generate` stops (`Base.stops`, or `stop_ids_of_files`), by default the tokenizer's end of sequence. A fact with
+    `target_ids` keeps those. `context` is the number of positions of the model (None: unchecked, for callers that take
+    a prefix first and then call `check_context`).
 
     Raises DataError for a prompt or target without tokens, a missing end-of-sequence token, a fact longer than the
     context, and facts that require different tokens after the same tokens.
     """
     bos = _leading_bos(tokenizer)
-    ending = _ending(memory_set, tokenizer)
-    encoded = tuple(_encode_fact(fact, tokenizer, bos, ending) for fact in memory_set.facts)
+    stops = stop_ids(tokenizer, None) if stops is None else stops
+    encoded = tuple(
+        _encode_fact(fact, tokenizer, bos, _ending(fact, tokenizer, stops) if memory_set.eos else ())
+        for fact in memory_set.facts
+    )
     _refuse_contradictions(encoded)
     if context is not None:
         check_context(encoded, context)
     return encoded
+
+
+def stored_fingerprint(memory_set: MemorySet, tokenizer: Tokenizer, stops: Sequence[int]) -> str:
+    """Names what is stored of a memory set: its fingerprint, and the end of targets where that is unusual.
+
+    Usual is the tokenizer's end of sequence: then it is the fingerprint itself.
+    """
+    plain = [fact for fact in memory_set.facts if not fact.end] if memory_set.eos else []
+    end = target_end(plain[0], tokenizer, stops) if plain else None
+    if end is None or end == (tokenizer.eos_token_id,):
+        return memory_set.fingerprint
+    return digest({"facts": memory_set.fingerprint, "end": end})
 
 
 def check_context(encoded: Iterable[EncodedFact], context: int) -> None:
@@ -97,15 +118,33 @@ def _leading_bos(tokenizer: Tokenizer) -> tuple[int, ...]:
     return (bos,) if bos is not None and start == [bos] else ()
 
 
-def _ending(memory_set: MemorySet, tokenizer: Tokenizer) -> tuple[int, ...]:
-    if not memory_set.eos:
-        return ()
-    if tokenizer.eos_token_id is None:
+def target_end(fact: Fact, tokenizer: Tokenizer, stops: Sequence[int]) -> tuple[int, ...] | None:
+    """The tokens that end a target: what generation emits after the answer, up to the token at which it stops.
+
+    An answer of a chat ends as its template ends it: with what follows the answer, up to and including the first token
+    of `stops`, or, where generation stops at none of them, the first special token. Any other fact, and an answer after
+    which the template writes nothing special, ends with the first of `stops`, which is the tokenizer's end of sequence
+    where generation stops there. None if neither the model nor the tokenizer has an end of sequence.
+    """
+    if fact.end:
+        after = token_ids(tokenizer, fact.end)
+        for enders in (stops, special_tokens(tokenizer).keys()):
+            last = next((position for position, token in enumerate(after) if token in enders), None)
+            if last is not None:
+                return after[: last + 1]
+    if stops:
+        return (stops[0],)
+    return None if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+
+
+def _ending(fact: Fact, tokenizer: Tokenizer, stops: Sequence[int]) -> tuple[int, ...]:
+    end = target_end(fact, tokenizer, stops)
+    if end is None:
         raise DataError(
             "The targets should end with the end-of-sequence token, but the tokenizer has none, so decoding would not "
             "know where to stop. Choose eos=False (--no-eos), or set the tokenizer's eos_token."
         )
-    return (tokenizer.eos_token_id,)
+    return end
 
 
 def _encode_fact(fact: Fact, tokenizer: Tokenizer, bos: tuple[int, ...], ending: tuple[int, ...]) -> EncodedFact:
@@ -128,8 +167,13 @@ def _encode_fact(fact: Fact, tokenizer: Tokenizer, bos: tuple[int, ...], ending:
             f"The target of {_name(fact)} has no tokens under this tokenizer, so there is nothing to recall. Use "
             "characters that the tokenizer knows."
         )
-    text = fact.target if fact.target_ids is None else None
+    text = fact.target + _before_end(fact, tokenizer, ending) if fact.target_ids is None else None
     return EncodedFact(id=fact.id, ids=prompt + target + ending, prompt_length=len(prompt), text=text)
+
+
+def _before_end(fact: Fact, tokenizer: Any, ending: tuple[int, ...]) -> str:
+    """What the chat template writes between an answer and the token that ends it, such as a line end."""
+    return (fact.end or "").partition(tokenizer.convert_ids_to_tokens(ending[-1]))[0] if len(ending) > 1 else ""
 
 
 def _name(fact: Fact) -> str:

@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from memlaw.core.errors import DataError
 from memlaw.core.facts import Fact, MemorySet
-from memlaw.data.reading import OnConflict, Reading
+from memlaw.data.chats import ChatNotes, chat_facts
+from memlaw.data.reading import OnConflict, Reading, Turns
+from memlaw.data.rows import LONG_TARGET, Row, Shape, Table, json_type, numbers, refuse_surrogates
+from memlaw.data.shapes import chat_of, joined_instruction, names, shape_of
 from memlaw.data.sources import open_table
-from memlaw.data.tables import CHAT, LONG_TARGET, SHAPES, Row, Shape, Table, json_type
 from memlaw.model.tokenizer import Tokenizer
 
 
-def read(
-    source: str | Path,
-    *,
-    eos: bool | None = None,
-    on_conflict: OnConflict = "error",
-    tokenizer: Tokenizer | None = None,
-    prompt_field: str | None = None,
-    target_field: str | None = None,
-) -> MemorySet:
+class Choices(TypedDict, total=False):
+    """Keywords of `read`; the fields of Reading say what they mean."""
+
+    eos: bool | None
+    on_conflict: OnConflict
+    turns: Turns
+    prompt_field: str | None
+    target_field: str | None
+
+
+def read(source: str | Path, *, tokenizer: Tokenizer | None = None, **choices: Unpack[Choices]) -> MemorySet:
     """Read the memory set D = {(q_i, a_i)} of a file, a saved dataset or a Hub dataset, its text verbatim.
 
     The format is recognised by content: JSONL, a JSON list, CSV or TSV (each possibly gzipped) and Hugging Face
-    datasets, with the fields prompt/completion, query/target, question/matching, instruction/output or messages; any
-    other text is one long target under the stress-test prompt. Other field names go into `prompt_field` and
-    `target_field`. Chats (messages) need the `tokenizer`: the prompt is its rendering of all turns but the last, and
-    the target is the text of the last turn, which must be the assistant's. `eos` says whether every target ends with
-    end-of-sequence; by default records do, and one long target (plain text, or a single question/matching record) does
-    not. `on_conflict` says what happens to a prompt with several targets.
+    datasets; any other text is one long target under the stress-test prompt. A record has the fields prompt/completion,
+    query/target, question/matching, instruction/output (with `input`, joined to the instruction by a line end), or is a
+    chat: messages, ShareGPT's conversations, or prompt and completion as lists of messages. Records may differ in
+    shape. Other field names go into `prompt_field` and `target_field`.
 
-    Facts keep the `id` field of their record, or take its number. Identical repetitions are dropped with a warning.
-    Raises DataError for anything else that cannot be recalled as intended, naming the line but never the text, and
-    ConfigError for an unknown `on_conflict` or only one of the two fields.
+    Chats need the `tokenizer`: each answer of the assistant is a fact, and its prompt is what the chat template makes
+    of everything before it, with `tools`, `tool_calls`, parts of content and all other fields, as a server renders it.
+    `turns="last"` stores the last answer of each chat alone. An answer that calls tools is stored as the template
+    writes it.
+
+    `eos` says whether every target ends with the token at which generation stops; by default records do, and one long
+    target (plain text, or a single question/matching record) does not. `on_conflict` says what happens to a prompt with
+    several targets.
+
+    Facts keep the `id` field of their record, or take its number; further answers of a chat add `-2`, `-3`, ... to it.
+    Identical repetitions are dropped with a warning. Raises DataError for anything else that cannot be recalled as
+    intended, naming the line but never the text, and ConfigError for an unknown choice or only one of the two fields.
     """
-    reading = Reading(eos=eos, on_conflict=on_conflict, prompt_field=prompt_field, target_field=target_field)
-    return read_as(source, reading, tokenizer)
+    return read_as(source, Reading(**choices), tokenizer)
 
 
 def read_as(source: str | Path, reading: Reading, tokenizer: Tokenizer | None) -> MemorySet:
@@ -49,56 +59,69 @@ def read_as(source: str | Path, reading: Reading, tokenizer: Tokenizer | None) -
         raise DataError(
             f"{table.name} (read as {table.kind}) holds no records, so there is nothing to store. Give it at least one."
         )
-    shape = reading.fields or _recognised_shape(numbered[0][1], table, numbered[0][0])
-    facts, chat_warnings = _chats(numbered, table, tokenizer) if shape == CHAT else (_facts(numbered, shape, table), ())
-    kept, warnings = _one_target_each(facts, table, reading.on_conflict)
+    records = _Records(table, reading, tokenizer)
+    kept, warnings = _one_target_each(records.facts(numbered), table, reading.on_conflict)
     _refuse_shared_ids(kept, table)
-    long_target = shape == LONG_TARGET and len(numbered) == 1
+    long_target = records.usual == LONG_TARGET and len(numbered) == 1
     return MemorySet(
         facts=tuple(kept),
         eos=not long_target if reading.eos is None else reading.eos,
         source=f"{table.name} ({table.kind})",
-        warnings=(*table.warnings, *chat_warnings, *warnings),
+        warnings=(*table.warnings, *records.warnings(), *warnings),
+        eos_token=tokenizer.eos_token if tokenizer is not None and any(fact.end for fact in kept) else None,
     )
 
 
-def _recognised_shape(row: Mapping[str, Any], table: Table, number: int) -> Shape:
-    """The one known shape of the first record; the others must have it too."""
-    present = [shape for shape in SHAPES if set(shape) <= row.keys()]
-    known = ", ".join("/".join(shape) for shape in SHAPES)
-    if not present:
-        raise DataError(
-            f"{table.at(number)} has the fields {_names(row)}, so it is unclear which is the prompt and which the "
-            f"target. Known: {known}. Rename the fields, or name them with prompt_field and target_field."
-        )
-    if len(present) > 1:
-        raise DataError(
-            f"{table.at(number)} can be read as {' or as '.join('/'.join(shape) for shape in present)}. Name the "
-            "fields you mean with prompt_field and target_field, or leave the others out."
-        )
-    if present == [("instruction", "output")] and row.get("input"):
-        raise DataError(
-            f"{table.at(number)} has an 'input' beside 'instruction', which every tool joins in its own way. Write the "
-            "prompt exactly as you will send it into a field 'prompt', and the answer into 'completion'."
-        )
-    return present[0]
+class _Records:
+    """Turns records to facts, each by its own shape, and keeps what is worth a warning."""
 
+    def __init__(self, table: Table, reading: Reading, tokenizer: Tokenizer | None) -> None:
+        self.usual: Shape | None = reading.fields
+        self._named = reading.fields is not None
+        self._table, self._tokenizer, self._turns = table, tokenizer, reading.turns
+        self._notes = ChatNotes()
+        self._joined: list[int] = []
 
-def _names(row: Mapping[str, Any], most: int = 12) -> str:
-    shown = ", ".join(repr(name) for name in list(row)[:most])
-    return f"{shown}, ..." if len(row) > most else shown or "(none)"
+    def facts(self, numbered: Iterable[Row]) -> Iterator[Fact]:
+        for number, row in numbered:
+            where = self._table.at(number)
+            shape = self.usual if self._named and self.usual else shape_of(row, self.usual, where)
+            self.usual = self.usual or shape
+            identity = _identity(row, number, self._table)
+            chat = chat_of(row, shape, where)
+            if chat is None:
+                prompt, target = (_text(row, field, where) for field in shape)
+                joined = joined_instruction(row, shape, where)
+                self._joined += [] if joined is None else [number]
+                yield Fact(prompt if joined is None else joined, target, identity, number)
+            else:
+                tokenizer = self._chat_tokenizer(shape)
+                yield from chat_facts(chat, (number, identity), self._table, tokenizer, self._turns, self._notes)
 
+    def _chat_tokenizer(self, shape: Shape) -> Tokenizer:
+        if self._tokenizer is None or self._tokenizer.chat_template is None:
+            lack = "no tokenizer was given" if self._tokenizer is None else "the tokenizer has no chat template"
+            raise DataError(
+                f"{self._table.name} (read as {self._table.kind}) holds chats ({'/'.join(shape)}), but {lack}, so the "
+                "text that the model sees is unknown. Use the tokenizer of a chat model, or convert the chats to "
+                "prompt/completion with a text in each."
+            )
+        return self._tokenizer
 
-def _facts(numbered: Iterable[Row], shape: Shape, table: Table) -> Iterator[Fact]:
-    for number, row in numbered:
-        prompt, target = (_text(row, field, table.at(number)) for field in shape)
-        yield Fact(prompt=prompt, target=target, id=_identity(row, number, table), line=number)
+    def warnings(self) -> Iterator[str]:
+        if self._joined:
+            yield (
+                "The prompt is 'instruction' and 'input' with a line end between them, without the text that some "
+                f"trainers put around both: {self._table.unit}s {numbers(self._joined)}. Ask in the same way, or write "
+                "the prompt as you will send it into 'prompt', and the answer into 'completion'."
+            )
+        yield from self._notes.warnings(self._table)
 
 
 def _text(row: Mapping[str, Any], field: str, where: str) -> str:
     """The text of a field, verbatim. Raises DataError unless a model can be shown it and asked for it."""
     if field not in row:
-        raise DataError(f"{where} lacks the field {field!r}; it has {_names(row)}. Every record needs the same fields.")
+        raise DataError(f"{where} lacks the field {field!r}; it has {names(row)}. Every record needs the same fields.")
     value = row[field]
     if not isinstance(value, str):
         raise DataError(
@@ -110,18 +133,8 @@ def _text(row: Mapping[str, Any], field: str, where: str) -> str:
             f"{where}: {field!r} is empty, and a fact needs a prompt to ask and a target to recall. Fill it or "
             "remove the record."
         )
-    _refuse_surrogates(value, f"{where}: {field!r}")
+    refuse_surrogates(value, f"{where}: {field!r}")
     return value
-
-
-def _refuse_surrogates(value: str, what: str) -> None:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{what} has half of a surrogate pair at character {error.start}, which is not a character and cannot be "
-            "written as UTF-8. The text was cut or decoded wrongly: export it again from its source."
-        ) from None
 
 
 def _identity(row: Mapping[str, Any], number: int, table: Table) -> str:
@@ -135,73 +148,8 @@ def _identity(row: Mapping[str, Any], number: int, table: Table) -> str:
             "leave the field out."
         )
     identity = str(value)
-    _refuse_surrogates(identity, f"{table.at(number)}: 'id'")
+    refuse_surrogates(identity, f"{table.at(number)}: 'id'")
     return identity
-
-
-def _chats(numbered: Sequence[Row], table: Table, tokenizer: Tokenizer | None) -> tuple[list[Fact], tuple[str, ...]]:
-    if tokenizer is None or tokenizer.chat_template is None:
-        lack = "no tokenizer was given" if tokenizer is None else "the tokenizer has no chat template"
-        raise DataError(
-            f"{table.name} (read as {table.kind}) holds chats ('messages'), but {lack}, so the text that the model "
-            "sees is unknown. Use the tokenizer of a chat model, or convert the chats to prompt/completion."
-        )
-    facts, indirect = [], []
-    for number, row in numbered:
-        turns = _turns(row, table.at(number))
-        prompt, whole = _rendered(turns, table.at(number), tokenizer)
-        facts.append(Fact(prompt, turns[-1]["content"], _identity(row, number, table), number))
-        if not whole.startswith(prompt + turns[-1]["content"]):
-            indirect.append(number)
-    if not indirect:
-        return facts, ()
-    warning = (
-        f"The chat template writes more between question and answer than its generation prompt has (such as an empty "
-        f"thinking block): {table.unit}s {_numbers(indirect)}. The answer is stored directly after the generation "
-        "prompt; ask for it in the same way."
-    )
-    return facts, (warning,)
-
-
-def _turns(row: Mapping[str, Any], where: str) -> list[dict[str, str]]:
-    """The messages of one chat, checked: texts with a role, at least one before the last, the last the assistant's."""
-    messages = row.get("messages")
-    if "messages" not in row or not isinstance(messages, list):
-        kind = json_type(messages) if "messages" in row else f"missing; it has {_names(row)}"
-        raise DataError(f"{where}: 'messages' is {kind}. Every record of this file needs a list of messages.")
-    turns = []
-    for position, message in enumerate(messages, start=1):
-        place = f"{where}, message {position}"
-        if not isinstance(message, Mapping):
-            raise DataError(f"{place} is {json_type(message)}, not an object with 'role' and 'content'.")
-        turns.append({key: _text(message, key, place) for key in ("role", "content")})
-    if len(turns) < 2 or turns[-1]["role"] != "assistant":
-        ending = f", the last with the role {turns[-1]['role']!r}" if turns else ""
-        raise DataError(
-            f"{where} has {len(turns)} messages{ending}: the last message is the target and must be the assistant's, "
-            "and the prompt is at least one message before it."
-        )
-    return turns
-
-
-def _rendered(turns: list[dict[str, str]], where: str, tokenizer: Tokenizer) -> tuple[str, str]:
-    """The prompt and the whole chat as the template renders them; the chat must begin with the prompt."""
-    try:
-        prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
-    # A template is a program of the model's authors and can raise anything, not only Jinja's errors.
-    except Exception as error:
-        raise DataError(
-            f"{where} cannot be rendered: the chat template refuses its roles or their order ({type(error).__name__}). "
-            "Use the roles and the order that the model's documentation allows."
-        ) from error
-    if not prompt or not whole.startswith(prompt):
-        raise DataError(
-            f"{where} does not fit the chat template: the rendered chat does not begin with the rendered turns before "
-            "the answer, so the model would be asked something other than what it was trained on. Convert the chat to "
-            "prompt/completion, with the prompt exactly as you will send it."
-        )
-    return prompt, whole
 
 
 def _one_target_each(
@@ -221,7 +169,7 @@ def _one_target_each(
             raise DataError(
                 f"{table.unit.capitalize()}s {earlier.line} and {fact.line} of {table.name} have the same prompt but "
                 "different targets. Greedy decoding gives one answer per prompt, so both can never be recalled. Make "
-                "the prompts differ, or keep one of them: on_conflict (--on-conflict) first or last."
+                f"the prompts differ, or keep one of them: on_conflict (--on-conflict) first or last{_or_last(fact)}."
             )
         else:
             conflicting.append(fact.line or 0)
@@ -232,14 +180,18 @@ def _one_target_each(
     if repeated:
         warnings.append(
             f"Dropped {len(repeated)} identical repetitions of an earlier prompt and target: {table.unit}s "
-            f"{_numbers(repeated)}."
+            f"{numbers(repeated)}."
         )
     if conflicting:
         warnings.append(
             f"Kept only the {on_conflict} of several targets for the same prompt. Repeated prompts: {table.unit}s "
-            f"{_numbers(conflicting)}."
+            f"{numbers(conflicting)}."
         )
     return list(kept.values()), tuple(warnings)
+
+
+def _or_last(fact: Fact) -> str:
+    return "" if fact.end is None else "; or store the last answer of each chat alone: turns (--turns) last"
 
 
 def _refuse_shared_ids(facts: Iterable[Fact], table: Table) -> None:
@@ -251,8 +203,3 @@ def _refuse_shared_ids(facts: Iterable[Fact], table: Table) -> None:
                 f"{table.unit.capitalize()}s {earlier.line} and {fact.line} of {table.name} share the id {fact.id!r} "
                 "(a record without one gets its number). Reports name facts by id: make the ids differ."
             )
-
-
-def _numbers(numbers: Sequence[int], most: int = 8) -> str:
-    shown = ", ".join(str(number) for number in numbers[:most])
-    return f"{shown}, ..." if len(numbers) > most else shown

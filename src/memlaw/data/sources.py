@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core.errors import DataError
-from memlaw.data.tables import MAX_LINE, SUFFIXES, Shape, Table, text_table
+from memlaw.data.rows import MAX_LINE, Shape, Table
+from memlaw.data.tables import SUFFIXES, text_table
 
 MAX_FILE = 1 << 30
 """Bytes of one file, after gzip expansion."""

@@ -5,43 +5,13 @@ The format is recognised by content; the suffix of the file decides only where t
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from memlaw.core.errors import DataError
-
-MAX_LINE = 16 << 20
-"""Bytes in one line. No context holds a longer one, so the file is damaged or not a memory set."""
-
-MAX_DEPTH = 64
-"""Levels of nested JSON lists and objects."""
-
-STRESS_PROMPT = "Please output the content of the vector memory injected into the activations."
-"""The prompt of the Long-Context Memorization Stress Test (arXiv 2605.30260), given to every text without a prompt."""
-
-Shape = tuple[str, ...]
-"""The fields of a record that hold its content: (prompt, target), or CHAT."""
-
-CHAT: Shape = ("messages",)
-
-LONG_TARGET: Shape = ("question", "matching")
-
-SHAPES: tuple[Shape, ...] = (
-    ("prompt", "completion"),
-    ("query", "target"),
-    LONG_TARGET,
-    ("instruction", "output"),
-    CHAT,
-)
-
-Row = tuple[int, Mapping[str, Any]]
-"""The number of a record and its fields."""
+from memlaw.data.delimited import delimited_rows, has_header
+from memlaw.data.rows import LONG_TARGET, STRESS_PROMPT, Row, Shape, Table, json_type, where_in
 
 PLAIN = "plain text"
 
@@ -55,29 +25,9 @@ SUFFIXES = {
     ".md": PLAIN,
 }
 
-_CSV_LIMIT = threading.Lock()
 
-
-@dataclass(frozen=True)
-class Table:
-    """The records of one source, numbered from 1 as a person would count them."""
-
-    name: str
-    kind: str
-    """The recognised format, for messages."""
-    unit: str
-    """What the numbers count: line, item or row."""
-    rows: Iterator[Row]
-    """Can be read once; each row is checked when it is reached."""
-    warnings: tuple[str, ...] = ()
-
-    def at(self, number: int) -> str:
-        """The start of a message about one record."""
-        return _where(self.unit, number, self.name, self.kind)
-
-
-def _where(unit: str, number: int, name: str, kind: str) -> str:
-    return f"{unit.capitalize()} {number} of {name} (read as {kind})"
+MAX_DEPTH = 64
+"""Levels of nested JSON lists and objects."""
 
 
 def text_table(text: str, name: str, suffix: str, asked: Shape | None) -> Table:
@@ -91,7 +41,8 @@ def text_table(text: str, name: str, suffix: str, asked: Shape | None) -> Table:
     if kind == "JSON":
         return Table(name, kind, "item", _json_rows(text, name))
     if kind == "CSV":
-        return Table(name, kind, "line", _csv_rows(text, name, suffix, asked))
+        rows, warnings = delimited_rows(text, name, tabs=suffix == ".tsv", asked=asked)
+        return Table(name, kind, "line", iter(rows), warnings)
     return Table(name, kind, "line", iter([(1, dict(zip(LONG_TARGET, (STRESS_PROMPT, text), strict=True)))]))
 
 
@@ -100,11 +51,14 @@ def _recognise(text: str, suffix: str, asked: Shape | None) -> str:
     first = _first_line(text)
     if _holds_object(first):
         return "JSONL"
-    if _header_delimiter(first, asked) is not None:
+    if has_header(text, asked):
         return "CSV"
     hint = SUFFIXES.get(suffix, PLAIN)
-    if hint == PLAIN and first.startswith("[") and _holds_objects(text):
-        return "JSON"
+    # A list, or one object over several lines, is JSON also where the file is named .jsonl.
+    if hint == PLAIN and first.startswith("["):
+        return "JSON" if _holds_objects(text) else hint
+    if hint == "JSONL" and first.startswith(("[", "{")):
+        return "JSON" if isinstance(_loosely_parsed(text), dict) or _holds_objects(text) else hint
     return hint
 
 
@@ -130,39 +84,19 @@ def _holds_objects(text: str) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
-def _header_delimiter(line: str, asked: Shape | None) -> str | None:
-    """The delimiter with which `line` is a CSV header that names the fields of a record, if any."""
-    for delimiter in ",\t;":
-        try:
-            cells = next(csv.reader([line], delimiter=delimiter, strict=True), [])
-        except csv.Error:
-            continue
-        if _names_columns(cells, asked):
-            return delimiter
-    return None
-
-
-def _names_columns(cells: Sequence[str], asked: Shape | None) -> bool:
-    return any(set(shape) <= set(cells) for shape in _column_shapes(asked))
-
-
-def _column_shapes(asked: Shape | None) -> list[Shape]:
-    """The shapes a CSV table can have: a cell cannot hold a chat."""
-    return [shape for shape in SHAPES if shape != CHAT] if asked is None else [asked]
-
-
 def _jsonl_rows(text: str, name: str) -> Iterator[Row]:
     # Not splitlines(), which also splits at U+2028 and other characters that JSON allows inside a string.
     for number, line in enumerate(text.split("\n"), start=1):
+        line = line.removeprefix("\ufeff")  # the mark of a second file that was joined to the first
         if line and not line.isspace():
-            where = _where("line", number, name, "JSONL")
+            where = where_in("line", number, name, "JSONL")
             yield number, _object(_parse(line, where), where)
 
 
 def _json_rows(text: str, name: str) -> Iterator[Row]:
     value = _parse(text, f"{name} (read as JSON)")
     for number, item in enumerate(value if isinstance(value, list) else [value], start=1):
-        yield number, _object(item, _where("item", number, name, "JSON"))
+        yield number, _object(item, where_in("item", number, name, "JSON"))
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:
@@ -172,12 +106,6 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
             '{"prompt": "...", "completion": "..."}.'
         )
     return value
-
-
-def json_type(value: Any) -> str:
-    """The type of a JSON value, in JSON's terms."""
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
-    return names.get(type(value), "an object" if isinstance(value, dict) else type(value).__name__)
 
 
 def _parse(text: str, where: str) -> Any:
@@ -224,57 +152,3 @@ def _depth_exceeds(value: Any, limit: int) -> bool:
         if not containers:
             return False
     return True
-
-
-def _csv_rows(text: str, name: str, suffix: str, asked: Shape | None) -> Iterator[Row]:
-    delimiter = _header_delimiter(_first_line(text), asked) or ("\t" if suffix == ".tsv" else ",")
-    with _long_cells():
-        # newline="" keeps line ends inside quoted cells unchanged.
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        rows = [(number, row) for number, row in _numbered(reader, name) if row]
-    (first, header), *records = rows
-    if not _names_columns(header, asked):
-        # The cells are not shown: if the header is missing, they are a prompt and its target.
-        known = " or ".join("/".join(shape) for shape in _column_shapes(asked))
-        raise DataError(
-            f"{_where('line', first, name, 'CSV')} must name the columns, but its {len(header)} cells do not include "
-            f"{known}. Add such a header, or name your columns with prompt_field and target_field."
-        )
-    if len(set(header)) < len(header):
-        raise DataError(
-            f"The header of {name} (read as CSV) names a column twice, so it is unclear which one is meant. Rename "
-            "one of them."
-        )
-    for number, row in records:
-        if len(row) != len(header):
-            raise DataError(
-                f"{_where('line', number, name, 'CSV')} has {len(row)} cells, but the header has {len(header)}. Quote "
-                f"every cell that contains {delimiter!r}, a quote or a line end."
-            )
-        yield number, dict(zip(header, row, strict=True))
-
-
-def _numbered(reader: Any, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Rows with the line on which they start (a quoted cell may span several lines)."""
-    while True:
-        start = reader.line_num + 1
-        try:
-            yield start, next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(
-                f"{_where('line', start, name, 'CSV')} cannot be parsed: {error}. Write it with a CSV library, which "
-                "doubles quotes inside a cell."
-            ) from None
-
-
-@contextmanager
-def _long_cells() -> Iterator[None]:
-    """Raise the csv module's limit of 128 KB per cell, which is global to the process, to that of a line."""
-    with _CSV_LIMIT:
-        usual = csv.field_size_limit(MAX_LINE)
-        try:
-            yield
-        finally:
-            csv.field_size_limit(usual)

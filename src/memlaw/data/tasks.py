@@ -15,8 +15,8 @@ from numpy.random import PCG64, Generator
 
 from memlaw.core.errors import ConfigError, DataError
 from memlaw.core.facts import Fact, MemorySet
+from memlaw.data.rows import STRESS_PROMPT
 from memlaw.data.sources import read_text
-from memlaw.data.tables import STRESS_PROMPT
 from memlaw.model.tokenizer import Tokenizer, token_ids
 
 SPEC_PREFIX = "task:"

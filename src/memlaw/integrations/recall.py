@@ -81,7 +81,7 @@ class RecallCallback(TrainerCallback):  # type: ignore[misc]
         if self._prepared is None or self._prepared[0].model is not model:
             base = wrap(model, tokenizer)
             memory_set = load_memory_set(self.memory_set, tokenizer, partial(reachable_ids, base))
-            facts = encode(memory_set, tokenizer, context=base.context)
+            facts = encode(memory_set, tokenizer, context=base.context, stops=base.stops)
             if changed := changed_facts(base, facts):
                 warnings.warn(f"{changed_warning(changed, len(facts))} Training will not stop early.", stacklevel=2)
             self._prepared = base, facts

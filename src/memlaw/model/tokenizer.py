@@ -16,6 +16,7 @@ class Tokenizer(Protocol):
     """Turns text into token ids, and knows the special tokens that frame a prompt and end a target."""
 
     bos_token_id: int | None
+    eos_token: str | None
     eos_token_id: int | None
     all_special_ids: Sequence[int]
     chat_template: Any
@@ -27,14 +28,25 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool, verbose: bool) -> list[int]: ...
 
     def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+        self, conversation: list[dict[str, Any]], *, tokenize: bool, add_generation_prompt: bool, **options: Any
     ) -> str: ...
+
+    def get_chat_template(self, *, tools: list[dict[str, Any]] | None = None) -> str:
+        """The source of the template that renders a chat with these tools."""
 
 
 def token_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     """The tokens of `text` alone, without special tokens."""
     # Not verbose, or texts longer than the context cause a warning: `data.encoding.check_context` refuses those.
     return tuple(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[int, str]:
+    """The tokens that are marks and no text: <|im_end|>, end of sequence, ...; the unknown token stands for text."""
+    added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    marks = {id_: str(token) for id_, token in added.items() if token.special or id_ in tokenizer.all_special_ids}
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    return {id_: mark for id_, mark in marks.items() if id_ != unknown}
 
 
 def stop_ids(tokenizer: Tokenizer, generation_config: Any) -> tuple[int, ...]:
@@ -65,7 +77,9 @@ def stop_ids_of_files(name: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     if path is not None:
         return stop_ids(tokenizer, _json(path))
     config = _json(file_of(source, "config.json"))
-    text = next((config[part] for part in ("decoder", "generator", "text_config") if config.get(part)), {})
+    text: Mapping[str, Any] = next(
+        (config[part] for part in ("decoder", "generator", "text_config") if config.get(part)), {}
+    )
     own = config.get("eos_token_id")
     return stop_ids(tokenizer, {"eos_token_id": text.get("eos_token_id") if own is None else own})
 

@@ -230,7 +230,7 @@ def within_budget(
     from memlaw.data import encode
     from memlaw.sweep.config import ProbeConfig
 
-    facts = encode(memory_set, base.tokenizer, context=base.context)
+    facts = encode(memory_set, base.tokenizer, context=base.context, stops=base.stops)
     if config is None:
         axes = candidate_axes(facts, placement_on(flags.get("placement"), base.model))
         settings = ProbeConfig(**(axes | flags))

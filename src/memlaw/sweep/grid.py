@@ -47,11 +47,13 @@ def plan_packs(cells: Sequence[Cell], tokens: int = TOKENS_PER_PACK) -> tuple[Pa
 def grid_cells(
     config: ProbeConfig, lengths: Sequence[int], base: Base, memory_set: MemorySet, placement: Placement
 ) -> list[Cell]:
+    from memlaw.data import stored_fingerprint
+
     return [
         Cell(
             model=base.fingerprint,
             tokenizer=base.tokenizer_fingerprint,
-            data=memory_set.fingerprint,
+            data=stored_fingerprint(memory_set, base.tokenizer, base.stops),
             placement=str(placement),
             rank=rank,
             length=length,
@@ -119,7 +121,7 @@ def prefixes_by_length(base: Base, memory_set: MemorySet, lengths: Sequence[int]
     """Requested length -> the most facts that together have at most so many target tokens. Raises DataError."""
     from memlaw.data import check_context, encode, take
 
-    encoded = encode(memory_set, base.tokenizer, context=None)
+    encoded = encode(memory_set, base.tokenizer, context=None, stops=base.stops)
     prefixes = {length: take(encoded, length) for length in lengths}
     if base.context is not None:
         check_context(itertools.chain.from_iterable(prefixes.values()), base.context)

@@ -46,7 +46,7 @@ def train_adapter(
         check_free(Path(out))
         Path(out).parent.mkdir(parents=True, exist_ok=True)
     execution = execution or Execution()
-    encoded = encode(memory_set, base.tokenizer, context=base.context)
+    encoded = encode(memory_set, base.tokenizer, context=base.context, stops=base.stops)
     changed = changed_facts(base, encoded)
     if changed:  # before hours of training rather than after them
         warnings.warn(changed_warning(changed, len(encoded)), stacklevel=2)

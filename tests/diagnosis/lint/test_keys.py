@@ -42,7 +42,7 @@ WORDS = st.text("ab", min_size=1, max_size=3)
 @given(pairs=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=5), eos=st.booleans())
 def test_a_collision_is_found_exactly_where_encoding_would_refuse(pairs: list[tuple[str, str]], eos: bool) -> None:
     tokenizer, memory_set = letters(), facts(*pairs, eos=eos)
-    one_by_one = encodable(memory_set, tokenizer)
+    one_by_one = encodable(memory_set, tokenizer, [tokenizer.eos_token_id])
     collisions = [finding for finding in key_findings(memory_set, one_by_one) if finding.severity == "error"]
     assert bool(collisions) == contradict(one_by_one)
     try:

@@ -22,6 +22,7 @@ def test_end_of_sequence_that_is_not_stored_is_told_and_for_one_long_target_only
 
 def test_a_tokenizer_without_end_of_sequence_or_padding() -> None:
     base = other_base(byte_level(eos=False))
+    base.model.generation_config.eos_token_id = None
     finding = the_one(check_on(base, facts(*GOOD)), "no-eos-token")
     assert finding.severity == "error"
     assert "--no-eos" in finding.fix

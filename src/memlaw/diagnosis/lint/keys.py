@@ -62,6 +62,8 @@ def _longer_prompt(fact: EncodedFact, shorter: Sequence[EncodedFact]) -> Iterato
             "same tokens the two then need different ones, and greedy decoding can give only one.",
             "Make the prompts differ earlier.",
         )
+    # A later question of the same chat starts with the earlier one and its whole answer: nothing to confuse.
+    shorter = [other for other in shorter if fact.prompt[: len(other.ids)] != other.ids]
     if shorter and not clashing:
         yield Finding(
             "warning",

@@ -7,27 +7,35 @@ from dataclasses import replace
 from typing import Any
 
 from memlaw.core.facts import EncodedFact, Fact, MemorySet
-from memlaw.data import encode
+from memlaw.data import encode, target_end
 from memlaw.data.load import merging_warning
 from memlaw.diagnosis.findings import Finding
 from memlaw.model.base import Base
 from memlaw.model.tokenizer import token_ids
 
+_END = "end-mismatch"
 
-def encodable(memory_set: MemorySet, tokenizer: Any) -> tuple[EncodedFact, ...]:
+
+def encodable(memory_set: MemorySet, tokenizer: Any, stops: Sequence[int]) -> tuple[EncodedFact, ...]:
     """The facts that can be encoded, each on its own, so that one fault does not hide another."""
-    eos = memory_set.eos and tokenizer.eos_token_id is not None
+
+    def alone(fact: Fact) -> MemorySet:
+        eos = memory_set.eos and target_end(fact, tokenizer, stops) is not None
+        return replace(memory_set, facts=(fact,), eos=eos)
+
     return tuple(
-        encode(replace(memory_set, facts=(fact,), eos=eos), tokenizer, context=None)[0]
+        encode(alone(fact), tokenizer, context=None, stops=stops)[0]
         for fact in memory_set.facts
         if not any(finding.severity == "error" for finding in _unencodable(fact, tokenizer))
     )
 
 
-def set_findings(memory_set: MemorySet, tokenizer: Any, merging: Sequence[str]) -> Iterator[Finding]:
+def set_findings(memory_set: MemorySet, base: Base, merging: Sequence[str]) -> Iterator[Finding]:
     """How targets end, and warnings from reading the facts; `merging` holds the ids that `border_merges` gave."""
-    many = len(memory_set.facts) > 1
-    if memory_set.eos and tokenizer.eos_token_id is None:
+    tokenizer, many = base.tokenizer, len(memory_set.facts) > 1
+    if memory_set.eos:
+        yield from _ends(memory_set, tokenizer, base.stops)
+    if memory_set.eos and any(target_end(fact, tokenizer, base.stops) is None for fact in memory_set.facts):
         yield Finding(
             "error",
             None,
@@ -43,7 +51,7 @@ def set_findings(memory_set: MemorySet, tokenizer: Any, merging: Sequence[str]) 
             "The targets are stored without an end-of-sequence token, so decoding runs on after each of them.",
             "Store it too (--eos), unless the length of every target is known when decoding.",
         )
-    elif tokenizer.pad_token_id == tokenizer.eos_token_id:
+    elif tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
         yield Finding(
             "warning",
             None,
@@ -64,6 +72,43 @@ def set_findings(memory_set: MemorySet, tokenizer: Any, merging: Sequence[str]) 
     for warning in memory_set.warnings:
         if not merging or warning != merging_warning(merging, memory_set):  # token_findings has one for each fact
             yield Finding("warning", None, "reading", warning, "If this is not what you want, correct the source.")
+
+
+def _ends(memory_set: MemorySet, tokenizer: Any, stops: Sequence[int]) -> Iterator[Finding]:
+    """Where tokenizer, chat template and generation config disagree on how an answer ends."""
+    eos = tokenizer.eos_token_id
+    ends = {target_end(fact, tokenizer, stops): bool(fact.end) for fact in memory_set.facts}
+    for end, chat in ends.items():
+        if end is None:
+            continue
+        whose = "The chat template ends answers" if chat else "Targets end"
+        shown = _shown(end[-1:], tokenizer)
+        if end[-1] not in stops:
+            stop = f"stops only at {_shown(stops, tokenizer)}" if stops else "has no token to stop at"
+            yield Finding(
+                "warning",
+                None,
+                _END,
+                f"{whose} with {shown}, but by the model's generation config `generate` {stop}. It runs on after every "
+                "answer, however well the answer is recalled.",
+                f"Set model.generation_config.eos_token_id to {[*stops, end[-1]]} and save it beside the model.",
+            )
+        elif end[-1] != eos:
+            theirs = "none" if eos is None else _shown([eos], tokenizer)
+            yield Finding(
+                "warning" if eos is not None and eos not in stops else "info",
+                None,
+                _END,
+                f"{whose} with {shown}, where `generate` stops, but the tokenizer's end of sequence is {theirs}. "
+                "memlaw stores the former; trainers that append the eos_token store another end.",
+                f"Set the tokenizer's eos_token to {shown} before using it with another trainer.",
+            )
+
+
+def _shown(ids: Sequence[int], tokenizer: Any) -> str:
+    return ", ".join(
+        f"{token} (id {id_})" for id_, token in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
+    )
 
 
 def token_findings(
@@ -97,14 +142,13 @@ def _broken_target(fact: EncodedFact, base: Base) -> Iterator[Finding]:
             f"target), but the model's context holds {base.context:,}, so its end would be cut off.",
             "Split the fact, or use a model with a longer context.",
         )
-    ends = _positions(fact.target[:-1], tokenizer.eos_token_id)
+    ends = _positions(fact.target[:-1], *(base.stops or (tokenizer.eos_token_id,)))
     if ends:
         yield Finding(
             "error",
             fact.id,
             "eos-inside",
-            f"Its target contains the end-of-sequence token, first at position {ends[0]} of {fact.length:,}. "
-            "Decoding stops there.",
+            f"Its target contains a token at which generation stops, first at position {ends[0]} of {fact.length:,}.",
             "Remove it from the text; memlaw adds the one at the end itself (--eos).",
             ends,
         )
@@ -154,8 +198,8 @@ def _unencodable(fact: Fact, tokenizer: Any) -> Iterator[Finding]:
         )
 
 
-def _positions(ids: Sequence[int], token: int | None) -> tuple[int, ...]:
-    return tuple(position for position, other in enumerate(ids) if other == token)
+def _positions(ids: Sequence[int], *tokens: int | None) -> tuple[int, ...]:
+    return tuple(position for position, other in enumerate(ids) if other in tokens)
 
 
 def _are(things: Sequence[object]) -> str:
