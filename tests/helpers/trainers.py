@@ -31,10 +31,10 @@ def rows(lengths: list[tuple[int, int]] = LENGTHS) -> list[Row]:
     ]
 
 
-def adapted(family: str = "qwen3") -> Any:
+def adapted(family: str = "qwen3", **changes: Any) -> Any:
     """A PEFT model with a random adapter, in double precision and without dropout: so the shape of a batch changes
     results by far less than any tolerance here."""
-    base = tiny.model(family, dtype=torch.float64)
+    base = tiny.model(family, dtype=torch.float64, **changes)
     torch.manual_seed(1)
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     return peft.get_peft_model(base, config, autocast_adapter_dtype=False).double()

@@ -24,13 +24,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def sft(out: Path, accumulation: int = 1, *, data: Any = None, seen: Gradients | None = None, kind: Any = None,
-        model: Any = None, **changes: Any) -> Any:  # fmt: skip
+        model: Any = None, processing_class: Any = None, **changes: Any) -> Any:  # fmt: skip
     """An SFTTrainer in single precision, the only one that its fused head supports."""
     settings = {"shuffle_dataset": False, "max_length": 128, "bf16": False, "gradient_checkpointing": False}
     return (kind or trl.SFTTrainer)(
         model=model or trainers.adapted(),
         args=trl.SFTConfig(**trainers.arguments(out, accumulation, **{**settings, **changes})),
         train_dataset=datasets.Dataset.from_list(ROWS if data is None else data),
-        processing_class=tiny.tokenizer(),
+        processing_class=processing_class or tiny.tokenizer(),
         callbacks=[seen] if seen else None,
     )

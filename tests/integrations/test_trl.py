@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import transformers
 import trl
 
 from helpers import tiny, trainers
+from helpers.texts import character_tokenizer
 from helpers.trainers import Gradients, assert_same, whole_batch
 from helpers.trl_runs import ROWS, SETTINGS, sft
 from memlaw.core.errors import ConfigError
@@ -163,6 +165,14 @@ def test_a_target_that_max_length_may_have_cut_is_reported(tmp_path: Path) -> No
         memft(built)
 
 
+def test_a_full_row_that_ends_where_generation_stops_was_not_cut(tmp_path: Path) -> None:
+    model = trainers.adapted()
+    model.generation_config.eos_token_id = [2, 7]
+    rows = [{"input_ids": [5] * 9 + [end], "labels": [IGNORED] * 5 + [5] * 4 + [end]} for end in (2, 7, 8)]
+    with pytest.warns(UserWarning, match="1 of 3 training rows reach max_length=10 without an end of sequence"):
+        memft(sft(tmp_path, data=rows, model=model, max_length=10))
+
+
 def test_samples_cut_by_packing_are_reported(tmp_path: Path) -> None:
     built = sft(tmp_path, data=LONG, max_length=60, packing=True)
     with pytest.warns(UserWarning, match="training rows reach max_length=60 without an end of sequence"):
@@ -226,3 +236,51 @@ def test_the_gradient_is_the_same_where_the_model_takes_no_item_count(tmp_path: 
     built.model_accepts_loss_kwargs = False
     memft(built, **SETTINGS["ot"]).train()
     assert_same(seen.steps[0], whole_batch(ROWS, **SETTINGS["ot"])[1])
+
+
+TURN_END = "<|im_end|>"
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def chat_tokenizer() -> Any:
+    """The tiny tokenizer with a ChatML template, whose turns do not end with the tokenizer's end of sequence."""
+    built = character_tokenizer()
+    built.add_special_tokens({"additional_special_tokens": ["<|im_start|>", TURN_END]})
+    built.add_tokens(["\n"])
+    built.chat_template = CHATML
+    return built
+
+
+@pytest.mark.parametrize("stops", ["list", "end of turn"])
+def test_a_chat_whose_turns_end_with_another_token_reaches_its_certificate(tmp_path: Path, stops: str) -> None:
+    tokenizer = chat_tokenizer()
+    end = tokenizer.convert_tokens_to_ids(TURN_END)
+    model = trainers.adapted(vocab_size=len(tokenizer)).float()
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, end] if stops == "list" else end
+    chats = [
+        {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": told}]}
+        for ask, told in (("Code A?", "Xq7"), ("Code B?", "k9!Z"))
+    ]
+    source = tmp_path / "chats.jsonl"
+    source.write_text("".join(json.dumps(chat) + "\n" for chat in chats), encoding="utf-8")
+    built = sft(tmp_path / "out", data=chats, model=model, processing_class=tokenizer, max_steps=400,
+                assistant_only_loss=True, per_device_train_batch_size=2, learning_rate=1e-2,
+                logging_steps=1000)  # fmt: skip
+    callback = watch_recall(memft(built, "ot", margin=0.1), str(source), every=20)
+    built.train()
+    assert callback.report is not None
+    assert (callback.report.certified, callback.report.acc_em) == (2, 1.0)
+    assert built.state.global_step < 400
+
+    for chat in chats:
+        question, told = chat["messages"]
+        ids = tokenizer.apply_chat_template([question], add_generation_prompt=True, return_tensors="pt")
+        output = built.model.eval().generate(**ids, max_new_tokens=40, do_sample=False, pad_token_id=0)
+        answered = output[0, ids["input_ids"].shape[1] :].tolist()
+        assert answered[-1] == end
+        assert tokenizer.decode(answered, skip_special_tokens=True) == told["content"]

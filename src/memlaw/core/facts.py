@@ -58,7 +58,8 @@ class EncodedFact:
     ids: tuple[int, ...]
     prompt_length: int
     text: str | None = field(default=None, repr=False)
-    """What the target's tokens must spell after the prompt, end of sequence aside; None for a target made of tokens."""
+    """What the target's tokens must spell after the prompt, the token that ends it aside: the fact's target, and what a
+    template writes between it and its end. None for a target made of tokens."""
 
     @property
     def target(self) -> tuple[int, ...]:

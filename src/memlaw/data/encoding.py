@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from typing import Any
 
 from memlaw.core.canonical import digest
 from memlaw.core.errors import DataError
@@ -167,8 +168,13 @@ def _encode_fact(fact: Fact, tokenizer: Tokenizer, bos: tuple[int, ...], ending:
             f"The target of {_name(fact)} has no tokens under this tokenizer, so there is nothing to recall. Use "
             "characters that the tokenizer knows."
         )
-    text = fact.target if fact.target_ids is None else None
+    text = fact.target + _before_end(fact, tokenizer, ending) if fact.target_ids is None else None
     return EncodedFact(id=fact.id, ids=prompt + target + ending, prompt_length=len(prompt), text=text)
+
+
+def _before_end(fact: Fact, tokenizer: Any, ending: tuple[int, ...]) -> str:
+    """What the chat template writes between an answer and the token that ends it, such as a line end."""
+    return (fact.end or "").partition(tokenizer.convert_ids_to_tokens(ending[-1]))[0] if len(ending) > 1 else ""
 
 
 def _name(fact: Fact) -> str:

@@ -23,6 +23,7 @@ from memlaw.integrations.loss import StepLoss
 from memlaw.integrations.refusals import check_trainer
 from memlaw.integrations.transformers import keep_windows
 from memlaw.losses import MemFT
+from memlaw.model.tokenizer import stop_ids
 
 
 def memft(trainer: Any, method: Method = "ot", **settings: Any) -> Any:
@@ -105,10 +106,13 @@ def _warn_of_cuts(trainer: Any) -> None:
     args, dataset = trainer.args, trainer.train_dataset
     if args.max_length is None or not hasattr(dataset, "__len__") or "labels" not in dataset.column_names:
         return
-    end = getattr(trainer.processing_class, "eos_token_id", None)
+    tokenizer = trainer.processing_class
+    ends = [getattr(tokenizer, "eos_token_id", None)]
+    if ends[0] is not None:  # a turn of a chat may end with another token at which generation stops
+        ends += stop_ids(tokenizer, getattr(trainer.model, "generation_config", None))
     cut = 0
     for row in dataset:
-        cut += any(full and row["labels"][last] != end for last, full in _ends(row, args.max_length))
+        cut += any(full and row["labels"][last] not in ends for last, full in _ends(row, args.max_length))
     if cut:
         warnings.warn(
             f"{cut} of {len(dataset)} training rows reach max_length={args.max_length} without an end of sequence: TRL "
