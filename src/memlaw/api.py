@@ -27,6 +27,7 @@ from memlaw.planning import Plan, PlanRequest, Target
 from memlaw.planning.library import FOLDER, KnownLaw, LawChooser, library
 
 if TYPE_CHECKING:
+    from memlaw.adapter.faults import Allow
     from memlaw.data.load import Facts
     from memlaw.law import LawFit
     from memlaw.model.base import Base
@@ -38,7 +39,16 @@ if TYPE_CHECKING:
 StrPath = str | os.PathLike[str]
 
 
-class CheckOptions(TypedDict, total=False):
+class AllowOptions(TypedDict, total=False):
+    """Keywords of `recall` about faults of the adapter to go on with."""
+
+    allow_partial: bool
+    """Judge an adapter of which only a part can be loaded."""
+    allow_other_base: bool
+    """Judge an adapter on another base than the one it names."""
+
+
+class CheckOptions(AllowOptions, total=False):
     """Keywords of `check`."""
 
     adapter: StrPath | None
@@ -140,7 +150,8 @@ def plan_on(
 def check(model: Any, tokenizer: Any, facts: Facts, **options: Unpack[CheckOptions]) -> CheckReport:
     """What would keep `facts` from being recalled by this model, with this adapter or at this rank.
 
-    Nothing is trained or changed. `options` are those of CheckOptions: adapter, law, rank, placement. Raises DataError
+    Nothing is trained or changed. `options` are those of CheckOptions: adapter, law, rank, placement,
+    allow_partial, allow_other_base. Raises DataError
     for facts that cannot be read, AdapterError for an adapter that cannot be loaded, ConfigError for a law without a
     rank to judge.
     """
@@ -150,6 +161,8 @@ def check(model: Any, tokenizer: Any, facts: Facts, **options: Unpack[CheckOptio
 
 def check_on(base: Base, memory_set: MemorySet, **options: Unpack[CheckOptions]) -> CheckReport:
     """`check`, on a base and facts already loaded."""
+    from memlaw.adapter.faults import Allow
+    from memlaw.adapter.info import DEEPER
     from memlaw.diagnosis.lint.model import base_findings, reach_findings
     from memlaw.diagnosis.lint.tokens import encodable
     from memlaw.planning.rank_check import rank_findings
@@ -158,9 +171,13 @@ def check_on(base: Base, memory_set: MemorySet, **options: Unpack[CheckOptions])
     if law is not None and rank is None and adapter is None:
         raise ConfigError("A law needs a rank to judge: give a rank (--rank) or an adapter (--adapter).")
     encoded, directory = encodable(memory_set, base.tokenizer), None if adapter is None else Path(adapter)
+    allow = Allow(options.get("allow_partial", False), options.get("allow_other_base", False))
+    about_set = list(_set_findings(base, memory_set, encoded, directory, allow))
+    if any(finding.code == DEEPER for finding in about_set):
+        directory = None  # nothing in it says at which rank to judge
     findings = [
         *base_findings(base),
-        *_set_findings(base, memory_set, encoded, directory),
+        *about_set,
         *reach_findings(base, encoded),
         *rank_findings(base, encoded, directory, _known_law(law), rank, options.get("placement")),
     ]
@@ -202,19 +219,30 @@ def train(
 
 
 def recall(
-    model: Any, tokenizer: Any, facts: Facts, *, adapter: StrPath | None = None, decode: bool = True
+    model: Any,
+    tokenizer: Any,
+    facts: Facts,
+    *,
+    adapter: StrPath | None = None,
+    decode: bool = True,
+    **allowed: Unpack[AllowOptions],
 ) -> RecallReport:
     """Did it stick? Per-token probabilities and, with `decode`, verbatim recall and certificates of `facts`.
 
     `model` is a base, a merged model, or a PEFT model; `adapter` is a directory to add to it for the measurement.
-    Raises AdapterError, DataError.
+    Afterwards `model` is bit-identical to what it was. `allowed` are faults of the adapter to go on with, those of
+    AllowOptions: allow_partial, allow_other_base; each that occurs is a warning. Raises AdapterError, DataError.
     """
+    from memlaw.adapter.faults import Allow
     from memlaw.adapter.peft import attach
     from memlaw.diagnosis.measure import measure
 
     base, memory_set = _wrap(model, tokenizer, facts)
     encoded = encode(memory_set, tokenizer, context=base.context)
-    with nullcontext() if adapter is None else attach(base, Path(adapter)):
+    allow = Allow(allowed.get("allow_partial", False), allowed.get("allow_other_base", False))
+    with nullcontext(()) if adapter is None else attach(base, Path(adapter), allow) as faults:
+        for fault in faults:
+            warnings.warn(fault.message, stacklevel=2)
         return measure(base, encoded, decode=decode, explain=True)
 
 
@@ -289,9 +317,11 @@ def probe(
 
 def _wrap(model: Any, tokenizer: Any, facts: Facts) -> tuple[Base, MemorySet]:
     """Model and facts, ready for every function here."""
+    from memlaw.adapter.wrapper import refuse_peft_model
     from memlaw.model.base import wrap
 
     base = wrap(model, tokenizer)
+    refuse_peft_model(base)
     return base, _memory_set(base, facts)
 
 
@@ -363,9 +393,14 @@ def saved_laws(folder: StrPath | None = None) -> tuple[KnownLaw, ...]:
 
 
 def _set_findings(
-    base: Base, memory_set: MemorySet, encoded: Sequence[EncodedFact], adapter: Path | None
+    base: Base,
+    memory_set: MemorySet,
+    encoded: Sequence[EncodedFact],
+    adapter: Path | None,
+    allow: Allow | None = None,
 ) -> Iterator[Finding]:
     """The findings that need no search over the head and no law."""
+    from memlaw.adapter.faults import NOTHING
     from memlaw.diagnosis.lint.chat import chat_findings
     from memlaw.diagnosis.lint.keys import key_findings
     from memlaw.diagnosis.lint.model import adapter_findings
@@ -377,7 +412,7 @@ def _set_findings(
     yield from token_findings(memory_set, encoded, base, merging)
     yield from key_findings(memory_set, encoded)
     if adapter is not None:
-        yield from adapter_findings(base, memory_set, encoded, adapter)
+        yield from adapter_findings(base, memory_set, encoded, adapter, allow or NOTHING)
 
 
 def _history(adapter: StrPath | Trained | None) -> History:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
+from peft import PeftModel, PeftType
 
 from helpers import peft_types, tiny
+from memlaw.adapter.info import AdapterFault
 from memlaw.adapter.peft import attach
 from memlaw.diagnosis.teacher_forced import teacher_forced
 from memlaw.model.base import Base, wrap
@@ -68,3 +69,35 @@ def test_an_adapter_is_judged_as_by_peft_and_leaves_no_trace(name: str, tmp_path
             assert not torch.allclose(ours, without, atol=1e-3)
         assert fingerprint(model) == before
         assert all(torch.equal(*pair) for pair in zip(judged(base), bare, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("prompt-tuning", "of the type PROMPT_TUNING, which adds virtual tokens in PEFT's wrapper"),
+        ("prefix-tuning", "of the type PREFIX_TUNING, which adds virtual tokens"),
+        ("p-tuning", "of the type P_TUNING, which adds virtual tokens"),
+        ("multitask-prompt-tuning", "of the type MULTITASK_PROMPT_TUNING, which adds virtual tokens"),
+        ("cpt", "of the type CPT, which adds virtual tokens"),
+        ("cartridge", "of the type CARTRIDGE, which adds virtual tokens"),
+        ("alora", r"an activated LoRA \(aLoRA\)"),
+        ("lora-pissa-niter", "a PiSSA by randomised SVD"),
+        ("lily", "of the type LILY, which gives other logits"),
+        ("poly", r"of the type POLY, which PEFT cannot run on token ids alone \(task_ids should not be None"),
+    ],
+)
+def test_an_adapter_that_the_base_alone_cannot_show_is_refused_by_name(name: str, why: str, tmp_path: Path) -> None:
+    directory = peft_types.made(name, tmp_path / "a")
+    base = tiny.base("llama")
+    before = fingerprint(base.model)
+    with pytest.raises(AdapterFault, match=f"{why}.*Train a LoRA|{why}.*Convert it to a LoRA") as refused:
+        with attach(base, directory):
+            pass
+    assert refused.value.code == "adapter-cannot-be-judged"
+    assert fingerprint(base.model) == before
+
+
+def test_no_type_of_the_installed_peft_is_left_out() -> None:
+    tried = {make().peft_type.value for make in (peft_types.JUDGED | peft_types.REFUSED).values()}
+    assert tried.isdisjoint(peft_types.UNTRIED)
+    assert tried | set(peft_types.UNTRIED) == {kind.value for kind in PeftType}

@@ -29,7 +29,6 @@ JUDGED: Mapping[str, Any] = {
     "lora-gaussian": lambda: lora(init_lora_weights="gaussian"),
     "lora-orthogonal": lambda: lora(init_lora_weights="orthogonal"),
     "lora-pissa": lambda: lora(init_lora_weights="pissa"),
-    "lora-pissa-niter": lambda: lora(init_lora_weights="pissa_niter_4"),
     "lora-olora": lambda: lora(init_lora_weights="olora"),
     "lora-eva": lambda: lora(init_lora_weights="eva", eva_config=peft.EvaConfig()),
     "lora-mica": lambda: lora(init_lora_weights="mica"),
@@ -48,8 +47,14 @@ JUDGED: Mapping[str, Any] = {
     "lora-patterns": lambda: lora(
         target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 2}, alpha_pattern={"v_proj": 3}
     ),
+    "lora-tied": lambda: lora(target_modules=["embed_tokens"], ensure_weight_tying=True),
+    "lora-ga": lambda: lora(init_lora_weights="lora_ga", lora_ga_config=peft.LoraGAConfig()),
+    "lora-velora": lambda: lora(velora_config=peft.VeloraConfig(num_groups=4)),
+    "lora-monteclora": lambda: lora(monteclora_config=peft.MontecloraConfig()),
+    "lora-kasa": lambda: lora(kasa_config=peft.KasaConfig()),
+    "lora-bdlora": lambda: lora(use_bdlora=peft.BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2)),
+    "lora-qalora": lambda: lora(use_qalora=True, qalora_group_size=8),
     "adalora": lambda: other("AdaLora", **Q, init_r=6, target_r=3, total_step=10),
-    "adamss": lambda: other("Adamss", **Q, r=4, num_subspaces=2, subspace_rank=1),
     "adaption-prompt": lambda: other("AdaptionPrompt", adapter_len=4, adapter_layers=2),
     "beft": lambda: other("Beft", **Q),
     "boft": lambda: other("BOFT", **Q, boft_block_size=4),
@@ -63,20 +68,21 @@ JUDGED: Mapping[str, Any] = {
     "hira": lambda: other("Hira", **Q),
     "hra": lambda: other("HRA", **Q),
     "ia3": lambda: other("IA3", target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
-    "lily": lambda: other("Lily", **Q),
     "ln-tuning": lambda: other("LNTuning", target_modules=["input_layernorm"]),
     "loha": lambda: other("LoHa", **R4),
     "lokr": lambda: other("LoKr", **R4),
+    "lokr-both": lambda: other("LoKr", **R4, decompose_both=True),
     "miss": lambda: other("Miss", **R4),
+    "miss-bat": lambda: other("Miss", **R4, init_weights="bat"),
     "oft": lambda: other("OFT", **Q),
     "osf": lambda: other("OSF", **Q),
     "peanut": lambda: other("Peanut", **Q),
-    "poly": lambda: other("Poly", **Q),
     "psoft": lambda: other("Psoft", **Q),
     "pvera": lambda: other("Pvera", **Q),
     "randlora": lambda: other("RandLora", **Q),
     "road": lambda: other("Road", **Q, group_size=8),
-    "shadow": lambda: other("Shadow", **Q),
+    "road-2": lambda: other("Road", **Q, group_size=8, variant="road_2"),
+    "shadow": lambda: other("Shadow"),
     "shira": lambda: other("Shira", **R4),
     "supertuning": lambda: other("Supertuning", **Q),
     "tinylora": lambda: other("TinyLora", **Q),
@@ -96,8 +102,17 @@ REFUSED: Mapping[str, Any] = {
     "cpt": lambda: other("CPT", cpt_token_ids=[5, 6, 7], cpt_mask=[1, 1, 1], cpt_tokens_type_mask=[1, 2, 3]),
     "cartridge": lambda: other("Cartridge", num_virtual_tokens=4),
     "alora": lambda: lora(alora_invocation_tokens=[7, 8]),
+    "lora-pissa-niter": lambda: lora(init_lora_weights="pissa_niter_4"),
+    "lily": lambda: other("Lily", **Q),
+    "poly": lambda: other("Poly", **Q),
 }
-"""Those whose effect is in PEFT's wrapper around the base."""
+"""Those whose effect is in PEFT's wrapper around the base, or that do not give each prefix one probability."""
+
+UNTRIED = {
+    "ADAMSS": "it needs scikit-learn, which memlaw does not depend on",
+    "XLORA": "it is a mixture of adapters, which PEFT loads only with the paths of all of them",
+}
+"""Types of PEFT without an adapter here, each with the reason."""
 
 BIASED = {"lora-bias-all", "lora-bias-only"}
 

@@ -20,8 +20,19 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Curve = tuple[Share | None, ...]
 """Share of the target tokens with p > 1/2 at evenly spaced steps of a training; None where it was not recorded."""
 
+DEEPER = "adapter-one-folder-deeper"
+"""Code of the fault of a directory whose subdirectory is the adapter."""
+
 FORMAT = 1
 """Raised once an older memlaw would misread the file; a key that it may ignore leaves the number as it is."""
+
+
+class AdapterFault(AdapterError):
+    """An adapter that cannot be judged as it is: `memlaw check` lists it under `code`, everything else raises it."""
+
+    def __init__(self, code: str, message: str, fix: str):
+        super().__init__(f"{message} {fix}")
+        self.code, self.message, self.fix = code, message, fix
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ def load_info(directory: Path) -> AdapterInfo | None:
     if not directory.is_dir():
         raise AdapterError(f"The adapter directory {directory} does not exist.")
     if not (directory / WEIGHTS).exists():
+        _refuse_one_folder_too_high(directory)
         pickled = [p.name for p in directory.glob("*.bin")]
         reason = f"only {pickled[0]}, a pickle that could run code" if pickled else f"no {WEIGHTS}"
         raise AdapterError(f"The adapter {directory} holds {reason}; memlaw loads safetensors only.")
@@ -89,6 +101,18 @@ def load_info(directory: Path) -> AdapterInfo | None:
         return _READER.validate_json(content)
     except ValidationError as error:
         raise AdapterError(f"{path} {_fault(error)}") from None
+
+
+def _refuse_one_folder_too_high(directory: Path) -> None:
+    """PEFT saves an adapter with a name of its own, and Trainer every checkpoint, one folder deeper."""
+    deeper = sorted(path.parent for path in directory.glob(f"*/{WEIGHTS}"))
+    if deeper:
+        others = f", one of {len(deeper)}" if len(deeper) > 1 else ""
+        raise AdapterFault(
+            DEEPER,
+            f"The adapter {directory} holds no {WEIGHTS}, but its folder {deeper[-1].name} does{others}.",
+            f"Use {deeper[-1]}.",
+        )
 
 
 def _fault(error: ValidationError) -> str:

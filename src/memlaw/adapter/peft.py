@@ -8,7 +8,8 @@ parallel adapter (`mlp@L`) gets none, since PEFT would load it as something else
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from memlaw.adapter.info import FORMAT, INFO, WEIGHTS, AdapterInfo, load_info
+from memlaw.adapter.faults import NOTHING, Allow, not_loadable, of_another_base, partly_loaded
+from memlaw.adapter.info import FORMAT, INFO, WEIGHTS, AdapterFault, AdapterInfo, load_info
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.placement import Placement
 from memlaw.adapter.stack import AdapterStack
 from memlaw.adapter.untouched import untouched
+from memlaw.adapter.wrapper import refuse_chance, refuse_effects_outside, refuse_wrapper
 from memlaw.core import files
-from memlaw.core.errors import AdapterError, first_line
+from memlaw.core.errors import AdapterError
 from memlaw.model.base import Base
 from memlaw.model.parts import frozen
 
@@ -94,50 +97,76 @@ def check_free(directory: Path) -> None:
 
 
 @contextmanager
-def attach(base: Base, directory: Path) -> Iterator[None]:
-    """Add the adapter of `directory` to the base, and remove it again on exit.
+def attach(base: Base, directory: Path, allow: Allow = NOTHING) -> Iterator[tuple[AdapterFault, ...]]:
+    """Add the adapter of `directory` to the base, and remove it again on exit; yields the faults that `allow` allowed.
 
-    Whatever PEFT can load is loaded by PEFT, so that the adapter measured is the adapter deployed. Raises AdapterError
-    for an adapter of another base (PEFT would load it silently), damaged or non-finite weights, or a missing file.
+    Whatever PEFT can load is loaded by PEFT, so that the adapter measured is the adapter deployed. Afterwards the base
+    is bit-identical to what it was. Raises AdapterError for damaged or non-finite weights or a missing file, and its
+    child AdapterFault for an adapter of another base (PEFT would load it silently), one of which a part cannot be
+    loaded, and one whose effect is not in the modules of the base.
     """
     directory = Path(directory)
     info = load_info(directory)
     tensors = _checked_tensors(directory, info)
-    if info is not None and info.base_fingerprint != base.fingerprint:
-        raise AdapterError(
-            f"The adapter {directory} was trained on another base ({info.base}, weights "
-            f"{info.base_fingerprint[:12]}) than {base.name} (weights {base.fingerprint[:12]}). On this one it "
-            f"would give other text without any error. Use --model {info.base}, or train the adapter again."
-        )
-    if (directory / PEFT_CONFIG).exists():
-        with _attached_by_peft(base, directory):
-            yield
+    config = _peft_config(directory / PEFT_CONFIG)
+    allowed = [] if (other := of_another_base(base, directory, info, config or {})) is None else [other]
+    _refuse_unless(allowed, allow)
+    if config is not None:
+        with _attached_by_peft(base, directory, len(tensors), allow) as more:
+            yield (*allowed, *more)
     elif info is not None:
         with _loaded_stack(base, info, tensors).attached(base.model):
-            yield
+            yield tuple(allowed)
     else:
         raise AdapterError(f"The adapter {directory} has neither {PEFT_CONFIG} nor {INFO}, so its modules are unknown.")
 
 
-@contextmanager
-def _attached_by_peft(base: Base, directory: Path) -> Iterator[None]:
-    from peft import PeftModel
+def _refuse_unless(faults: Sequence[AdapterFault], allow: Allow) -> None:
+    for fault in faults:
+        if fault not in allow:
+            raise fault
 
-    _check_peft_config(directory / PEFT_CONFIG)
+
+@contextmanager
+def _attached_by_peft(base: Base, directory: Path, total: int, allow: Allow) -> Iterator[list[AdapterFault]]:
+    from peft import PeftConfig, PeftModel
+
+    subject = f"The adapter {directory}"
     with frozen(base.model), untouched(base.model) as copy_on_write:  # PEFT freezes what it wraps, and changes it
         try:
-            with copy_on_write:
-                PeftModel.from_pretrained(base.model, str(directory)).eval()
+            config = PeftConfig.from_pretrained(str(directory))
+            refuse_wrapper(subject, config)
+            refuse_chance(subject, config)
+            with copy_on_write, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Found missing adapter keys")  # they are a fault, below
+                tuned = PeftModel.from_pretrained(base.model, str(directory)).eval()
+                # `from_pretrained` keeps to itself which tensors found no place; loading them again tells.
+                keys = tuned.load_adapter(str(directory), "default")
+        except AdapterFault:
+            raise
         except Exception as error:  # PEFT does not validate a configuration: a bad one can raise anything
-            raise AdapterError(
-                f"PEFT cannot load the adapter {directory} on {base.name} ({type(error).__name__}: "
-                f"{first_line(error)}). Save it again with the version of PEFT that trained it."
-            ) from error
-        yield
+            raise not_loadable(base, directory, error) from error
+        missing, dropped = _without_shared(tuned, keys.missing_keys), keys.unexpected_keys
+        faults = [partly_loaded(directory, total, missing, dropped)] if missing or dropped else []
+        _refuse_unless(faults, allow)
+        refuse_effects_outside(base, subject, tuned)
+        yield faults
 
 
-def _check_peft_config(path: Path) -> None:
-    """Refuse a configuration that makes PEFT import a module of the file's choosing (`megatron_core`)."""
+def _without_shared(tuned: Any, missing: Sequence[str]) -> list[str]:
+    """The names among `missing` whose tensor was not loaded under another name either: some types share theirs."""
+    tensors = dict(tuned.named_parameters(remove_duplicate=False)) | dict(tuned.named_buffers(remove_duplicate=False))
+    loaded = {id(tensor) for name, tensor in tensors.items() if name not in missing}
+    return [name for name in missing if id(tensors.get(name)) not in loaded]
+
+
+def _peft_config(path: Path) -> dict[str, Any] | None:
+    """PEFT's configuration, if there is one.
+
+    Refuses one that makes PEFT import a module of the file's choosing (`megatron_core`).
+    """
+    if not path.exists():
+        return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -149,6 +178,7 @@ def _check_peft_config(path: Path) -> None:
             f"{path} is not an adapter configuration, or it asks for Megatron, and PEFT would import the module that "
             "the file names for it. memlaw never runs code that an adapter names."
         )
+    return config
 
 
 def _tensors(stack: AdapterStack) -> dict[str, Tensor]:
@@ -195,6 +225,15 @@ def _checked_tensors(directory: Path, info: AdapterInfo | None) -> dict[str, Ten
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path} is not a readable safetensors file ({error}). Copy the adapter again.") from error
+    empty = [name for name, tensor in tensors.items() if tensor.dim() < 2 and not tensor.numel()]
+    if empty:
+        raise AdapterFault(
+            "adapter-has-empty-tensors",
+            f"{len(empty)} of the {len(tensors)} tensors of {path} are empty (first {empty[0]}): they were saved by one "
+            "process of a training whose weights were spread over several (DeepSpeed ZeRO-3, FSDP).",
+            "Gather the weights before saving: `trainer.save_model()` with "
+            "stage3_gather_16bit_weights_on_model_save, or `zero_to_fp32.py` on its checkpoint.",
+        )
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise AdapterError(

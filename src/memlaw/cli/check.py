@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memlaw.cli.options import AsJson, Inputs, Placement
+from memlaw.cli.options import Allowed, AsJson, Inputs, Placement
 from memlaw.cli.output import SHOWN, emit, paragraph, printable, quiet_transformers
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def check(
         int | None, typer.Option(help="LoRA rank to judge.  [default: that of an adapter trained by memlaw]")
     ] = None,
     placement: Placement = None,
+    allowed: Allowed,
     inputs: Inputs,
     as_json: AsJson = False,
 ) -> None:
@@ -41,7 +42,16 @@ def check(
     quiet_transformers()
     base = load(inputs.model, dtype=inputs.dtype, device=inputs.device)
     memory_set = inputs.read_facts(base)
-    checked = check_on(base, memory_set, adapter=adapter, law=known, rank=rank, placement=placement)
+    checked = check_on(
+        base,
+        memory_set,
+        adapter=adapter,
+        law=known,
+        rank=rank,
+        placement=placement,
+        allow_partial=allowed.allow_partial,
+        allow_other_base=allowed.allow_other_base,
+    )
     emit(as_json, checked.to_dict(), check_lines(checked))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memlaw.cli.options import AsJson, Inputs, Laws, ShowText
+from memlaw.cli.options import Allowed, AsJson, Inputs, Laws, ShowText
 from memlaw.cli.output import SHOWN, aligned_rows, counted, emit, note, paragraph, printable
 from memlaw.core.canonical import canonical_json
 from memlaw.core.recall import RecallReport
@@ -40,12 +40,14 @@ def recall(
         Path | None, typer.Option(help="Save per-token results as JSON; `memlaw report DIR` includes DIR/recall.json.")
     ] = None,
     show_text: ShowText = False,
+    allowed: Allowed,
     inputs: Inputs,
     as_json: AsJson = False,
 ) -> None:
     """Did it stick? Diagnose every token of DATA, and certify the facts that come back verbatim."""
     from contextlib import nullcontext
 
+    from memlaw.adapter.faults import Allow
     from memlaw.adapter.peft import attach
     from memlaw.core.files import write_text
     from memlaw.diagnosis.documents import report_to_dict
@@ -58,10 +60,15 @@ def recall(
             f"{', ...' if len(lossy) > 3 else ''}) do not decode to their targets: the tokenizer drops or changes "
             "characters. Certificates cover the tokens, not the original text."
         )
-    with nullcontext() if options.adapter is None else attach(base, options.adapter):
+    allow = Allow(partial=allowed.allow_partial, other_base=allowed.allow_other_base)
+    with nullcontext(()) if options.adapter is None else attach(base, options.adapter, allow) as faults:
+        cautions = [fault.message for fault in faults]
+        for caution in cautions:
+            note(f"Warning: {caution}")
         report = measure(base, facts, decode=options.decode, explain=True)
     advice = _advice(base, memory_set, report, options.adapter, options.laws)
     document = report_to_dict(report, texts=token_texts(base, facts) if show_text else None, advice=advice)
+    document["adapter_faults"] = cautions
     if out is not None:
         write_text(out, canonical_json(document), private=show_text)
     emit(as_json, document, recall_lines(report, advice))

@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from transformers import TrainerCallback
 
+from memlaw.adapter.wrapper import refuse_peft_model
 from memlaw.core.errors import ConfigError
 from memlaw.core.facts import EncodedFact
 from memlaw.core.recall import RecallReport
@@ -79,6 +80,7 @@ class RecallCallback(TrainerCallback):  # type: ignore[misc]
             )
         if self._prepared is None or self._prepared[0].model is not model:
             base = wrap(model, tokenizer)
+            refuse_peft_model(base)
             memory_set = load_memory_set(self.memory_set, tokenizer, partial(reachable_ids, base))
             facts = encode(memory_set, tokenizer, context=base.context)
             self._prepared = base, facts

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from memlaw.adapter.info import load_info, recorded_training
+from memlaw.adapter.faults import NOTHING, Allow
+from memlaw.adapter.info import AdapterFault, load_info, recorded_training
 from memlaw.adapter.peft import attach
 from memlaw.core.config import UNTIL_RECALLED
 from memlaw.core.errors import ModelError
 from memlaw.core.facts import EncodedFact, MemorySet
-from memlaw.diagnosis.findings import Finding
+from memlaw.diagnosis.findings import Finding, Severity
 from memlaw.model.base import Base
 from memlaw.model.head import frozen_head
 from memlaw.model.parts import frozen
@@ -82,20 +83,21 @@ def reach_of_tokens(base: Base, tokens: Sequence[int]) -> dict[int, tuple[float,
 
 
 def adapter_findings(
-    base: Base, memory_set: MemorySet, encoded: Sequence[EncodedFact], directory: Path
+    base: Base, memory_set: MemorySet, encoded: Sequence[EncodedFact], directory: Path, allow: Allow = NOTHING
 ) -> Iterator[Finding]:
-    """An adapter trained on another base or other facts, or one without effect. Raises AdapterError if missing."""
-    info = load_info(directory)
-    if info is not None and info.base_fingerprint != base.fingerprint:
-        yield Finding(
-            "error",
-            None,
-            "adapter-of-another-base",
-            f"The adapter {directory} was trained on {info.base} (weights {info.base_fingerprint[:12]}), not on "
-            f"{base.name} (weights {base.fingerprint[:12]}). There it would silently produce different text.",
-            f"Use --model {info.base}, or retrain the adapter.",
-        )
+    """What keeps an adapter from being judged or from having an effect, and other facts that it was trained on.
+
+    A fault that `allow` allows is a warning, and the others are looked for. Raises AdapterError for an adapter that is
+    missing or damaged.
+    """
+    try:
+        info = load_info(directory)
+        faults, changes = _effect(base, encoded, directory, allow)
+    except AdapterFault as fault:
+        yield _finding("error", fault)
         return
+    for fault in faults:
+        yield _finding("warning", fault)
     if info is not None:
         for warning in recorded_training(info)[1]:
             yield Finding("info", None, "adapter-of-a-later-memlaw", warning, "Upgrade memlaw.")
@@ -107,21 +109,28 @@ def adapter_findings(
             f"The adapter {directory} was trained on different prompts or targets, or with a different --eos setting.",
             "Use exactly the facts it was trained on: same prompts, same template, same --eos.",
         )
-    if encoded and _changes_nothing(base, min(encoded, key=lambda fact: len(fact.ids)), directory):
+    if not changes:
         yield Finding(
             "error",
             None,
             "adapter-is-zero",
-            f"The adapter {directory} loads but changes no logit. Either its B matrices are zero, as before training, "
-            "or its weights are named after modules that this model does not have.",
-            "Save the adapter after training, from the trained model, and check its module names.",
+            f"The adapter {directory} loads but changes no logit: its weights are those from before training.",
+            "Save the adapter after training, from the trained model.",
         )
 
 
-def _changes_nothing(base: Base, fact: EncodedFact, directory: Path) -> bool:
-    bare = _logits(base, fact)
-    with attach(base, directory):
-        return torch.equal(_logits(base, fact), bare)
+def _finding(severity: Severity, fault: AdapterFault) -> Finding:
+    return Finding(severity, None, fault.code, fault.message, fault.fix)
+
+
+def _effect(
+    base: Base, encoded: Sequence[EncodedFact], directory: Path, allow: Allow
+) -> tuple[tuple[AdapterFault, ...], bool]:
+    """The faults that were allowed, and whether the adapter changes any logit of the shortest fact."""
+    fact = min(encoded, key=lambda fact: len(fact.ids), default=None)
+    bare = None if fact is None else _logits(base, fact)
+    with attach(base, directory, allow) as faults:
+        return faults, fact is None or bare is None or not torch.equal(_logits(base, fact), bare)
 
 
 def _logits(base: Base, fact: EncodedFact) -> Tensor:
