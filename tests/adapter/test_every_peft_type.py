@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from peft import PeftModel, PeftType
 
 from helpers import peft_types, tiny
-from memlaw.adapter.info import AdapterFault
+from memlaw.adapter.info import AdapterFaultError
 from memlaw.adapter.peft import attach
 from memlaw.diagnosis.teacher_forced import teacher_forced
 from memlaw.model.base import Base, wrap
@@ -90,9 +90,9 @@ def test_an_adapter_that_the_base_alone_cannot_show_is_refused_by_name(name: str
     directory = peft_types.made(name, tmp_path / "a")
     base = tiny.base("llama")
     before = fingerprint(base.model)
-    with pytest.raises(AdapterFault, match=f"{why}.*Train a LoRA|{why}.*Convert it to a LoRA") as refused:
-        with attach(base, directory):
-            pass
+    message = f"{why}.*Train a LoRA|{why}.*Convert it to a LoRA"
+    with pytest.raises(AdapterFaultError, match=message) as refused, attach(base, directory):
+        pass
     assert refused.value.code == "adapter-cannot-be-judged"
     assert fingerprint(base.model) == before
 

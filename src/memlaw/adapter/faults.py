@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from memlaw.adapter.info import AdapterFault, AdapterInfo
+from memlaw.adapter.info import AdapterFaultError, AdapterInfo
 from memlaw.model.base import Base
 
 OTHER_BASE = "adapter-of-another-base"
@@ -24,7 +24,7 @@ class Allow:
     other_base: bool = False
     """Judge an adapter on a base that is not the one it names."""
 
-    def __contains__(self, fault: AdapterFault) -> bool:
+    def __contains__(self, fault: AdapterFaultError) -> bool:
         return (self.partial and fault.code == PARTIAL) or (self.other_base and fault.code == OTHER_BASE)
 
 
@@ -33,7 +33,7 @@ NOTHING = Allow()
 
 def of_another_base(
     base: Base, directory: Path, info: AdapterInfo | None, config: Mapping[str, Any]
-) -> AdapterFault | None:
+) -> AdapterFaultError | None:
     """The fault of an adapter that was trained on another base; None if it fits, or where nobody can tell.
 
     The fingerprint in `memlaw_adapter.json` decides; without one, the name in PEFT's `adapter_config.json`.
@@ -49,8 +49,8 @@ def of_another_base(
     return _other_base(directory, f"{named}, as its adapter_config.json says, not on {base.name}", named)
 
 
-def _other_base(directory: Path, trained_on: str, name: str) -> AdapterFault:
-    return AdapterFault(
+def _other_base(directory: Path, trained_on: str, name: str) -> AdapterFaultError:
+    return AdapterFaultError(
         OTHER_BASE,
         f"The adapter {directory} was trained on {trained_on}. On this one it would give other text without any error.",
         f"Use --model {name}, or train the adapter again. If this is the same base in another place or form, go on "
@@ -73,7 +73,7 @@ def _last_part(name: str) -> str:
     return (cached[1] if cached else PurePosixPath(path).name).lower()
 
 
-def partly_loaded(directory: Path, total: int, missing: Sequence[str], unexpected: Sequence[str]) -> AdapterFault:
+def partly_loaded(directory: Path, total: int, missing: Sequence[str], unexpected: Sequence[str]) -> AdapterFaultError:
     """The fault of an adapter with tensors that have no place in the model, or places without a tensor."""
     what = []
     if unexpected:
@@ -83,7 +83,7 @@ def partly_loaded(directory: Path, total: int, missing: Sequence[str], unexpecte
         )
     if missing:
         what.append(f"{len(missing)} of its weights are missing and stay untrained (first {missing[0]})")
-    return AdapterFault(
+    return AdapterFaultError(
         PARTIAL,
         f"Only a part of the adapter {directory} could be loaded: {'; '.join(what)}. Its outputs are not those that "
         "were trained.",
@@ -93,7 +93,7 @@ def partly_loaded(directory: Path, total: int, missing: Sequence[str], unexpecte
     )
 
 
-def not_loadable(base: Base, directory: Path, error: Exception) -> AdapterFault:
+def not_loadable(base: Base, directory: Path, error: Exception) -> AdapterFaultError:
     """The fault of an adapter that PEFT refuses, with PEFT's own reason."""
     reason = cause(error)
     fix = "Save it again with the version of PEFT that trained it."
@@ -103,16 +103,16 @@ def not_loadable(base: Base, directory: Path, error: Exception) -> AdapterFault:
             "was resized for the training, save that base with its tokenizer after "
             "`model.resize_token_embeddings(...)` and use it as --model."
         )
-    return AdapterFault(
+    return AdapterFaultError(
         "adapter-not-loadable",
         f"PEFT cannot load the adapter {directory} on {base.name} ({type(error).__name__}: {reason}).",
         fix,
     )
 
 
-def cannot_be_judged(subject: str, kind: str, why: str, fix: str) -> AdapterFault:
+def cannot_be_judged(subject: str, kind: str, why: str, fix: str) -> AdapterFaultError:
     """The fault of an adapter that is not, or not only, in the modules of the base."""
-    return AdapterFault("adapter-cannot-be-judged", f"{subject} is {kind}, which {why}.", fix)
+    return AdapterFaultError("adapter-cannot-be-judged", f"{subject} is {kind}, which {why}.", fix)
 
 
 def cause(error: Exception) -> str:

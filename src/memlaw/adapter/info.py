@@ -27,7 +27,7 @@ FORMAT = 1
 """Raised once an older memlaw would misread the file; a key that it may ignore leaves the number as it is."""
 
 
-class AdapterFault(AdapterError):
+class AdapterFaultError(AdapterError):
     """An adapter that cannot be judged as it is: `memlaw check` lists it under `code`, everything else raises it."""
 
     def __init__(self, code: str, message: str, fix: str):
@@ -108,7 +108,7 @@ def _refuse_one_folder_too_high(directory: Path) -> None:
     deeper = sorted(path.parent for path in directory.glob(f"*/{WEIGHTS}"))
     if deeper:
         others = f", one of {len(deeper)}" if len(deeper) > 1 else ""
-        raise AdapterFault(
+        raise AdapterFaultError(
             DEEPER,
             f"The adapter {directory} holds no {WEIGHTS}, but its folder {deeper[-1].name} does{others}.",
             f"Use {deeper[-1]}.",

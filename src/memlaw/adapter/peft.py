@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memlaw.adapter.faults import NOTHING, Allow, not_loadable, of_another_base, partly_loaded
-from memlaw.adapter.info import FORMAT, INFO, WEIGHTS, AdapterFault, AdapterInfo, load_info
+from memlaw.adapter.info import FORMAT, INFO, WEIGHTS, AdapterFaultError, AdapterInfo, load_info
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.placement import Placement
 from memlaw.adapter.stack import AdapterStack
@@ -97,12 +97,12 @@ def check_free(directory: Path) -> None:
 
 
 @contextmanager
-def attach(base: Base, directory: Path, allow: Allow = NOTHING) -> Iterator[tuple[AdapterFault, ...]]:
+def attach(base: Base, directory: Path, allow: Allow = NOTHING) -> Iterator[tuple[AdapterFaultError, ...]]:
     """Add the adapter of `directory` to the base, and remove it again on exit; yields the faults that `allow` allowed.
 
     Whatever PEFT can load is loaded by PEFT, so that the adapter measured is the adapter deployed. Afterwards the base
     is bit-identical to what it was. Raises AdapterError for damaged or non-finite weights or a missing file, and its
-    child AdapterFault for an adapter of another base (PEFT would load it silently), one of which a part cannot be
+    child AdapterFaultError for an adapter of another base (PEFT would load it silently), one of which a part cannot be
     loaded, and one whose effect is not in the modules of the base.
     """
     directory = Path(directory)
@@ -121,14 +121,14 @@ def attach(base: Base, directory: Path, allow: Allow = NOTHING) -> Iterator[tupl
         raise AdapterError(f"The adapter {directory} has neither {PEFT_CONFIG} nor {INFO}, so its modules are unknown.")
 
 
-def _refuse_unless(faults: Sequence[AdapterFault], allow: Allow) -> None:
+def _refuse_unless(faults: Sequence[AdapterFaultError], allow: Allow) -> None:
     for fault in faults:
         if fault not in allow:
             raise fault
 
 
 @contextmanager
-def _attached_by_peft(base: Base, directory: Path, total: int, allow: Allow) -> Iterator[list[AdapterFault]]:
+def _attached_by_peft(base: Base, directory: Path, total: int, allow: Allow) -> Iterator[list[AdapterFaultError]]:
     from peft import PeftConfig, PeftModel
 
     subject = f"The adapter {directory}"
@@ -142,7 +142,7 @@ def _attached_by_peft(base: Base, directory: Path, total: int, allow: Allow) -> 
                 tuned = PeftModel.from_pretrained(base.model, str(directory)).eval()
                 # `from_pretrained` keeps to itself which tensors found no place; loading them again tells.
                 keys = tuned.load_adapter(str(directory), "default")
-        except AdapterFault:
+        except AdapterFaultError:
             raise
         except Exception as error:  # PEFT does not validate a configuration: a bad one can raise anything
             raise not_loadable(base, directory, error) from error
@@ -227,10 +227,10 @@ def _checked_tensors(directory: Path, info: AdapterInfo | None) -> dict[str, Ten
         raise AdapterError(f"{path} is not a readable safetensors file ({error}). Copy the adapter again.") from error
     empty = [name for name, tensor in tensors.items() if tensor.dim() < 2 and not tensor.numel()]
     if empty:
-        raise AdapterFault(
+        raise AdapterFaultError(
             "adapter-has-empty-tensors",
-            f"{len(empty)} of the {len(tensors)} tensors of {path} are empty (first {empty[0]}): they were saved by one "
-            "process of a training whose weights were spread over several (DeepSpeed ZeRO-3, FSDP).",
+            f"{len(empty)} of the {len(tensors)} tensors of {path} are empty (first {empty[0]}): they were saved by "
+            "one process of a training whose weights were spread over several (DeepSpeed ZeRO-3, FSDP).",
             "Gather the weights before saving: `trainer.save_model()` with "
             "stage3_gather_16bit_weights_on_model_save, or `zero_to_fp32.py` on its checkpoint.",
         )

@@ -37,11 +37,11 @@ def untouched(model: nn.Module) -> Iterator[CopyOnWrite]:
         yield mode
 
 
-class CopyOnWrite(TorchDispatchMode):
+class CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While active, copies each storage of a model just before an operation writes into it."""
 
     def __init__(self, model: nn.Module):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._watched = {pointer for tensor in _tensors(model) if (pointer := _pointer(tensor))}
         self._copies: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
@@ -63,7 +63,7 @@ class CopyOnWrite(TorchDispatchMode):
         pointer = _pointer(tensor)
         if pointer in self._watched and pointer not in self._copies:
             storage = tensor.untyped_storage()
-            self._copies[pointer] = (storage, storage.clone())
+            self._copies[pointer] = (storage, storage.clone())  # type: ignore[no-untyped-call]
 
     def restore(self) -> None:
         """Write the copies back."""

@@ -19,7 +19,7 @@ _TRAIN_LORA = "Train a LoRA instead, or measure it by PEFT's own generate."
 
 
 def refuse_peft_model(base: Base) -> None:
-    """Raise AdapterFault for a base that is a PeftModel whose verdicts would be false; does nothing for others."""
+    """Raise AdapterFaultError for a base that is a PeftModel whose verdicts would be false; does nothing for others."""
     config = getattr(base.model, "active_peft_config", None)
     if config is None:
         return
@@ -29,7 +29,7 @@ def refuse_peft_model(base: Base) -> None:
 
 
 def refuse_wrapper(subject: str, config: Any) -> None:
-    """Raise AdapterFault for the configuration of an adapter that is known to act in PEFT's wrapper."""
+    """Raise AdapterFaultError for the configuration of an adapter that is known to act in PEFT's wrapper."""
     if config.is_prompt_learning:
         raise cannot_be_judged(
             subject,
@@ -48,7 +48,7 @@ def refuse_wrapper(subject: str, config: Any) -> None:
 
 
 def refuse_chance(subject: str, config: Any) -> None:
-    """Raise AdapterFault for an adapter that PEFT completes with random numbers each time it loads it."""
+    """Raise AdapterFaultError for an adapter that PEFT completes with random numbers each time it loads it."""
     if str(getattr(config, "init_lora_weights", "")).startswith("pissa_niter_"):
         raise cannot_be_judged(
             subject,
@@ -61,7 +61,7 @@ def refuse_chance(subject: str, config: Any) -> None:
 
 
 def refuse_effects_outside(base: Base, subject: str, tuned: Any) -> None:
-    """Raise AdapterFault unless the base with the adapter's modules does what PEFT's own forward pass does.
+    """Raise AdapterFaultError unless the base with the adapter's modules does what PEFT's own forward pass does.
 
     The same ids are run by PEFT alone, and by the base followed by other tokens and beside another row: so this also
     finds adapters that look at what comes later or at the rest of the batch, whose teacher-forced probabilities say

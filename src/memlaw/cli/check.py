@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,19 +16,26 @@ if TYPE_CHECKING:
     from memlaw.diagnosis.findings import CheckReport, Finding, Severity
 
 
-def check(
-    *,
-    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="Adapter to check for these facts.")] = None,
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What is to recall the facts."""
+
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="Adapter to check for these facts.")] = None
     law: Annotated[
         Path | None,
         typer.Option(
             help="Law to judge the rank by: a file of `memlaw fit --save`, or a probe.  [default: Qwen3-8B's]"
         ),
-    ] = None,
+    ] = None
     rank: Annotated[
         int | None, typer.Option(help="LoRA rank to judge.  [default: that of an adapter trained by memlaw]")
-    ] = None,
-    placement: Placement = None,
+    ] = None
+    placement: Placement = None
+
+
+def check(
+    *,
+    judged: Judged,
     allowed: Allowed,
     inputs: Inputs,
     as_json: AsJson = False,
@@ -37,7 +45,7 @@ def check(
     from memlaw.model.base import load
     from memlaw.sweep.laws import known_law
 
-    known = None if law is None else known_law(law)
+    known = None if judged.law is None else known_law(judged.law)
     # Not inputs.load(): the warnings that it prints to stderr are among the findings.
     quiet_transformers()
     base = load(inputs.model, dtype=inputs.dtype, device=inputs.device)
@@ -45,10 +53,10 @@ def check(
     checked = check_on(
         base,
         memory_set,
-        adapter=adapter,
+        adapter=judged.adapter,
         law=known,
-        rank=rank,
-        placement=placement,
+        rank=judged.rank,
+        placement=judged.placement,
         allow_partial=allowed.allow_partial,
         allow_other_base=allowed.allow_other_base,
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from memlaw.adapter.faults import NOTHING, Allow
-from memlaw.adapter.info import AdapterFault, load_info, recorded_training
+from memlaw.adapter.info import AdapterFaultError, load_info, recorded_training
 from memlaw.adapter.peft import attach
 from memlaw.core.config import UNTIL_RECALLED
 from memlaw.core.errors import ModelError
@@ -93,11 +93,10 @@ def adapter_findings(
     try:
         info = load_info(directory)
         faults, changes = _effect(base, encoded, directory, allow)
-    except AdapterFault as fault:
+    except AdapterFaultError as fault:
         yield _finding("error", fault)
         return
-    for fault in faults:
-        yield _finding("warning", fault)
+    yield from (_finding("warning", accepted) for accepted in faults)
     if info is not None:
         for warning in recorded_training(info)[1]:
             yield Finding("info", None, "adapter-of-a-later-memlaw", warning, "Upgrade memlaw.")
@@ -119,13 +118,13 @@ def adapter_findings(
         )
 
 
-def _finding(severity: Severity, fault: AdapterFault) -> Finding:
+def _finding(severity: Severity, fault: AdapterFaultError) -> Finding:
     return Finding(severity, None, fault.code, fault.message, fault.fix)
 
 
 def _effect(
     base: Base, encoded: Sequence[EncodedFact], directory: Path, allow: Allow
-) -> tuple[tuple[AdapterFault, ...], bool]:
+) -> tuple[tuple[AdapterFaultError, ...], bool]:
     """The faults that were allowed, and whether the adapter changes any logit of the shortest fact."""
     fact = min(encoded, key=lambda fact: len(fact.ids), default=None)
     bare = None if fact is None else _logits(base, fact)
