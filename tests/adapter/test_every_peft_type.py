@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,13 @@ import torch.nn.functional as F
 from peft import PeftModel, PeftType
 
 from helpers import peft_types, tiny
+from helpers.fingerprints import everything
 from memlaw.adapter.info import AdapterFaultError
 from memlaw.adapter.peft import attach
 from memlaw.diagnosis.teacher_forced import teacher_forced
 from memlaw.model.base import Base, wrap
 
 FACTS = tiny.facts([(4, 12), (3, 9)])
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 of everything that an adapter could leave changed: modules, weights, buffers, hooks, flags, configs."""
-    hasher = hashlib.sha256()
-    for name, module in model.named_modules(remove_duplicate=False):
-        hasher.update(f"{name} {id(module)} {type(module)} {module.training} {sorted(vars(module))}".encode())
-        hasher.update(f"{[len(value) for key, value in vars(module).items() if key.endswith('_hooks')]}".encode())
-        hasher.update(f"{getattr(module, 'layer_idx', None)}".encode())
-        hasher.update(f"{module.config.to_json_string(use_diff=False) if hasattr(module, 'config') else ''}".encode())
-    for name, tensor in [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]:
-        hasher.update(f"{name} {id(tensor)} {tensor.data_ptr()} {tensor.requires_grad} {tensor.dtype}".encode())
-        hasher.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()
 
 
 def losses(model: Any) -> list[torch.Tensor]:
@@ -60,14 +43,14 @@ def test_an_adapter_is_judged_as_by_peft_and_leaves_no_trace(name: str, tmp_path
     expected = losses(PeftModel.from_pretrained(tiny.model(family), str(directory)).eval())
     model = tiny.model(family)
     base = wrap(model, tiny.tokenizer())
-    before, bare = fingerprint(model), judged(base)
+    before, bare = everything(model), judged(base)
     for _ in range(2):
         with attach(base, directory):
             measured = judged(base)
         for ours, theirs, without in zip(measured, expected, bare, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
             assert not torch.allclose(ours, without, atol=1e-3)
-        assert fingerprint(model) == before
+        assert everything(model) == before
         assert all(torch.equal(*pair) for pair in zip(judged(base), bare, strict=True))
 
 
@@ -89,12 +72,12 @@ def test_an_adapter_is_judged_as_by_peft_and_leaves_no_trace(name: str, tmp_path
 def test_an_adapter_that_the_base_alone_cannot_show_is_refused_by_name(name: str, why: str, tmp_path: Path) -> None:
     directory = peft_types.made(name, tmp_path / "a")
     base = tiny.base("llama")
-    before = fingerprint(base.model)
+    before = everything(base.model)
     message = f"{why}.*Train a LoRA|{why}.*Convert it to a LoRA"
     with pytest.raises(AdapterFaultError, match=message) as refused, attach(base, directory):
         pass
     assert refused.value.code == "adapter-cannot-be-judged"
-    assert fingerprint(base.model) == before
+    assert everything(base.model) == before
 
 
 def test_no_type_of_the_installed_peft_is_left_out() -> None:

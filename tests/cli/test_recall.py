@@ -8,6 +8,7 @@ from typing import get_args
 
 import torch
 from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
 
 from helpers import sample
 from helpers.commands import LENGTH, SECRETS, Run, assert_refused, saved_model
@@ -158,3 +159,32 @@ def test_ids_cannot_control_the_terminal() -> None:
     assert "\x1b" not in told
     assert r"'\x1b[2J\xe9'" in told
     assert "né" in told
+
+
+def test_half_an_adapter_is_refused_and_once_allowed_the_result_says_so(
+    run: Run, model: Path, facts: Path, adapter: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(adapter / peft.WEIGHTS)
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copy(adapter / peft.PEFT_CONFIG, half)
+    tensors = {name.replace("lora_A", "lora_C"): tensor for name, tensor in tensors.items()}
+    save_file(tensors, half / peft.WEIGHTS, metadata={"format": "pt"})
+    asked = ("recall", facts, "--model", model, "--adapter", half)
+    assert_refused(run(*asked), "Only a part of the adapter", "--allow-partial")
+    ran = run(*asked, "--allow-partial", "--json")
+    assert "Warning: Only a part of the adapter" in " ".join(ran.err.split())
+    (fault,) = ran.document["adapter_faults"]
+    assert fault.startswith("Only a part of the adapter")
+    assert run("recall", facts, "--model", model, "--adapter", adapter, "--json").document["adapter_faults"] == []
+
+
+def test_an_adapter_on_another_base_can_be_judged_and_the_result_says_so(
+    run: Run, facts: Path, adapter: Path, tmp_path: Path
+) -> None:
+    other = saved_model(tmp_path / "other", seed=1)
+    ran = run("recall", facts, "--model", other, "--adapter", adapter, "--allow-other-base", "--json")
+    assert "was trained on another base" in " ".join(ran.err.split())
+    assert "was trained on another base" in ran.document["adapter_faults"][0]
+    checked = run("check", facts, "--model", other, "--adapter", adapter, "--allow-other-base", "--json").document
+    assert ("warning", "adapter-of-another-base") in {(f["severity"], f["code"]) for f in checked["findings"]}

@@ -65,6 +65,11 @@ class CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage = tensor.untyped_storage()
             self._copies[pointer] = (storage, storage.clone())  # type: ignore[no-untyped-call]
 
+    @property
+    def copied_bytes(self) -> int:
+        """Size of the copies."""
+        return sum(copy.nbytes() for _, copy in self._copies.values())
+
     def restore(self) -> None:
         """Write the copies back."""
         for storage, copy in self._copies.values():
@@ -77,7 +82,12 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _set_data(tensor: Tensor, data: Tensor) -> None:
-    tensor.data = data
+    if _place(tensor) != _place(data):  # wrappers of packed weights cannot be assigned to, and need not be
+        tensor.data = data
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    return _pointer(tensor), tensor.shape, tensor.dtype, tensor.device, tensor.layout
 
 
 def _pointer(tensor: Tensor) -> int:
