@@ -99,3 +99,24 @@ def facts(lengths: list[tuple[int, int]], *, seed: int = 0) -> tuple[EncodedFact
         EncodedFact(f"f{i}", tuple(torch.randint(3, VOCABULARY, (p + t,), generator=stream).tolist()), p)
         for i, (p, t) in enumerate(lengths)
     )
+
+
+def seeing(*, seed: int = 0) -> Any:
+    """A random Llava: its vision tower has modules of the same names as its language model."""
+    torch.manual_seed(seed)
+    tower = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=16, patch_size=8
+    )
+    return transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(vision_config=tower, text_config=transformers.LlamaConfig(**_SMALL))
+    ).eval()
+
+
+def mixture(kind: str, *, seed: int = 0) -> Any:
+    """A random mixture of experts: Mixtral, Qwen2Moe (with a gate of width 1) or Phimoe (its router is linear)."""
+    torch.manual_seed(seed)
+    sizes = {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 16}
+    shared = {"shared_expert_intermediate_size": 16, "num_experts_per_tok": 2}
+    settings = {name: value for name, value in _SMALL.items() if name != "head_dim" or kind == "Mixtral"}
+    config = getattr(transformers, f"{kind}Config")(**settings, **sizes, **shared)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()

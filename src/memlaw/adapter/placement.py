@@ -25,6 +25,10 @@ class Placement:
     modules: tuple[str, ...]
     layers: tuple[int, ...] | None
     sites: tuple[Site, ...]
+    full_paths: bool = False
+    """Whether PEFT would also adapt other modules by these names, such as those of a vision tower."""
+    left_out: tuple[str, ...] = ()
+    """Names, inside a decoder layer, of what all-linear does not adapt: routers, gates and fused experts."""
 
     def __str__(self) -> str:
         where = "" if self.layers is None else "@" + "+".join(map(str, self.layers))
@@ -46,13 +50,19 @@ class Placement:
 
     @property
     def caution(self) -> str:
-        """A warning about the cost of training here; empty if none is due."""
-        if self.first_layer > 0 or len(self.first_sites) == 1:
-            return ""
-        return (
-            f"The placement {self} adapts layer 0, so nothing below it can be cached: every step runs the whole model. "
-            "A placement in higher layers trains faster."
-        )
+        """A warning about what is left out and about the cost of training here; empty if none is due."""
+        sentences = []
+        if self.left_out:
+            sentences.append(
+                f"The placement {self} leaves out {', '.join(self.left_out)}: routers, gates with one output and fused "
+                "experts."
+            )
+        if self.first_layer == 0 and len(self.first_sites) > 1:
+            sentences.append(
+                f"The placement {self} adapts layer 0, so nothing below it can be cached: every step runs the whole "
+                "model. A placement in higher layers trains faster."
+            )
+        return " ".join(sentences)
 
     @property
     def max_rank(self) -> int:
@@ -76,13 +86,20 @@ class Placement:
         return {
             "r": rank,
             "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-            "target_modules": ALL_LINEAR if self.modules == (ALL_LINEAR,) else list(self.modules),
-            "layers_to_transform": None if self.layers is None else list(self.layers),
+            "target_modules": [site.path for site in self.sites] if self.full_paths else self.names_for_peft,
+            "layers_to_transform": None if self.layers is None or self.full_paths else list(self.layers),
             "lora_dropout": 0.0,
             "fan_in_fan_out": self.sites[0].transposed,
             "bias": "none",
             "task_type": "CAUSAL_LM",
         }
+
+    @property
+    def names_for_peft(self) -> str | list[str]:
+        """The short names of `target_modules`. PEFT's own all-linear takes routers too, and no choice of layers."""
+        if self.modules != (ALL_LINEAR,):
+            return list(self.modules)
+        return sorted({site.module for site in self.sites}) if self.left_out or self.layers else ALL_LINEAR
 
     def check_rank(self, rank: int) -> None:
         """Raise AdapterError unless 1 <= rank <= max_rank."""
@@ -117,15 +134,28 @@ def resolve(text: str | None, outline: Outline) -> Placement:
             f"{PARALLEL} and {ALL_LINEAR} cannot be combined with other modules, as in {names!r}. Use one alone."
         )
     if modules == (ALL_LINEAR,):
-        wanted = {name for name in candidates if name != PARALLEL}
+        named = [site for site in outline.linear if not _routes(site)]
+        left_out = (*sorted({_inner(site) for site in outline.linear if _routes(site)}), *outline.fused)
     else:
-        wanted = set(modules)
         for name in modules:
-            _check_module(name, candidates)
-    sites = [site for name in wanted for site in candidates[name] if layers is None or site.layer in layers]
+            _check_module(name, candidates, outline)
+        named, left_out = [site for name in set(modules) for site in candidates[name]], ()
+    sites = [site for site in named if layers is None or site.layer in layers]
     if not sites:
         raise AdapterError(f"The model has no module {names} in layers {where}. Choose other layers or modules.")
-    return Placement(modules, layers, tuple(sorted(sites, key=by_layer_and_path)))
+    return Placement(modules, layers, tuple(sorted(sites, key=by_layer_and_path)), left_out=left_out)
+
+
+def _routes(site: Site) -> bool:
+    """Whether a module chooses experts or scales a branch by one number: it stores no facts, and caps the rank."""
+    parts = _inner(site).split(".")
+    named = any(re.fullmatch(r"(.*_)?(gate|router)", part) for part in parts)
+    return site.d_out == 1 or (named and site.d_out < site.d_in)
+
+
+def _inner(site: Site) -> str:
+    """The path inside the decoder layer, such as `mlp.down_proj`."""
+    return site.path.partition(f".{site.layer}.")[2]
 
 
 def _sites_by_name(outline: Outline) -> dict[str, list[Site]]:
@@ -142,7 +172,8 @@ def _default(outline: Outline, candidates: dict[str, list[Site]]) -> str:
             return f"{name}@{2 * outline.layers // 3}"
     raise AdapterError(
         f"{outline.name} has none of the MLP output projections {', '.join(_OUTPUT_PROJECTIONS)}, so it has no default "
-        f"placement. Choose one with --placement. Its modules: {', '.join(sorted(candidates))}."
+        f"placement. {_fused_experts(outline)}Choose one with --placement. Its modules: "
+        f"{', '.join(sorted(candidates))}."
     )
 
 
@@ -161,10 +192,22 @@ def _parse_layers(text: str, count: int) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
-def _check_module(name: str, candidates: dict[str, list[Site]]) -> None:
+def _fused_experts(outline: Outline) -> str:
+    """What cannot be adapted in a mixture of experts and what can; empty for other models."""
+    if not outline.fused:
+        return ""
+    block = f", and {PARALLEL}@LAYER adapts a whole MLP block, router and experts together" if outline.blocks else ""
+    return (
+        f"Its experts are fused into 3-D tensors ({', '.join(outline.fused)}), which memlaw cannot adapt; the modules "
+        f"listed can be adapted{block}. "
+    )
+
+
+def _check_module(name: str, candidates: dict[str, list[Site]], outline: Outline) -> None:
     if name in candidates:
         return
     hint = suggest(name, candidates, cutoff=0.4)
     raise AdapterError(
-        f"The model has no module {name!r} to adapt. {hint}Its modules: {', '.join(sorted(candidates))}, {ALL_LINEAR}."
+        f"The model has no module {name!r} to adapt. {hint}{_fused_experts(outline)}"
+        f"Its modules: {', '.join(sorted(candidates))}, {ALL_LINEAR}."
     )

@@ -50,6 +50,8 @@ class Outline:
     """Number of weights of each decoder layer, scalars left out: families differ in whether those are weights."""
     head_weights: int
     """Number of weights of the head, its own or shared with the input embedding."""
+    fused: tuple[str, ...] = ()
+    """Names, inside a decoder layer, of the weights that hold all experts of a mixture as one 3-D tensor."""
 
     @property
     def layers(self) -> int:

@@ -35,6 +35,7 @@ def outline_of_model(model: Any, *, name: str | None = None) -> Outline:
         ),
         layer_weights=tuple(map(_weights, layers)),
         head_weights=head.weight.numel(),
+        fused=tuple(sorted({name for layer in layers for name, w in layer.named_parameters() if w.dim() == 3})),
     )
 
 
