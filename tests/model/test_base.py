@@ -25,6 +25,68 @@ def test_a_fingerprint_survives_a_change_of_precision_but_not_of_one_weight() ->
     assert models.fingerprint(model) != mark
 
 
+DTYPES = ["float32", "bfloat16", "float16"]
+
+
+@pytest.fixture(scope="module", params=DTYPES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The dtype and directory of a saved base with weights of every size down to float16's smallest."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = tiny.model()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= torch.exp2(-torch.arange(weight.shape[-1]) % 20)
+    model.to(getattr(torch, request.param)).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return request.param, folder
+
+
+@pytest.mark.parametrize("judged", DTYPES)
+@pytest.mark.parametrize("trained", DTYPES)
+def test_a_base_is_known_again_in_every_precision(checkpoint: tuple[str, Path], trained: str, judged: str) -> None:
+    saved, folder = checkpoint
+    before, now = (models.load(str(folder), dtype=dtype) for dtype in (trained, judged))
+    if saved == "float32" and {trained, judged} == {"bfloat16", "float16"}:  # two roundings of what neither has
+        assert not models.same_base(now, before.fingerprint, before.digests)
+        assert "--dtype float32" in models.base_difference(now, before.digests)
+        now = models.load(str(folder), dtype="float32")
+    assert models.same_base(now, before.fingerprint, before.digests)
+
+
+@pytest.mark.parametrize("judged", DTYPES)
+def test_another_base_is_told_from_it_in_every_precision(checkpoint: tuple[str, Path], judged: str) -> None:
+    before, now = models.load(str(checkpoint[1])), models.load(str(checkpoint[1]), dtype=judged)
+    with torch.no_grad():
+        now.model.lm_head.weight[5, 0] += 1.0
+    other = tiny.wrap(now.model, now.tokenizer)
+    assert not models.same_base(other, before.fingerprint, before.digests)
+    assert "a fine-tuned, merged, quantised or dequantised copy" in models.base_difference(other, before.digests)
+
+
+def test_an_adapter_saved_without_digests_is_known_on_the_weights_it_was_trained_on() -> None:
+    model = tiny.model(dtype=torch.float32)
+    full = tiny.wrap(model, tiny.tokenizer())
+    assert models.same_base(full, full.fingerprint)
+    half = tiny.wrap(model.half(), tiny.tokenizer())
+    assert half.fingerprint != full.fingerprint
+    assert models.same_base(full, half.fingerprint)
+    assert not models.same_base(half, full.fingerprint)
+    assert "load it as it was trained on" in models.base_difference(half)
+
+
+def test_a_quantised_copy_is_another_base_and_is_called_one() -> None:
+    quantised = packed.model()
+    quantised.is_quantized, quantised.quantization_method = True, packed.METHOD
+    ordinary = tiny.wrap(packed.unpacked(quantised), tiny.tokenizer())
+    copy = tiny.wrap(quantised, tiny.tokenizer())
+    assert not models.same_base(copy, ordinary.fingerprint, ordinary.digests)
+    assert f"are quantised ({packed.METHOD})" in models.base_difference(copy, ordinary.digests)
+    assert not models.same_base(ordinary, copy.fingerprint, copy.digests)
+    assert f"on quantised weights ({packed.METHOD})" in models.base_difference(ordinary, copy.digests)
+    larger = tiny.wrap(tiny.model(num_hidden_layers=5), tiny.tokenizer())
+    assert "another architecture" in models.base_difference(larger, ordinary.digests)
+
+
 def test_a_tied_weight_counts_once_and_an_unpacking_scale_like_a_weight() -> None:
     tied = tiny.model("llama-tied")
     mark = models.fingerprint(tied)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Base:
     tokenizer: Any
     name: str
     fingerprint: str
-    """SHA-256 over the weights' names, shapes and values rounded to bfloat16, so that it survives a change of dtype."""
+    """SHA-256 over the weights' names, shapes and values rounded to bfloat16. Compare two with `same_base`."""
     tokenizer_fingerprint: str
     dtype: str
     device: str
@@ -40,6 +41,8 @@ class Base:
     """Positions the model was built for; None where its configuration does not say."""
     warnings: tuple[str, ...] = ()
     """Properties of this base that may keep facts from being recalled, one sentence each."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """What else identifies it (`digests`): adapters record it, cells do not."""
 
     @property
     def layers(self) -> int:
@@ -121,6 +124,7 @@ def wrap(model: Any, tokenizer: Any, *, name: str | None = None) -> Base:
         device=str(model.device),
         context=getattr(config, "max_position_embeddings", None),
         warnings=(TIED.format(name=name),) if head is embedding.weight else (),
+        digests=digests(model),
     )
 
 
@@ -170,17 +174,96 @@ def _dtype(dtype: str, model: nn.Module, device: str) -> torch.dtype:
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, shapes and values of the weights; of large tensors, at least 65,536 evenly spaced values.
 
-    Values are rounded to bfloat16 first, so that a checkpoint has one fingerprint in every dtype it is loaded in. The
-    packed bytes of a quantised weight survive that unchanged, and the scales that unpack them are included.
+    Values are rounded to bfloat16 first, so that a checkpoint has one fingerprint in float32 and bfloat16, and in
+    float16 too if it was saved in 16 bits (apart from values that float16 cannot hold). Float32 weights cast to float16
+    are rounded twice: `same_base` knows both. The packed bytes of a quantised weight survive the rounding unchanged,
+    and the scales that unpack them are included.
     """
+    hasher = hashlib.sha256()
+    for name, tensor in _weights(model):
+        hasher.update(_layout(name, tensor))
+        hasher.update(_rounded(_sample(tensor)))
+    return hasher.hexdigest()
+
+
+def digests(model: Any) -> dict[str, str]:
+    """What identifies a base beside its fingerprint, to be recorded as `base_digests` with an adapter.
+
+    `float16`: the fingerprint it has once cast to float16. `layout`: SHA-256 over names and shapes alone.
+    `packing`: the quantisation method, only for a quantised model.
+    """
+    float16, layout = hashlib.sha256(), hashlib.sha256()
+    for name, tensor in _weights(model):
+        layout.update(_layout(name, tensor))
+        float16.update(_layout(name, tensor))
+        float16.update(_rounded(_sample(tensor).to(torch.float16)))
+    packing = _packing(model)
+    return {
+        "float16": float16.hexdigest(),
+        "layout": layout.hexdigest(),
+        **({"packing": packing} if packing else {}),
+    }
+
+
+def same_base(base: Base, fingerprint: str, digests: Mapping[str, str] | None = None) -> bool:
+    """Whether `base` has the weights whose `fingerprint` and `digests` (if known) were recorded, in any precision.
+
+    The recorded weights or these may be the float16 cast of the others. Only float32 weights that were cast to bfloat16
+    there and to float16 here, or the other way round, are taken for other weights: load them in float32.
+    """
+    return base.fingerprint in (fingerprint, (digests or {}).get("float16")) or base.digests["float16"] == fingerprint
+
+
+def base_difference(base: Base, digests: Mapping[str, str] | None = None) -> str:
+    """One sentence on how `base` differs from the weights that `digests` were recorded of, for errors."""
+    recorded = digests or {}
+    before, now = recorded.get("packing"), base.digests.get("packing")
+    if now and not before:
+        return (
+            f"Its weights are quantised ({now}), which changes what the adapter adds to: a quantised copy of the right "
+            "base is another base, and only its own recall tells whether the facts survive."
+        )
+    if before and not now:
+        return (
+            f"The adapter was trained on quantised weights ({before}), and these are not quantised: a dequantised copy "
+            "is another base, and only its own recall tells whether the facts survive."
+        )
+    if not recorded:
+        return "If this is the same base in float16 or quantised, load it as it was trained on."
+    if recorded.get("layout") != base.digests["layout"]:
+        return "Names or shapes of the weights differ: another architecture, size, vocabulary or way of quantising."
+    if base.dtype == "float32":
+        return "Names and shapes agree but values do not: a fine-tuned, merged, quantised or dequantised copy."
+    return (
+        "Names and shapes agree but values do not: a fine-tuned, merged, quantised or dequantised copy, or float32 "
+        "weights rounded in another way, which --dtype float32 rules out."
+    )
+
+
+def _packing(model: Any) -> str | None:
+    """The quantisation method of a quantised model."""
+    if not getattr(model, "is_quantized", False):
+        return None
+    method = getattr(model, "quantization_method", None)
+    return str(getattr(method, "value", method or "unknown method"))
+
+
+def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and saved buffers by name; a tied weight, which is saved under two names, once."""
     weights: dict[str, Tensor] = dict(model.named_parameters())
-    parameters = {id(weight) for weight in weights.values()}  # a tied weight is saved under two names: count it once
+    parameters = {id(weight) for weight in weights.values()}
     saved = model.state_dict(keep_vars=True).items()
     weights |= {name: value for name, value in saved if isinstance(value, Tensor) and id(value) not in parameters}
-    hasher = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        hasher.update(f"{name}:{tuple(tensor.shape)};".encode())
-        stride = max(1, tensor.numel() // 65536)
-        sample = tensor.detach().flatten()[::stride].to(torch.bfloat16).cpu()
-        hasher.update(sample.contiguous().view(torch.int16).numpy().tobytes())
-    return hasher.hexdigest()
+    return sorted(weights.items())
+
+
+def _layout(name: str, tensor: Tensor) -> bytes:
+    return f"{name}:{tuple(tensor.shape)};".encode()
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    return tensor.detach().flatten()[:: max(1, tensor.numel() // 65536)]
+
+
+def _rounded(values: Tensor) -> bytes:
+    return bytes(values.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes())
