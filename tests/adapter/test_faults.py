@@ -13,15 +13,16 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import memlaw
-from helpers import peft_types, tiny
+from helpers import adapters, packed, peft_types, tiny
 from helpers.checks import GOOD, facts, findings_of, the_one
 from helpers.fingerprints import everything
 from memlaw.adapter.faults import Allow, cause
 from memlaw.adapter.info import WEIGHTS, AdapterFaultError, load_info
-from memlaw.adapter.peft import PEFT_CONFIG, attach
+from memlaw.adapter.on_model import placement_on
+from memlaw.adapter.peft import PEFT_CONFIG, attach, save
 from memlaw.api import check_on
 from memlaw.core.errors import AdapterError
-from memlaw.model.base import Base, wrap
+from memlaw.model.base import Base, load, wrap
 
 IDS = torch.randint(3, tiny.VOCABULARY, (2, 10), generator=torch.Generator().manual_seed(3))
 
@@ -180,3 +181,31 @@ def test_the_cause_of_an_error_is_not_its_heading() -> None:
     )
     assert cause(ValueError("one\ntwo")) == "one"
     assert cause(ValueError("")) == "ValueError"
+
+
+@pytest.mark.parametrize("trained", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("judged", ["float32", "float16", "bfloat16"])
+def test_the_right_base_is_the_right_base_in_every_precision_it_was_saved_for(
+    trained: str, judged: str, tmp_path: Path
+) -> None:
+    tiny.model("llama", dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    tiny.tokenizer().save_pretrained(tmp_path / "base")
+    base = load(str(tmp_path / "base"), dtype=trained, device="cpu")
+    placement = placement_on("down_proj@2", base.model)
+    save(adapters.trained(placement), placement, base, tmp_path / "a")
+    with attach(load(str(tmp_path / "base"), dtype=judged, device="cpu"), tmp_path / "a") as faults:
+        assert not faults
+
+
+def test_a_quantised_copy_is_called_one_and_can_be_allowed(tmp_path: Path) -> None:
+    quantised = packed.model()
+    ordinary = tiny.wrap(packed.unpacked(quantised), tiny.tokenizer())
+    quantised.is_quantized, quantised.quantization_method = True, packed.METHOD
+    placement = placement_on("down_proj@2", ordinary.model)
+    save(adapters.trained(placement), placement, ordinary, tmp_path / "a")
+    copy = tiny.wrap(quantised, tiny.tokenizer())
+    expected = r"weights are quantised .*--allow-other-base"
+    with pytest.raises(AdapterFaultError, match=expected), attach(copy, tmp_path / "a"):
+        pass
+    with attach(copy, tmp_path / "a", Allow(other_base=True)) as (fault,):
+        assert "are quantised" in fault.message

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from memlaw.adapter.info import AdapterFaultError, AdapterInfo
-from memlaw.model.base import Base
+from memlaw.model.base import Base, base_difference, same_base
 
 OTHER_BASE = "adapter-of-another-base"
 PARTIAL = "adapter-is-partial"
@@ -36,13 +36,17 @@ def of_another_base(
 ) -> AdapterFaultError | None:
     """The fault of an adapter that was trained on another base; None if it fits, or where nobody can tell.
 
-    The fingerprint in `memlaw_adapter.json` decides; without one, the name in PEFT's `adapter_config.json`.
+    The digests in `memlaw_adapter.json` decide, in any precision; without them, the name in PEFT's
+    `adapter_config.json`.
     """
     if info is not None:
-        if info.base_fingerprint == base.fingerprint:
+        if same_base(base, info.base_fingerprint, info.base_digests):
             return None
-        trained_on = f"another base ({info.base}, weights {info.base_fingerprint[:12]}) than {base.name} (weights "
-        return _other_base(directory, f"{trained_on}{base.fingerprint[:12]})", info.base)
+        trained_on = (
+            f"another base ({info.base}, weights {info.base_fingerprint[:12]}) than {base.name} (weights "
+            f"{base.fingerprint[:12]}). {base_difference(base, info.base_digests).rstrip('.')}"
+        )
+        return _other_base(directory, trained_on, info.base)
     named = config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named or _is_name_of(named, base):
         return None

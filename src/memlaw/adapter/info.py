@@ -49,6 +49,8 @@ class AdapterInfo:
     scale: Annotated[float, Field(gt=0, lt=1e9)]
     """The factor before x A B."""
     weights_sha256: str
+    base_digests: Mapping[str, str] | None = None
+    """What else identifies the base, in any precision (`memlaw.model.base.digests`)."""
     format: int = FORMAT
     facts_fingerprint: str | None = None
     records: int | None = None

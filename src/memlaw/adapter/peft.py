@@ -70,6 +70,7 @@ def save(
             "format": FORMAT,
             "base": base.name,
             "base_fingerprint": base.fingerprint,
+            "base_digests": dict(base.digests),
             "placement": str(placement),
             "rank": rank,
             "scale": scale,
