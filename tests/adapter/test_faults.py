@@ -54,6 +54,7 @@ def misnamed(name: str, tensor: torch.Tensor) -> Any:
     return name.replace("layers.1.", "blocks.1."), tensor
 
 
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys", "ignore::FutureWarning")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
