@@ -154,18 +154,6 @@ class Allowed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Allowed:
-    """Faults of the adapter to go on with."""
-
-    allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Judge an adapter of which only a part can be loaded.")
-    ] = False
-    allow_other_base: Annotated[
-        bool, typer.Option("--allow-other-base", help="Judge an adapter on another base than the one it names.")
-    ] = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExecutionOptions:
     """How training runs; none of these options changes its result."""
 
