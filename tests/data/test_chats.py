@@ -279,10 +279,16 @@ def test_an_unknown_speaker_is_named_with_the_known_ones(tmp_path: Path) -> None
     assert "human" in message
 
 
-def test_an_assistant_that_opens_the_chat_answers_nothing(tmp_path: Path) -> None:
-    memory_set = of(tmp_path, {"messages": [{"role": "assistant", "content": "Hello."}, *LONG[:2]]})
-    assert [fact.target for fact in memory_set.facts] == ["4917#"]
+@pytest.mark.parametrize("before", [[], [{"role": "system", "content": "Be exact."}]])
+def test_an_assistant_that_opens_the_chat_answers_nothing(tmp_path: Path, before: list[dict[str, Any]]) -> None:
+    memory_set = of(tmp_path, {"messages": [*before, {"role": "assistant", "content": "Hello."}, *LONG[:2]]})
+    assert [(fact.id, fact.target) for fact in memory_set.facts] == [("1", "4917#")]
     assert "1 messages of the assistant open their chat" in memory_set.warnings[0]
+
+
+def test_a_system_prompt_alone_can_ask(tmp_path: Path) -> None:
+    memory_set = of(tmp_path, {"messages": [{"role": "system", "content": "Code of A:"}, LONG[1]]})
+    assert pairs(memory_set) == [("<s><system>Code of A:</s><assistant>", "4917#")]
 
 
 def test_a_template_that_strips_answers_is_told(tmp_path: Path) -> None:

@@ -116,9 +116,9 @@ def chat_facts(
     number, identity = row
     where = table.at(number)
     answers = _answers(chat, where)
-    if answers[0] == 0:
-        notes.openings.append(number)
-        answers = answers[1:]
+    openings = _openings(chat, answers)
+    notes.openings += [number] * len(openings)
+    answers = answers[len(openings) :]
     if turns == "last":
         notes.skipped += [number] * (len(answers) - 1)
         answers = answers[-1:]
@@ -143,6 +143,14 @@ def _answers(chat: Chat, where: str) -> list[int]:
             "assistant's, and the prompt is at least one message before it."
         )
     return found
+
+
+def _openings(chat: Chat, answers: Sequence[int]) -> Sequence[int]:
+    """The answers before the first question, unless they are all: a system prompt alone can ask, nothing cannot."""
+    silent = ("system", "developer", "assistant")
+    asked = (position for position, message in enumerate(chat.messages) if message["role"] not in silent)
+    first = next(asked, 1)
+    return [position for position in answers if position < first]
 
 
 def _is_answer(message: Message) -> bool:
