@@ -169,8 +169,9 @@ def test_a_full_row_that_ends_where_generation_stops_was_not_cut(tmp_path: Path)
     model = trainers.adapted()
     model.generation_config.eos_token_id = [2, 7]
     rows = [{"input_ids": [5] * 9 + [end], "labels": [IGNORED] * 5 + [5] * 4 + [end]} for end in (2, 7, 8)]
+    built = sft(tmp_path, data=rows, model=model, max_length=10)
     with pytest.warns(UserWarning, match="1 of 3 training rows reach max_length=10 without an end of sequence"):
-        memft(sft(tmp_path, data=rows, model=model, max_length=10))
+        memft(built)
 
 
 def test_samples_cut_by_packing_are_reported(tmp_path: Path) -> None:
