@@ -86,7 +86,7 @@ def test_23_packed_positions_wrong_or_attention_across_documents(tmp_path: Path)
         with pytest.raises(ConfigError, match=sentence):
             trainer.train()
         assert all(map(torch.equal, before, trainer.model.parameters()))
-    with pytest.raises(ConfigError, match="keeps no border between them"):
+    with pytest.raises(ConfigError, match="cuts samples anywhere and does not mark where they start"):
         memft_in_trl(in_trl.sft(tmp_path, packing=True, packing_strategy="wrapped", max_length=24))
 
 

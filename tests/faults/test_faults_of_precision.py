@@ -15,6 +15,7 @@ from torch import Tensor
 import memlaw
 from helpers import tiny
 from helpers.faulty import FACTS
+from memlaw.adapter.peft import attach
 from memlaw.core.errors import AdapterError
 from memlaw.core.facts import Fact, MemorySet
 from memlaw.core.recall import LN2, RecallReport
@@ -67,9 +68,10 @@ def disturbed(model: Any, disturb: Callable[[Tensor], Tensor]) -> Iterator[None]
 
 
 def judged_under(adapter: Path, disturb: Callable[[Tensor], Tensor]) -> RecallReport:
+    """Recall under an adapter, with logits that are disturbed only while it is judged: attaching compares with PEFT."""
     base = tiny.base()
-    with disturbed(base.model, disturb):
-        return memlaw.recall(base.model, base.tokenizer, FACTS, adapter=adapter)
+    with attach(base, adapter), disturbed(base.model, disturb):
+        return memlaw.recall(base.model, base.tokenizer, FACTS)
 
 
 def assert_doubted(report: RecallReport) -> None:
