@@ -219,7 +219,8 @@ def test_a_diverging_run_leaves_the_stack_and_the_others_finish_as_if_alone() ->
 
 
 @pytest.mark.parametrize(
-    ("rank", "message"), [(0, "must be at least 1"), (-3, "must be at least 1"), (33, "above 32, the smaller dimension of")]
+    ("rank", "message"),
+    [(0, "must be at least 1"), (-3, "must be at least 1"), (33, "above 32, the smaller dimension of")],
 )
 def test_impossible_ranks_are_refused_before_training(rank: int, message: str) -> None:
     with pytest.raises(AdapterError, match=message):
