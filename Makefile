@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	$(BIN)/memlaw demo --out demo
 
 test: check
-	$(BIN)/pytest -n auto --dist loadfile --durations=20
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --durations=20
 
 test-fast: $(INSTALLED)
 	$(BIN)/pytest -m "not slow and not browser"

@@ -14,15 +14,17 @@ import json
 import sysconfig
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from memlaw.core.facts import EncodedFact
-from memlaw.data import encode
+from memlaw.data import Reading, encode
 from memlaw.data.load import load_memory_set
 from memlaw.diagnosis.measure import measure
 from memlaw.model.base import Base, load
+from memlaw.model.reach import reachable_ids
 
 WINDOW, PROMPT = 192, 32
 
@@ -87,9 +89,9 @@ def certificates(dtype: str, tokens: int) -> Iterator[dict[str, object]]:
 
 def phonebook() -> dict[str, object]:
     base = load()
-    facts = encode(
-        load_memory_set(base, "task:phonebook:tokens=10000", eos=False), base.tokenizer, context=base.context
-    )
+    ids = partial(reachable_ids, base)
+    book = load_memory_set("task:phonebook:tokens=10000", base.tokenizer, ids, Reading(eos=False))
+    facts = encode(book, base.tokenizer, context=base.context)
     begun = time.perf_counter()
     report = measure(base, facts, decode=True, explain=True)
     seconds = time.perf_counter() - begun

@@ -9,9 +9,10 @@ import memlaw
 from memlaw.data import encode
 from memlaw.data.load import load_memory_set
 from memlaw.losses import EPS, memft_sums
+from memlaw.model.reach import reachable_ids
 
 base = memlaw.load()
-facts = load_memory_set(base, "task:phonebook:tokens=90,seed=0")
+facts = load_memory_set("task:phonebook:tokens=90,seed=0", base.tokenizer, lambda: reachable_ids(base))
 rows = [
     {"input_ids": list(fact.ids), "labels": [-100] * fact.prompt_length + list(fact.target)}
     for fact in encode(facts, base.tokenizer, context=base.context)

@@ -9,10 +9,11 @@ import memlaw
 from memlaw.data import encode
 from memlaw.data.load import load_memory_set
 from memlaw.integrations.transformers import MemFTLoss, RecallCallback
+from memlaw.model.reach import reachable_ids
 
 # The bundled base and a generated phone book; for your own: memlaw.load("Qwen/Qwen3-8B"), memlaw.read("facts.jsonl").
 base = memlaw.load()
-facts = load_memory_set(base, "task:phonebook:tokens=90,seed=0")
+facts = load_memory_set("task:phonebook:tokens=90,seed=0", base.tokenizer, lambda: reachable_ids(base))
 
 # Only targets are trained, so prompts get the label -100.
 rows = [

@@ -10,10 +10,11 @@ import memlaw
 from memlaw.data.load import load_memory_set
 from memlaw.integrations.transformers import watch_recall
 from memlaw.integrations.trl import memft
+from memlaw.model.reach import reachable_ids
 
 # The bundled base and a generated phone book; for your own: memlaw.load("Qwen/Qwen3-8B"), memlaw.read("facts.jsonl").
 base = memlaw.load()
-facts = load_memory_set(base, "task:phonebook:tokens=90,seed=0")
+facts = load_memory_set("task:phonebook:tokens=90,seed=0", base.tokenizer, lambda: reachable_ids(base))
 before = memlaw.recall(base.model, base.tokenizer, facts)
 
 trainer = trl.SFTTrainer(

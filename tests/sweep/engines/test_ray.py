@@ -99,7 +99,7 @@ def test_a_ray_that_cannot_start_is_refused(tmp_path, monkeypatch):
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    with pytest.raises(ConfigError, match=r"Ray cannot start on this machine \(.*path .*\)\. .* point TMPDIR to a"):
+    with pytest.raises(ConfigError, match=r"Ray cannot start on this machine \(.*path .*\)\. .* set TMPDIR to a"):
         outcomes(OnRay(cpus=1), "exit:0")
     assert not list(folder.iterdir())
 
