@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memlaw.core.canonical import canonical_json, to_dict
-from memlaw.core.cells import Cell, CellResult, cell_from_dict, families, result_from_dict
+from memlaw.core.cells import Cell, CellResult, families, result_from_dict
 from memlaw.core.config import TrainConfig
 from memlaw.core.errors import ConfigError
 
@@ -150,7 +150,7 @@ def test_keys_are_those_of_the_code_before_the_move() -> None:
 
 def test_cells_and_results_come_back_from_json_with_their_keys() -> None:
     for cell, key in KEYS.items():
-        read = cell_from_dict(json.loads(canonical_json(to_dict(cell))))
+        read = result_from_dict(json.loads(canonical_json(to_dict(result_of(cell))))).cell
         assert (read, read.key) == (cell, key)
         for result in (result_of(cell), replace(result_of(cell), status="failed", loss_final=None, message="why")):
             again = result_from_dict(json.loads(canonical_json(to_dict(result))))
@@ -184,7 +184,9 @@ def test_anything_else_than_a_result_is_refused(change: dict[str, Any], fault: s
 
 
 def test_a_missing_field_is_named() -> None:
-    values = to_dict(CELL)
-    del values["placement"]
-    with pytest.raises(ConfigError, match=r"These values are not a Cell of .* \(placement: Field required\)"):
-        cell_from_dict(values)
+    values = to_dict(result_of(CELL))
+    del values["cell"]["placement"]
+    with pytest.raises(
+        ConfigError, match=r"These values are not a CellResult of .* \(cell.placement: Field required\)"
+    ):
+        result_from_dict(values)

@@ -98,29 +98,18 @@ def _length_rank_seed(result: CellResult) -> tuple[int, int, int]:
     return result.cell.length, result.cell.rank, result.cell.train.seed
 
 
-def cell_from_dict(values: dict[str, Any]) -> Cell:
-    """Inverse of `to_dict` for a cell. Raises ConfigError for anything else."""
-    cell: Cell = _read(Cell, values)
-    return cell
-
-
 def result_from_dict(values: dict[str, Any]) -> CellResult:
     """Inverse of `to_dict` for the result of a cell. Raises ConfigError for anything else."""
-    result: CellResult = _read(CellResult, values)
-    return result
-
-
-def _read(cls: type, values: dict[str, Any]) -> Any:
     try:
-        return _adapter(cls).validate_python(values)
+        return _reader().validate_python(values)
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, fault['loc'])) or 'value'}: {fault['msg']}" for fault in error.errors())
         raise ConfigError(
-            f"These values are not a {cls.__name__} of this version of memlaw ({'; '.join(faults)}). Read them with "
-            "the version that wrote them."
+            f"These values are not a CellResult of this version of memlaw ({'; '.join(faults)}). Read them with the "
+            "version that wrote them."
         ) from None
 
 
 @cache  # building it takes milliseconds, and most imports of this module read no cell
-def _adapter(cls: type) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+def _reader() -> TypeAdapter[CellResult]:
+    return TypeAdapter(CellResult)
