@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton loads, which transformers or peft do
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch loads, here and in the processes that tests start
+
+# What one run of the tests computed must not decide what the next one tests.
+os.environ["MEMLAW_CACHE"] = tempfile.mkdtemp(prefix="memlaw-cache-")
 
 # What a worker is to call, it imports by name, also from a module of these tests.
 _inherited = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
