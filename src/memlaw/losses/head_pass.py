@@ -142,17 +142,26 @@ class _Pool:
         self.waiting = 0
 
     def _multiply(self, hidden: Tensor, out: Tensor) -> None:
-        """out = scale * (hidden @ weight.T + bias)"""
-        scale, bias = self.head.scale, self.head.bias
-        scaled = hidden if scale == 1 else hidden * scale
-        offset = None if bias is None else bias.detach().to(hidden.dtype) * scale
-        for start in range(0, len(self.weight), self.chunk.columns):
-            part = slice(start, start + self.chunk.columns)
-            product_into(out[:, part], scaled, self.weight[part], None if offset is None else offset[part])
+        multiply(self.head, hidden, out, self.chunk.columns)
 
     def _capped(self, raw: Tensor) -> Tensor:
-        cap = self.head.softcap
-        return raw if cap is None else _full(raw).div_(cap).tanh_().mul_(cap)
+        return capped(self.head, raw)
+
+
+def multiply(head: FrozenHead, hidden: Tensor, out: Tensor, columns: int) -> None:
+    """out [n, vocab] = scale * (hidden [n, d] @ weight.T + bias), `columns` of the vocabulary at a time."""
+    weight, scale = head.weight.detach(), head.scale
+    scaled = hidden if scale == 1 else hidden * scale
+    offset = None if head.bias is None else head.bias.detach().to(hidden.dtype) * scale
+    for start in range(0, len(weight), columns):
+        part = slice(start, start + columns)
+        product_into(out[:, part], scaled, weight[part], None if offset is None else offset[part])
+
+
+def capped(head: FrozenHead, raw: Tensor) -> Tensor:
+    """The logits of a head from what `multiply` gives: softcap * tanh(raw / softcap), in float32 at least."""
+    cap = head.softcap
+    return raw if cap is None else _full(raw).div_(cap).tanh_().mul_(cap)
 
 
 def _full(x: Tensor) -> Tensor:
