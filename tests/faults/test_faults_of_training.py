@@ -21,7 +21,7 @@ from memlaw.sweep.engines.base import Resources
 from memlaw.sweep.engines.isolated import Isolated
 from memlaw.sweep.journal import Journal
 from memlaw.training.engine import Engine
-from memlaw.training.optimizer import StackedAdamW
+from memlaw.training.optimizers.adamw import StackedAdamW
 from memlaw.training.state import State
 from memlaw.training.step import Step
 

@@ -20,6 +20,7 @@ Rule = Literal["zero", "fallback"]
 Until = Literal["budget", "recalled"]
 Init = Literal["peft", "paper"]
 Scaling = Literal["constant", "lora", "rslora"]
+Optimizer = Literal["adamw", "muon"]
 
 METHODS: tuple[str, ...] = get_args(Method)
 CURRICULUM_RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -88,8 +89,10 @@ class Recipe(Weighting):
     boundaries: Epochs = (20, 40, 60, 80, 300)
     """Of the curriculum: epochs until which 20, 40, 60, 80 and 100% of the records are exposed. Since `steps` is the
     budget, only their proportions count: the last epoch ends with the last step."""
+    optimizer: Optimizer = "adamw"
+    """adamw; muon: the momentum of A and of B with its singular values made alike (Newton-Schulz)."""
     learning_rate: Positive = 2e-2
-    """Initial learning rate of AdamW."""
+    """Initial learning rate."""
     schedule: Schedule = "linear"
     """linear: to 0 over `steps`, no warm-up (the published recipe); constant."""
     batch_size: Annotated[
@@ -99,7 +102,7 @@ class Recipe(Weighting):
     clip: Annotated[Number, Field(ge=0), Choose("a gradient norm above 0, or 0 for no clipping")] = 1.0
     """Largest gradient norm of each adapter; 0 = no clipping."""
     weight_decay: Annotated[Number, Field(ge=0), Choose("a number from 0 up")] = 0.0
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay."""
     dropout: Annotated[Number, Field(ge=0, lt=1), Choose("a share from 0 to below 1")] = 0.0
     """Dropout on the adapter's input."""
     scale: Positive = 4.0

@@ -28,7 +28,7 @@ from memlaw.core.cells import ALGORITHM_VERSION
 from memlaw.core.errors import ConfigError, one_line
 from memlaw.model.outline import Site
 from memlaw.training.engine import Engine
-from memlaw.training.optimizer import StackedAdamW
+from memlaw.training.optimizers.by_name import OPTIMIZERS
 from memlaw.training.result import Ending, Trained
 from memlaw.training.state import State
 
@@ -195,8 +195,8 @@ def _tensors(engine: Engine, snapshot: Snapshot) -> dict[str, Tensor]:
     for number, state in enumerate(snapshot.states):
         named[f"{number}.latest"] = state.latest
         named |= _by_place(f"{number}.adapter", state.stack.tensors)
-        named |= _by_place(f"{number}.first", state.optimizer.first)
-        named |= _by_place(f"{number}.second", state.optimizer.second)
+        for name, moments in state.optimizer.moments.items():
+            named |= _by_place(f"{number}.{name}", moments)
     for run, result in snapshot.results.items():
         named |= _by_place(f"result.{run}", result.stack.tensors)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
@@ -223,9 +223,9 @@ class _SavedTensors:
 
     def state(self, place: int, numbers: _StateNumbers) -> State:
         stack = self._stack(numbers.runs, self.engine.sites, f"{place}.adapter")
-        optimizer = StackedAdamW(stack.tensors)
-        first, second = (self._listed(f"{place}.{moment}", len(stack.tensors)) for moment in ("first", "second"))
-        optimizer.load_state_dict({"updates": numbers.updates, "first": first, "second": second})
+        optimizer = OPTIMIZERS[self.engine.runs[0].config.optimizer](stack.tensors, stack.ranks)
+        moments = {name: self._listed(f"{place}.{name}", len(stack.tensors)) for name in optimizer.MOMENTS}
+        optimizer.load(numbers.updates, moments)
         return State(
             runs=numbers.runs,
             configs=tuple(self.engine.runs[run].config for run in numbers.runs),

@@ -20,7 +20,7 @@ from memlaw.model.memory import counting_saved, out_of_memory
 from memlaw.model.parts import frozen
 from memlaw.model.prefix_cache import PrefixCache
 from memlaw.model.split import Forward, split
-from memlaw.training.optimizer import StackedAdamW
+from memlaw.training.optimizers.by_name import OPTIMIZERS
 from memlaw.training.rows import Batch, Rows
 from memlaw.training.run import Run
 from memlaw.training.state import State
@@ -78,7 +78,7 @@ class Engine:
             runs=tuple(range(len(self.runs))),
             configs=tuple(run.config for run in self.runs),
             stack=stack,
-            optimizer=StackedAdamW(stack.tensors),
+            optimizer=OPTIMIZERS[self.runs[0].config.optimizer](stack.tensors, stack.ranks),
             latest=torch.full((len(self.runs), *self.rows.mask.shape), torch.inf, device=self.device),
         )
 

@@ -19,7 +19,7 @@ from memlaw.model.memory import out_of_memory
 from memlaw.model.parts import decoder_layers, frozen
 from memlaw.training.checkpoint import Checkpoint, Snapshot
 from memlaw.training.engine import Engine
-from memlaw.training.optimizer import cut
+from memlaw.training.optimizers.base import cut
 from memlaw.training.result import StackProgress, Status, Trained
 from memlaw.training.rows import rows_per_step
 from memlaw.training.run import Run
@@ -58,6 +58,8 @@ def train_stack(
         run.placement.check_rank(run.rank)
     if len({run.config.batch_size for run in runs}) > 1:
         raise ConfigError("Adapters of one stack see the same number of rows in a step: give them one batch_size.")
+    if len({run.config.optimizer for run in runs}) > 1:
+        raise ConfigError("Adapters of one stack are updated together: give them one optimizer.")
     first = min(run.placement.first_layer for run in runs)
     with frozen(base.model), use_onednn(decoder_layers(base.model)[first:]):
         return _Training(Engine(base, facts, runs, execution), checkpoint, on_step).run()

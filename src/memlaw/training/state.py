@@ -10,7 +10,7 @@ from torch import Tensor
 
 from memlaw.adapter.stack import AdapterStack
 from memlaw.core.config import TrainConfig
-from memlaw.training.optimizer import StackedAdamW
+from memlaw.training.optimizers.base import StackedOptimizer
 from memlaw.training.per_adapter import PerAdapter
 
 
@@ -22,7 +22,7 @@ class State:
     """Places of these adapters among the runs of the engine; results and orders of rows go by them."""
     configs: tuple[TrainConfig, ...]
     stack: AdapterStack
-    optimizer: StackedAdamW
+    optimizer: StackedOptimizer
     latest: Tensor
     """[K, rows, tokens]: nll of each target token at the last step that saw it; infinite before, and in padding."""
     step: int = 0
