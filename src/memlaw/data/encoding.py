@@ -28,7 +28,7 @@ def encode(
     Raises DataError for a prompt or target without tokens, a missing end-of-sequence token, a fact longer than the
     context, and facts that require different tokens after the same tokens.
     """
-    bos = _leading_bos(tokenizer)
+    bos = leading_bos(tokenizer)
     stops = stop_ids(tokenizer, None) if stops is None else stops
     encoded = tuple(
         _encode_fact(fact, tokenizer, bos, _ending(fact, tokenizer, stops) if memory_set.eos else ())
@@ -45,7 +45,7 @@ def encode_prompts(prompts: Iterable[str], tokenizer: Tokenizer) -> tuple[Encode
 
     Their ids are their numbers, from 1. Raises DataError as `encode` does.
     """
-    bos = _leading_bos(tokenizer)
+    bos = leading_bos(tokenizer)
     facts = (Fact(prompt, "", str(number)) for number, prompt in enumerate(prompts, start=1))
     encoded = ((fact, _encode_prompt(fact, tokenizer, bos)) for fact in facts)
     return tuple(EncodedFact(fact.id, ids, len(ids)) for fact, ids in encoded)
@@ -122,7 +122,7 @@ def take(encoded: Sequence[EncodedFact], length: int) -> tuple[EncodedFact, ...]
     return tuple(encoded[:count])
 
 
-def _leading_bos(tokenizer: Tokenizer) -> tuple[int, ...]:
+def leading_bos(tokenizer: Tokenizer) -> tuple[int, ...]:
     """(BOS,) if the tokenizer puts one before the empty text, else ()."""
     bos = tokenizer.bos_token_id
     start = tokenizer.encode("", add_special_tokens=True, verbose=False)[:1]
