@@ -100,10 +100,9 @@ def _windows(base: Base, ids: Sequence[int]) -> Tensor:
     """Whole windows of the tokens, each after the beginning of sequence if the tokenizer writes one."""
     bos = leading_bos(base.tokenizer)
     window = max(1, min(_window(base), len(ids)))
-    starts = range(0, len(ids) - window + 1, window)
-    if len(starts) > WINDOWS:
-        starts = range(0, len(ids) - window + 1, -(-len(starts) // WINDOWS) * window)
-    return torch.tensor([[*bos, *ids[start : start + window]] for start in starts])
+    whole = len(ids) // window
+    chosen = range(whole) if whole <= WINDOWS else [place * whole // WINDOWS for place in range(WINDOWS)]
+    return torch.tensor([[*bos, *ids[place * window : (place + 1) * window]] for place in chosen])
 
 
 def _targets_in(text: str, memory_set: MemorySet) -> list[str]:

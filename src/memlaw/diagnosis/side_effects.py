@@ -1,7 +1,7 @@
 """What did it cost? An adapted model beside its base, on neutral text and on prompts that were not stored.
 
-First the base alone is run (`alone`), then the same base with an adapter, or a merged model (`side_effects`). Only final
-hidden states are kept in between; logits are made of both for a few positions at a time.
+First the base alone is run (`alone`), then the same base with an adapter, or a merged model (`side_effects`). Only
+final hidden states are kept in between; logits are made of both for a few positions at a time.
 """
 
 from __future__ import annotations
@@ -187,25 +187,32 @@ def _require_own_logits(base: Base, head: _Head, row: Tensor) -> None:
     error = (head(_hidden(base, row)) - own).norm() / own.norm()
     if not error < _OTHER_HEAD and bool(own.isfinite().all()):
         raise ModelError(
-            f"The logits of {type(base.model).__name__} differ by {float(error):.1%} from those of its output embedding "
-            "on its last hidden state. Something else scales or shifts them, so side effects would be wrong."
+            f"The logits of {type(base.model).__name__} differ by {float(error):.1%} from those that its output "
+            "embedding makes of its last hidden state. Something else scales or shifts them, so side effects would be "
+            "wrong. Measure them on a model of another family."
         )
 
 
 def _answers(base: Base, measured_with: Yardstick) -> tuple[tuple[int, ...], ...]:
-    """The first tokens of the greedy answer to each near miss."""
-    longest = max(map(len, measured_with.values), default=0)
+    """The greedy answer to each near miss, as far as it may matter: one token, or as many as the longest value has."""
+    longest, asked = max(map(len, measured_with.values), default=0), measured_with.near_misses
     if not longest:
         return ()
-    asked = [
-        EncodedFact(fact.id, (*fact.ids, *[0] * longest), fact.prompt_length) for fact in measured_with.near_misses
-    ]
-    decoded = greedy(base, asked, range(len(asked)))
-    return tuple(decoded[row].emitted for row in range(len(asked)))
+    answers = _greedy(base, asked, range(len(asked)), 1)
+    first_tokens = {value[0] for value in measured_with.values}
+    promising = [row for row, answer in answers.items() if answer[0] in first_tokens]
+    answers |= _greedy(base, asked, promising, longest)
+    return tuple(answers[row] for row in range(len(asked)))
+
+
+def _greedy(base: Base, asked: Sequence[EncodedFact], rows: Sequence[int], tokens: int) -> dict[int, tuple[int, ...]]:
+    """Row -> the first tokens of its greedy answer, -1 after its end."""
+    room = [EncodedFact(fact.id, (*fact.ids, *[0] * tokens), fact.prompt_length) for fact in asked]
+    return {row: decoded.emitted for row, decoded in greedy(base, room, rows).items()}
 
 
 def _near(before: Alone, answers: Sequence[tuple[int, ...]]) -> tuple[float | None, float | None]:
-    """Share of the near misses answered with a stored value by the adapted model but not by the base, and by the base."""
+    """Shares of the near misses answered with a stored value: by the adapted model but not by the base; by the base."""
     if not answers:
         return None, None
     values = before.yardstick.values
