@@ -225,20 +225,26 @@ def train(
     trained = train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
     if asked is False or trained.status != "finished":
         return trained
-    return with_side_effects(base, trained, given or yardstick_for(base, memory_set), out)
+    measured_with = given or yardstick_for(base, memory_set)
+    return with_side_effects(base, memory_set, trained, measured_with, out)
 
 
-def with_side_effects(base: Base, trained: Trained, measured_with: Yardstick, out: StrPath | None = None) -> Trained:
+def with_side_effects(
+    base: Base, memory_set: MemorySet, trained: Trained, measured_with: Yardstick, out: StrPath | None = None
+) -> Trained:
     """An adapter that was just trained with its side effects, which are added to what was saved of it in `out`."""
     from memlaw.adapter.info import record_side_effects
+    from memlaw.diagnosis.measure import measure
     from memlaw.diagnosis.side_effects import alone
     from memlaw.diagnosis.side_effects import side_effects as compare
 
     before = alone(base, measured_with)
     with trained.attached(base.model):
         effects = compare(base, before)
-    if out is not None:
-        record_side_effects(Path(out), effects)
+        if out is not None:
+            facts = encode(memory_set, base.tokenizer, context=base.context, stops=base.stops)
+            report = measure(base, facts, decode=False)
+            record_side_effects(Path(out), effects, sum(item.margin > 0 for item in report.items))
     return replace(trained, side_effects=effects)
 
 

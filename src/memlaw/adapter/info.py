@@ -68,6 +68,8 @@ class AdapterInfo:
     curve: Curve = ()
     side_effects: SideEffects | None = None
     """What it does to the base elsewhere, if that was measured."""
+    recalled: int | None = None
+    """Facts of those trained whose every token had p > 1/2 when the side effects were measured."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,14 @@ def _fault(error: ValidationError) -> str:
     )
 
 
-def record_side_effects(directory: Path, effects: SideEffects) -> None:
-    """Add side effects to the `memlaw_adapter.json` of an adapter that memlaw saved. Raises AdapterError."""
+def record_side_effects(directory: Path, effects: SideEffects, recalled: int) -> None:
+    """Add side effects, and the facts recalled for them, to the `memlaw_adapter.json` of an adapter that memlaw saved.
+
+    Raises AdapterError.
+    """
     path = directory / INFO
     try:
-        recorded = json.loads(path.read_bytes()) | {"side_effects": to_dict(effects)}
+        recorded = json.loads(path.read_bytes()) | {"side_effects": to_dict(effects), "recalled": recalled}
         files.write(path, (json.dumps(recorded, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
     except OSError as error:
         raise AdapterError(

@@ -107,7 +107,7 @@ def train(
     if trained.status != "finished":
         raise TrainError(f"Training {trained.status}: {trained.message}. Nothing was saved.")
     if measuring.side_effects:
-        trained = with_side_effects(base, trained, given or yardstick_for(base, memory_set), out)
+        trained = with_side_effects(base, memory_set, trained, given or yardstick_for(base, memory_set), out)
     document = {
         "adapter": str(out),
         "steps": trained.steps,
