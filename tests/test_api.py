@@ -236,3 +236,50 @@ def test_the_curve_of_a_training_is_kept_with_the_adapter(model: Any, tokenizer:
     info = load_info(tmp_path / "A")
     assert info is not None
     assert info.curve == tuple(shares)
+
+
+class TestSideEffects:
+    """What a training cost: of a saved adapter, of one in memory, of a PEFT model and of a merged one."""
+
+    def test_of_one_adapter_they_are_the_same_in_every_form(self, model: Any, tokenizer: Any, tmp_path: Path) -> None:
+        before = state_of(model)
+        trained = memlaw.train(model, tokenizer, FACTS, rank=4, steps=20, out=tmp_path / "A", side_effects=True)
+        effects = trained.side_effects
+        assert effects is not None
+        assert effects.kl > 0
+        info = load_info(tmp_path / "A")
+        assert info is not None
+        assert info.side_effects == effects
+        saved = memlaw.side_effects(model, tokenizer, FACTS, adapter=tmp_path / "A")
+        in_memory = memlaw.side_effects(model, tokenizer, FACTS, adapter=trained)
+        assert all(torch.equal(before[name], tensor) for name, tensor in state_of(model).items())
+        neutral = tmp_path / "neutral.txt"
+        neutral.write_text("A text about nothing in particular. " * 30)
+        with_adapter = memlaw.side_effects(model, tokenizer, FACTS, adapter=trained, neutral=neutral)
+        tuned = PeftModel.from_pretrained(model, str(tmp_path / "A"))
+        live = memlaw.side_effects(tuned, tokenizer, FACTS, neutral=neutral)
+        merged = memlaw.side_effects(tuned.merge_and_unload(), tokenizer, FACTS, base=tiny.model(), neutral=neutral)
+        for found, expected in ((saved, effects), (in_memory, effects), (live, with_adapter), (merged, with_adapter)):
+            assert found.loss_difference == pytest.approx(expected.loss_difference, abs=1e-4)
+            assert found.kl == pytest.approx(expected.kl, rel=1e-3, abs=1e-6)
+            assert found.near_misses == expected.near_misses
+
+    def test_train_measures_them_only_if_asked(self, model: Any, tokenizer: Any) -> None:
+        assert memlaw.train(model, tokenizer, FACTS, rank=1, steps=2).side_effects is None
+
+    def test_on_a_neutral_text_that_is_checked_first(self, model: Any, tokenizer: Any, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="nowhere"):
+            memlaw.train(
+                model, tokenizer, FACTS, rank=1, steps=2, out=tmp_path / "A", side_effects=tmp_path / "nowhere"
+            )
+        assert not (tmp_path / "A").exists()
+        (tmp_path / "neutral.txt").write_text("A text about nothing in particular. " * 30)
+        trained = memlaw.train(model, tokenizer, FACTS, rank=1, steps=2, side_effects=tmp_path / "neutral.txt")
+        assert trained.side_effects is not None
+        assert set(trained.side_effects.texts) == {"file"}
+
+    def test_there_must_be_one_thing_to_compare(self, model: Any, tokenizer: Any) -> None:
+        with pytest.raises(ConfigError, match="here is none.*base=..."):
+            memlaw.side_effects(model, tokenizer, FACTS)
+        with pytest.raises(ConfigError, match="here are several"):
+            memlaw.side_effects(model, tokenizer, FACTS, adapter="a", base=model)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from memlaw.api import plan as plan
     from memlaw.api import probe as probe
     from memlaw.api import recall as recall
+    from memlaw.api import side_effects as side_effects
     from memlaw.api import train as train
     from memlaw.core.config import Execution as Execution
     from memlaw.core.config import TrainConfig as TrainConfig
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from memlaw.core.points import Estimate as Estimate
     from memlaw.core.points import LawPoint as LawPoint
     from memlaw.core.recall import RecallReport as RecallReport
+    from memlaw.core.side_effects import SideEffects as SideEffects
     from memlaw.data import read as read
     from memlaw.law import LawFit as LawFit
     from memlaw.law import fit_law as fit_law
@@ -43,6 +45,7 @@ _HOMES = {
     "MemlawError": "memlaw.core.errors",
     "MemorySet": "memlaw.core.facts",
     "RecallReport": "memlaw.core.recall",
+    "SideEffects": "memlaw.core.side_effects",
     "TrainConfig": "memlaw.core.config",
     "advise": "memlaw.api",
     "check": "memlaw.api",
@@ -54,6 +57,7 @@ _HOMES = {
     "probe": "memlaw.api",
     "read": "memlaw.data",
     "recall": "memlaw.api",
+    "side_effects": "memlaw.api",
     "train": "memlaw.api",
 }
 

@@ -1,4 +1,4 @@
-"""The Python API: plan, check, train, recall, advise and probe, on a model and tokenizer that are already in memory.
+"""The Python API: plan, check, train, recall, side effects, advise and probe, on a model and tokenizer in memory.
 
 Each function is a few lines over the rooms; read them as examples of how the parts fit together. They import what they
 need when they are called, so that a plan from a model's files loads no torch.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from memlaw.core.config import UNTIL_RECALLED, Execution
 from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.facts import EncodedFact, MemorySet
 from memlaw.core.recall import RecallReport
+from memlaw.core.side_effects import SideEffects
 from memlaw.data import border_merges, encode, read, target_tokens
 from memlaw.data.tasks import SPEC_PREFIX
 from memlaw.diagnosis.findings import SEVERITIES, CheckReport, Finding
@@ -29,6 +30,7 @@ from memlaw.planning.library import FOLDER, KnownLaw, LawChooser, library
 if TYPE_CHECKING:
     from memlaw.adapter.faults import Allow
     from memlaw.data.load import Facts
+    from memlaw.diagnosis.side_effects import Alone, Yardstick
     from memlaw.law import LawFit
     from memlaw.model.base import Base
     from memlaw.planning.advice import Advice, History
@@ -203,6 +205,8 @@ def train(
         config: a TrainConfig that the fields change; by default the settings of `memlaw train`.
         execution: an Execution, which changes time and memory but not the result.
         on_step: a function that is called with a StackProgress after every step.
+        side_effects: True to measure them afterwards as well (`memlaw.side_effects`), into `Trained.side_effects` and
+            `memlaw_adapter.json`; or the path of a neutral text to measure them on.
 
     Raises AdapterError, ConfigError, DataError.
     """
@@ -212,10 +216,43 @@ def train(
 
     execution: Execution | None = options.pop("execution", None)
     on_step = options.pop("on_step", None)
+    asked: bool | StrPath = options.pop("side_effects", False)
     config = replace(options.pop("config", None) or UNTIL_RECALLED, **options)
     base, memory_set = _wrap(model, tokenizer, facts)
     run = Run(rank, placement_on(placement, model), config)
-    return train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
+    neutral = None if isinstance(asked, bool) else Path(asked)
+    given = None if neutral is None else yardstick_for(base, memory_set, neutral)  # refused now, not after the training
+    trained = train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
+    if asked is False or trained.status != "finished":
+        return trained
+    measured_with = given or yardstick_for(base, memory_set)
+    return with_side_effects(base, memory_set, trained, measured_with, out)
+
+
+def with_side_effects(
+    base: Base, memory_set: MemorySet, trained: Trained, measured_with: Yardstick, out: StrPath | None = None
+) -> Trained:
+    """An adapter that was just trained with its side effects, which are added to what was saved of it in `out`."""
+    from memlaw.adapter.info import record_side_effects
+    from memlaw.diagnosis.measure import measure
+    from memlaw.diagnosis.side_effects import alone
+    from memlaw.diagnosis.side_effects import side_effects as compare
+
+    before = alone(base, measured_with)
+    with trained.attached(base.model):
+        effects = compare(base, before)
+        if out is not None:
+            facts = encode(memory_set, base.tokenizer, context=base.context, stops=base.stops)
+            report = measure(base, facts, decode=False)
+            record_side_effects(Path(out), effects, sum(item.margin > 0 for item in report.items))
+    return replace(trained, side_effects=effects)
+
+
+def yardstick_for(base: Base, memory_set: MemorySet, neutral: StrPath | None = None) -> Yardstick:
+    """What to measure the side effects of adapters with that store `memory_set`; nothing may be attached to `base`."""
+    from memlaw.diagnosis.side_effects import yardstick
+
+    return yardstick(base, memory_set, neutral=None if neutral is None else Path(neutral))
 
 
 def recall(
@@ -248,6 +285,82 @@ def recall(
     for sentence in other_prompts(memory_set, adapter, report):
         warnings.warn(sentence, stacklevel=2)
     return report
+
+
+class SideEffectOptions(AllowOptions, total=False):
+    """Keywords of `side_effects`."""
+
+    adapter: StrPath | Trained | None
+    """The adapter: a directory, or what `train` returned. Not for a PEFT or merged model, which holds its own."""
+    base: Any
+    """The model that a merged model is compared with."""
+    neutral: StrPath | None
+    """A file of plain text to compare on; by default text sampled from the base, and a page of prose."""
+
+
+def side_effects(model: Any, tokenizer: Any, facts: Facts, **options: Unpack[SideEffectOptions]) -> SideEffects:
+    """What did it cost? How an adapter that stores `facts` changes its base on neutral text and on near misses.
+
+        memlaw.side_effects(model, tokenizer, facts, adapter="adapter").loss_difference
+
+    `model` is the base that `adapter` belongs to, a PEFT model, which is compared with itself without its adapter, or a
+    merged model with its `base`. Near misses are prompts shaped like those of `facts` that were not stored. Afterwards
+    `model` is bit-identical to what it was. `options` are those of SideEffectOptions: adapter, base, neutral,
+    allow_partial, allow_other_base. Raises AdapterError; ConfigError if nothing says what to compare; DataError for a
+    neutral text shorter than a window; ModelError.
+    """
+    from memlaw.diagnosis.side_effects import side_effects as compare
+
+    base, memory_set = _wrap(model, tokenizer, facts)
+    adapter, neutral = options.get("adapter"), options.get("neutral")
+    allow = options.get("allow_partial", False), options.get("allow_other_base", False)
+    before = model_without(base, memory_set, adapter=adapter, without=options.get("base"), neutral=neutral)
+    with nullcontext() if adapter is None else _attached(base, adapter, *allow):
+        return compare(base, before)
+
+
+def model_without(
+    base: Base,
+    memory_set: MemorySet,
+    *,
+    adapter: StrPath | Trained | None = None,
+    without: Any = None,
+    neutral: StrPath | None = None,
+) -> Alone:
+    """The half of `side_effects` before `adapter` is attached: `base` itself, or the model `without` what was merged.
+
+    Raises ConfigError unless exactly one of them, or a PEFT model, says what the model is to be compared with.
+    """
+    from memlaw.diagnosis.side_effects import alone
+    from memlaw.model.base import wrap
+
+    peft_model = getattr(base.model, "active_peft_config", None) is not None
+    ways = sum((adapter is not None, without is not None, peft_model))
+    if ways != 1:
+        raise ConfigError(
+            f"Side effects compare a model with its base, and here {'is none' if ways == 0 else 'are several'}. Give "
+            "one of these: an adapter (--adapter), a PEFT model or, for a merged model, the one it was made from: "
+            "base=... (--base)."
+        )
+    bare = base if without is None else wrap(without, base.tokenizer)
+    with base.model.disable_adapter() if peft_model else nullcontext():
+        return alone(bare, yardstick_for(bare, memory_set, neutral))
+
+
+@contextmanager
+def _attached(base: Base, adapter: StrPath | Trained, partial_too: bool, other_base_too: bool) -> Iterator[None]:
+    """The base with a saved adapter, whose allowed faults are warnings, or with one just trained."""
+    from memlaw.adapter.faults import Allow
+    from memlaw.adapter.peft import attach
+
+    if not isinstance(adapter, str | os.PathLike):
+        with adapter.attached(base.model):
+            yield
+        return
+    with attach(base, Path(adapter), Allow(partial_too, other_base_too)) as faults:
+        for fault in faults:
+            warnings.warn(fault.message, stacklevel=5)
+        yield
 
 
 def trained_on(memory_set: MemorySet, adapter: StrPath | None) -> bool | None:

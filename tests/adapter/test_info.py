@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from memlaw.adapter.info import INFO, WEIGHTS, load_info, recorded_training
+from helpers.sample import EFFECTS
+from memlaw.adapter.info import INFO, WEIGHTS, load_info, record_side_effects, recorded_training
 from memlaw.core.config import TrainConfig
 from memlaw.core.errors import AdapterError
 
@@ -31,6 +32,22 @@ def test_what_was_recorded_is_read_and_what_is_unknown_is_ignored(tmp_path: Path
     assert (info.facts_fingerprint, info.train) == (None, None)
 
 
+def test_side_effects_are_added_to_what_was_recorded(tmp_path: Path) -> None:
+    before = load_info(written(tmp_path, WRITTEN | {"of a later version": {"note": 1}}))
+    assert before is not None
+    assert (before.side_effects, before.recalled) == (None, None)
+    record_side_effects(tmp_path, EFFECTS, 4)
+    assert load_info(tmp_path) == dataclasses.replace(before, side_effects=EFFECTS, recalled=4)
+    assert json.loads((tmp_path / INFO).read_text())["of a later version"] == {"note": 1}
+
+
+def test_side_effects_that_cannot_be_written_leave_the_record_as_it_was(tmp_path: Path) -> None:
+    written(tmp_path, WRITTEN)
+    with pytest.raises(AdapterError, match="cannot be written to .*elsewhere.*The adapter itself is safe"):
+        record_side_effects(tmp_path / "elsewhere", EFFECTS, 4)
+    assert json.loads((tmp_path / INFO).read_text()) == WRITTEN
+
+
 def test_an_adapter_of_another_tool_has_no_record(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS).write_bytes(b"")
     assert load_info(tmp_path) is None
@@ -46,6 +63,7 @@ def test_an_adapter_of_another_tool_has_no_record(tmp_path: Path) -> None:
         ({"scale": 1e9}, "scale: input should be less than 1000000000"),
         ({"scale": float("nan")}, "scale: input should be"),
         ({"base": None}, "base: input should be a valid string"),
+        ({"side_effects": {"kl": 1.0}}, "side_effects: field required"),
         ({"train": [1]}, "train: input should be"),
     ],
 )

@@ -188,3 +188,36 @@ def test_an_adapter_on_another_base_can_be_judged_and_the_result_says_so(
     assert "was trained on another base" in ran.document["adapter_faults"][0]
     checked = run("check", facts, "--model", other, "--adapter", adapter, "--allow-other-base", "--json").document
     assert ("warning", "adapter-of-another-base") in {(f["severity"], f["code"]) for f in checked["findings"]}
+
+
+class TestSideEffects:
+    """Asked for, they are measured beside the recall."""
+
+    def test_they_are_in_the_document_as_described_and_printed(
+        self, run: Run, model: Path, facts: Path, adapter: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "neutral.txt").write_text("A text about nothing in particular. " * 30)
+        asked = ("recall", facts, "--model", model, "--adapter", adapter, "--side-effects")
+        document = run(*asked, "--neutral", tmp_path / "neutral.txt", "--json").document
+        TypeAdapter(RecallDocument).validate_json(json.dumps(document), strict=True)
+        assert document["side_effects"]["texts"] == {"file": document["side_effects"]["loss_difference"]}
+        assert "next-token choices unchanged" in " ".join(run(*asked).out.split())
+
+    def test_without_them_the_document_says_null(self, run: Run, model: Path, facts: Path, adapter: Path) -> None:
+        assert run("recall", facts, "--model", model, "--adapter", adapter, "--json").document["side_effects"] is None
+
+    def test_a_merged_model_needs_its_base(self, run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+        merged = saved_model(tmp_path / "merged", seed=1)
+        asked = ("recall", facts, "--model", merged, "--side-effects")
+        assert_refused(run(*asked), "compare a model with its base, and here is none", "(--base)")
+        assert run(*asked, "--base", model, "--json").document["side_effects"]["kl"] > 0
+        assert (
+            run("recall", facts, "--model", model, "--side-effects", "--base", model, "--json").document[
+                "side_effects"
+            ]["kl"]
+            == 0
+        )
+
+    def test_options_without_effect_are_refused(self, run: Run, model: Path, facts: Path) -> None:
+        for option in ("--neutral", "--base"):
+            assert_refused(run("recall", facts, "--model", model, option, "x"), f"{option} is for side effects")

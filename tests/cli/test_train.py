@@ -224,3 +224,42 @@ def test_the_summary_says_how_training_ended() -> None:
     assert told.endswith("nats per token; every target token is ordered with a margin of at least 0.1 nats.")
     assert words(train_lines(trained(steps=400), Path("A"))).endswith("; every target token is ordered.")
     assert words(train_lines(trained(steps=1), Path("A"))).endswith("; some target tokens are still stubborn.")
+
+
+class TestSideEffects:
+    """They are measured by default, printed, and kept beside the adapter."""
+
+    def arguments(self, facts: Path, model: Path, out: Path) -> tuple[object, ...]:
+        return ("train", facts, "--model", model, "--rank", 16, "--out", out)
+
+    def test_they_are_printed_in_the_document_and_in_the_record(
+        self, run: Run, model: Path, facts: Path, tmp_path: Path
+    ) -> None:
+        document = run(*self.arguments(facts, model, tmp_path / "A"), "--json").document
+        effects = document["side_effects"]
+        assert effects["loss_difference"] != 0
+        assert effects["kl"] > 0
+        assert effects["top1_agreement"] < 1
+        assert set(effects["texts"]) == {"sampled", "prose"}
+        recorded = json.loads((tmp_path / "A" / "memlaw_adapter.json").read_text())
+        assert recorded["side_effects"] == effects
+        assert recorded["recalled"] == 4
+        shown = run(*self.arguments(facts, model, tmp_path / "B")).out
+        assert f"Side effects: {effects['loss_difference']:+.3f} nats a token on neutral text" in shown
+        recalled = run("recall", facts, "--model", model, "--adapter", tmp_path / "A", "--side-effects", "--json")
+        assert recalled.document["side_effects"]["kl"] == pytest.approx(effects["kl"], rel=1e-3)
+
+    def test_they_can_be_left_out(self, run: Run, model: Path, facts: Path, tmp_path: Path) -> None:
+        document = run(*self.arguments(facts, model, tmp_path / "A"), "--no-side-effects", "--json").document
+        assert document["side_effects"] is None
+        assert "side_effects" not in json.loads((tmp_path / "A" / "memlaw_adapter.json").read_text())
+
+    def test_a_neutral_text_that_is_too_short_is_refused_before_the_training(
+        self, run: Run, model: Path, facts: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "short.txt").write_text("too short")
+        ran = run(*self.arguments(facts, model, tmp_path / "A"), "--neutral", tmp_path / "short.txt")
+        assert_refused(ran, "has 9 tokens under this tokenizer", "windows of 127")
+        assert not (tmp_path / "A").exists()
+        contradiction = run(*self.arguments(facts, model, tmp_path / "A"), "--neutral", "x", "--no-side-effects")
+        assert_refused(contradiction, "give one of the two")

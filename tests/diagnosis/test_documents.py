@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,10 +10,16 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from helpers.paths import ROOT
-from helpers.sample import recall
+from helpers.sample import EFFECTS, recall
 from helpers.verdicts import judge, measurements
 from memlaw.core.errors import ConfigError, DataError
-from memlaw.diagnosis.documents import RecallDocument, report_from_dict, report_schema, report_to_dict
+from memlaw.diagnosis.documents import (
+    RecallDocument,
+    report_from_dict,
+    report_schema,
+    report_to_dict,
+    side_effects_from_dict,
+)
 
 
 def test_the_schema_in_the_documentation_is_that_of_the_code():
@@ -64,6 +71,7 @@ def test_the_document_has_the_keys_others_rely_on():
     document = report_to_dict(recall({"a": [0.1, 0.9]}))
     contract = {"records", "tokens", "acc_em", "acc_token", "certified", "ordered", "min_margin", "items"}
     more = {"mean_loss", "tolerance", "rounding", "dtype", "schema", "patterns", "advice", "texts", "same_facts"}
+    more.add("side_effects")
     assert document.keys() == contract | more
     item = {"id", "length", "exact", "certified", "margin", "earliest_stubborn", "first_failure"}
     item |= {"edits", "one_token_short", "log_p", "expected_tokens", "reason", "why"}
@@ -74,6 +82,29 @@ def test_the_document_has_the_keys_others_rely_on():
     assert (document["items"][0]["earliest_stubborn"], document["items"][0]["first_failure"]) == (1, 1)
     short = report_to_dict(recall({"a": [0.1, 0.9]}), per_token=False)
     assert short["items"][0].keys() == item
+
+
+@pytest.mark.parametrize(
+    "effects", [EFFECTS, replace(EFFECTS, near_miss=None, near_misses=0, near_miss_base=None), None]
+)
+def test_side_effects_survive_the_file(effects):
+    document = json.loads(json.dumps(report_to_dict(recall({"a": [0.1]}), side_effects=effects), allow_nan=False))
+    assert side_effects_from_dict(document) == effects
+    assert report_from_dict(document) == recall({"a": [0.1]})
+
+
+def test_a_file_of_an_earlier_version_has_no_side_effects():
+    document = report_to_dict(recall({"a": [0.1]}))
+    del document["side_effects"]
+    assert side_effects_from_dict(document) is None
+
+
+@pytest.mark.parametrize("change", [{"kl": "much"}, {"kl": None}, {"texts": [1]}])
+def test_side_effects_that_were_changed_are_refused(change):
+    document = report_to_dict(recall({"a": [0.1]}), side_effects=EFFECTS)
+    document["side_effects"] |= change
+    with pytest.raises(DataError, match="side effects in this file cannot be read"):
+        side_effects_from_dict(document)
 
 
 def test_positions_that_do_not_exist_are_null():

@@ -11,7 +11,10 @@ from memlaw.core.config import TrainConfig
 from memlaw.core.facts import EncodedFact
 from memlaw.core.points import LawPoint
 from memlaw.core.recall import LN2, RecallReport, TokenRecall
+from memlaw.core.side_effects import SideEffects
 from memlaw.diagnosis.verdicts import diagnose
+
+EFFECTS = SideEffects(0.02, 3.1, 0.03, 0.98, 3578, {"sampled": 0.01, "prose": 0.04}, 0.25, 8, 0.0)
 
 
 class PowerLaw:

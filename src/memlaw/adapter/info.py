@@ -1,7 +1,8 @@
-"""What memlaw records beside an adapter: `memlaw_adapter.json`, read and checked. No torch."""
+"""What memlaw records beside an adapter: `memlaw_adapter.json`, read, checked and added to. No torch."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from memlaw.core import files
+from memlaw.core.canonical import to_dict
 from memlaw.core.config import TrainConfig
 from memlaw.core.errors import AdapterError, ConfigError
 from memlaw.core.settings import split_unknown
+from memlaw.core.side_effects import SideEffects
 
 INFO = "memlaw_adapter.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -62,6 +66,10 @@ class AdapterInfo:
     train: Mapping[str, Any] | None = None
     """Fields of TrainConfig; `recorded_training` reads them."""
     curve: Curve = ()
+    side_effects: SideEffects | None = None
+    """What it does to the base elsewhere, if that was measured."""
+    recalled: int | None = None
+    """Facts of those trained whose every token had p > 1/2 when the side effects were measured."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,21 @@ def _fault(error: ValidationError) -> str:
         f"is not a file that memlaw writes beside an adapter ({name}{problem['msg'].lower()}): it was damaged or made "
         "by another tool. Train the adapter again; one that PEFT saved is loaded without this file."
     )
+
+
+def record_side_effects(directory: Path, effects: SideEffects, recalled: int) -> None:
+    """Add side effects, and the facts recalled for them, to the `memlaw_adapter.json` of an adapter that memlaw saved.
+
+    Raises AdapterError.
+    """
+    path = directory / INFO
+    try:
+        recorded = json.loads(path.read_bytes()) | {"side_effects": to_dict(effects), "recalled": recalled}
+        files.write(path, (json.dumps(recorded, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise AdapterError(
+            f"The side effects cannot be written to {path}: {error.strerror or error}. The adapter itself is safe."
+        ) from error
 
 
 def recorded_training(info: AdapterInfo) -> tuple[TrainConfig | None, list[str]]:

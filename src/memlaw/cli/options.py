@@ -174,6 +174,14 @@ Placement = Annotated[
     ),
 ]
 
+Neutral = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Plain text to measure side effects on.  [default: text sampled from the model, and a page of prose]",
+    ),
+]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 
 Laws = Annotated[

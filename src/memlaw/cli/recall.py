@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memlaw.cli.options import Allowed, AsJson, Inputs, Laws, ShowText
+from memlaw.cli.options import Allowed, AsJson, Inputs, Laws, Neutral, ShowText
 from memlaw.cli.output import SHOWN, aligned_rows, counted, emit, note, paragraph, printable
 from memlaw.core.canonical import canonical_json
+from memlaw.core.errors import ConfigError
 from memlaw.core.recall import RecallReport
+from memlaw.core.side_effects import SideEffects, sentence
 
 if TYPE_CHECKING:
     from memlaw.core.facts import MemorySet
     from memlaw.core.recall import RecordRecall
     from memlaw.diagnosis.patterns import Patterns
+    from memlaw.diagnosis.side_effects import Alone
     from memlaw.model.base import Base
 
 
@@ -31,6 +34,20 @@ class RecallOptions:
     ] = None
     decode: Annotated[bool, typer.Option("--decode", help="Decode greedily as well, as certificates require.")] = False
     laws: Laws = None
+    side_effects: Annotated[
+        bool, typer.Option("--side-effects", help="Measure what the adapter changes elsewhere as well.")
+    ] = False
+    neutral: Neutral = None
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="For side effects of a merged model: the model it was made from."),
+    ] = None
+
+    def check(self) -> None:
+        """Raise ConfigError for options that would have no effect."""
+        if not self.side_effects and (self.neutral is not None or self.base is not None):
+            option = "--base" if self.neutral is None else "--neutral"
+            raise ConfigError(f"{option} is for side effects, which are not measured: add --side-effects.")
 
 
 def recall(
@@ -54,29 +71,43 @@ def recall(
     from memlaw.data.spelling import changed_facts, changed_warning
     from memlaw.diagnosis.documents import report_to_dict
     from memlaw.diagnosis.measure import measure, token_texts
+    from memlaw.diagnosis.side_effects import side_effects
 
+    options.check()
     base, memory_set, facts = inputs.load()
     if changed := changed_facts(base, facts):
         note(f"Warning: {changed_warning(changed, len(facts))}")
+    before = _before(base, memory_set, options, inputs) if options.side_effects else None
     allow = Allow(partial=allowed.allow_partial, other_base=allowed.allow_other_base)
     with nullcontext(()) if options.adapter is None else attach(base, options.adapter, allow) as faults:
         cautions = [fault.message for fault in faults]
         for caution in cautions:
             note(f"Warning: {caution}")
         report = measure(base, facts, decode=options.decode, explain=True)
-    for sentence in other_prompts(memory_set, options.adapter, report):
-        note(f"Warning: {sentence}")
+        effects = None if before is None else side_effects(base, before)
+    for caution in other_prompts(memory_set, options.adapter, report):
+        note(f"Warning: {caution}")
     advice = _advice(base, memory_set, report, options.adapter, options.laws)
     document = report_to_dict(
         report,
         texts=token_texts(base, facts) if show_text else None,
         advice=advice,
         same_facts=trained_on(memory_set, options.adapter),
+        side_effects=effects,
     )
     document["adapter_faults"] = cautions
     if out is not None:
         write_text(out, canonical_json(document), private=show_text)
-    emit(as_json, document, recall_lines(report, advice))
+    emit(as_json, document, recall_lines(report, advice, effects))
+
+
+def _before(base: Base, memory_set: MemorySet, options: RecallOptions, inputs: Inputs) -> Alone:
+    """What the model is compared with: itself without the adapter, or the base that it was merged into."""
+    from memlaw.api import model_without
+    from memlaw.model.base import load
+
+    bare = None if options.base is None else load(options.base, dtype=inputs.dtype, device=inputs.device).model
+    return model_without(base, memory_set, adapter=options.adapter, without=bare, neutral=options.neutral)
 
 
 def _advice(
@@ -90,8 +121,8 @@ def _advice(
     return [str(advice) for advice in advise_on(base, memory_set, report, adapter=adapter, laws=laws)]
 
 
-def recall_lines(report: RecallReport, advice: Sequence[str] = ()) -> Iterator[str]:
-    """The diagnosis as printed, followed by `advice`, sentences on what to do next."""
+def recall_lines(report: RecallReport, advice: Sequence[str] = (), effects: SideEffects | None = None) -> Iterator[str]:
+    """The diagnosis as printed, followed by side effects and `advice`, sentences on what to do next."""
     from memlaw.diagnosis.patterns import patterns
     from memlaw.diagnosis.verdicts import stubborn_counts, worst
 
@@ -110,9 +141,12 @@ def recall_lines(report: RecallReport, advice: Sequence[str] = ()) -> Iterator[s
         yield from aligned_rows({printable(item.id): _failure(item, stubborn[item.id]) for item in listed})
     if len(failing) > SHOWN:
         yield f"  ... and {len(failing) - SHOWN:,} more"
-    for sentence in advice:
+    if effects is not None:
         yield ""
-        yield from paragraph(sentence)
+        yield from paragraph(sentence(effects))
+    for advised in advice:
+        yield ""
+        yield from paragraph(advised)
 
 
 def _verbatim(report: RecallReport) -> dict[str, str]:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memlaw.cli.options import AsJson, ExecutionOptions, Inputs, Placement
+from memlaw.cli.options import AsJson, ExecutionOptions, Inputs, Neutral, Placement
 from memlaw.cli.output import counted, emit, note
 from memlaw.cli.records import setting
+from memlaw.core.canonical import to_dict
 from memlaw.core.config import PRESETS, Method, TrainConfig, Until
 from memlaw.core.errors import ConfigError, TrainError
+from memlaw.core.side_effects import sentence
 
 if TYPE_CHECKING:
     from memlaw.training.result import Trained
@@ -55,31 +57,57 @@ class TrainingOptions:
         return replace(PRESETS[self.preset], **given)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasuringOptions:
+    """What is measured once it is trained."""
+
+    side_effects: Annotated[
+        bool,
+        typer.Option(
+            "--side-effects/--no-side-effects", help="Measure what the adapter changes elsewhere.  [default: yes]"
+        ),
+    ] = True
+    neutral: Neutral = None
+
+    def check(self) -> None:
+        """Raise ConfigError for options that contradict each other."""
+        if self.neutral is not None and not self.side_effects:
+            raise ConfigError("--neutral is for side effects, which --no-side-effects leaves out: give one of the two.")
+
+
 def train(
     *,
     adapter: NewAdapter,
     training: TrainingOptions,
+    measuring: MeasuringOptions,
     options: ExecutionOptions,
     inputs: Inputs,
     as_json: AsJson = False,
 ) -> None:
     """Make it stick: train an adapter that recalls DATA verbatim."""
     from memlaw.adapter.on_model import placement_on
+    from memlaw.api import with_side_effects, yardstick_for
     from memlaw.cli.progress import training_bar
     from memlaw.training.adapter import train_adapter
     from memlaw.training.run import Run
 
+    measuring.check()
     rank, out, config, execution = adapter.rank, adapter.out, training.config(), options.execution()
     base = inputs.load_base()
     memory_set = inputs.load_facts(base)
     where = placement_on(adapter.placement, base.model)
     if where.caution:
         note(where.caution)
+    given = None
+    if measuring.side_effects and measuring.neutral is not None:  # an error in it must not come after the training
+        given = yardstick_for(base, memory_set, measuring.neutral)
     with training_bar(f"rank {rank}") as on_step:
         run = Run(rank, where, config)
         trained = train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
     if trained.status != "finished":
         raise TrainError(f"Training {trained.status}: {trained.message}. Nothing was saved.")
+    if measuring.side_effects:
+        trained = with_side_effects(base, memory_set, trained, given or yardstick_for(base, memory_set), out)
     document = {
         "adapter": str(out),
         "steps": trained.steps,
@@ -91,6 +119,7 @@ def train(
         "rank": rank,
         "placement": str(where),
         "parameters": trained.parameters,
+        "side_effects": None if trained.side_effects is None else to_dict(trained.side_effects),
     }
     emit(as_json, document, train_lines(trained, out))
     if trained.other_text:
@@ -118,3 +147,5 @@ def train_lines(trained: Trained, out: Path) -> Iterator[str]:
         f"{counted(trained.steps, 'step')} in {trained.seconds:.0f} s, loss {trained.loss_init:.3f} -> "
         f"{trained.loss_final:.4f} nats per token; {ended}."
     )
+    if trained.side_effects is not None:
+        yield sentence(trained.side_effects)

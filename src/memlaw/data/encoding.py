@@ -28,7 +28,7 @@ def encode(
     Raises DataError for a prompt or target without tokens, a missing end-of-sequence token, a fact longer than the
     context, and facts that require different tokens after the same tokens.
     """
-    bos = _leading_bos(tokenizer)
+    bos = leading_bos(tokenizer)
     stops = stop_ids(tokenizer, None) if stops is None else stops
     encoded = tuple(
         _encode_fact(fact, tokenizer, bos, _ending(fact, tokenizer, stops) if memory_set.eos else ())
@@ -38,6 +38,17 @@ def encode(
     if context is not None:
         check_context(encoded, context)
     return encoded
+
+
+def encode_prompts(prompts: Iterable[str], tokenizer: Tokenizer) -> tuple[EncodedFact, ...]:
+    """Encode prompts alone, as `encode` does those of facts: `ids` ends with the prompt, and no target follows.
+
+    Their ids are their numbers, from 1. Raises DataError as `encode` does.
+    """
+    bos = leading_bos(tokenizer)
+    facts = (Fact(prompt, "", str(number)) for number, prompt in enumerate(prompts, start=1))
+    encoded = ((fact, _encode_prompt(fact, tokenizer, bos)) for fact in facts)
+    return tuple(EncodedFact(fact.id, ids, len(ids)) for fact, ids in encoded)
 
 
 def stored_fingerprint(memory_set: MemorySet, tokenizer: Tokenizer, stops: Sequence[int]) -> str:
@@ -111,7 +122,7 @@ def take(encoded: Sequence[EncodedFact], length: int) -> tuple[EncodedFact, ...]
     return tuple(encoded[:count])
 
 
-def _leading_bos(tokenizer: Tokenizer) -> tuple[int, ...]:
+def leading_bos(tokenizer: Tokenizer) -> tuple[int, ...]:
     """(BOS,) if the tokenizer puts one before the empty text, else ()."""
     bos = tokenizer.bos_token_id
     start = tokenizer.encode("", add_special_tokens=True, verbose=False)[:1]
@@ -149,6 +160,18 @@ def _ending(fact: Fact, tokenizer: Tokenizer, stops: Sequence[int]) -> tuple[int
 
 
 def _encode_fact(fact: Fact, tokenizer: Tokenizer, bos: tuple[int, ...], ending: tuple[int, ...]) -> EncodedFact:
+    prompt = _encode_prompt(fact, tokenizer, bos)
+    target = fact.target_ids if fact.target_ids is not None else token_ids(tokenizer, fact.target)
+    if not target:
+        raise DataError(
+            f"The target of {_name(fact)} has no tokens under this tokenizer, so there is nothing to recall. Use "
+            "characters that the tokenizer knows."
+        )
+    text = fact.target + _before_end(fact, tokenizer, ending) if fact.target_ids is None else None
+    return EncodedFact(id=fact.id, ids=prompt + target + ending, prompt_length=len(prompt), text=text)
+
+
+def _encode_prompt(fact: Fact, tokenizer: Tokenizer, bos: tuple[int, ...]) -> tuple[int, ...]:
     prompt = token_ids(tokenizer, fact.prompt)
     if not prompt:
         raise DataError(
@@ -162,14 +185,7 @@ def _encode_fact(fact: Fact, tokenizer: Tokenizer, bos: tuple[int, ...], ending:
             f"The prompt of {_name(fact)} begins with the beginning-of-sequence token twice, which no model was "
             "trained on. Remove it from the text: the tokenizer adds it."
         )
-    target = fact.target_ids if fact.target_ids is not None else token_ids(tokenizer, fact.target)
-    if not target:
-        raise DataError(
-            f"The target of {_name(fact)} has no tokens under this tokenizer, so there is nothing to recall. Use "
-            "characters that the tokenizer knows."
-        )
-    text = fact.target + _before_end(fact, tokenizer, ending) if fact.target_ids is None else None
-    return EncodedFact(id=fact.id, ids=prompt + target + ending, prompt_length=len(prompt), text=text)
+    return prompt
 
 
 def _before_end(fact: Fact, tokenizer: Any, ending: tuple[int, ...]) -> str:

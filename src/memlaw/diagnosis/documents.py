@@ -9,8 +9,9 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError, with_config
 
 from memlaw.core.canonical import canonical_json, to_dict
-from memlaw.core.errors import DataError
+from memlaw.core.errors import DataError, first_line
 from memlaw.core.recall import RecallReport, RecordRecall, TokenRecall
+from memlaw.core.side_effects import SideEffects
 from memlaw.diagnosis.patterns import Correlation, LossBand, Patterns, patterns
 from memlaw.diagnosis.verdicts import check, judge, total
 
@@ -35,14 +36,17 @@ class RecallDocument(RecallReport):
     """What to do next, most promising first."""
     same_facts: bool | None
     """Whether the adapter was trained on exactly these facts; null without an adapter, or where it was not recorded."""
+    side_effects: SideEffects | None
+    """What the adapter changes elsewhere; null without --side-effects."""
     texts: dict[str, tuple[str, ...]] | None
     """Record id -> its target tokens as text; null without --show-text, since targets are sensitive."""
 
 
-for _kind in (RecallDocument, RecallReport, RecordRecall, TokenRecall, Patterns, Correlation, LossBand):
+for _kind in (RecallDocument, RecallReport, RecordRecall, TokenRecall, SideEffects, Patterns, Correlation, LossBand):
     with_config(use_attribute_docstrings=True)(_kind)  # the string under a field becomes its description in the schema
 
 _REPORT = TypeAdapter(RecallReport)
+_EFFECTS = TypeAdapter(SideEffects | None)
 
 
 def report_to_dict(
@@ -52,6 +56,7 @@ def report_to_dict(
     advice: Sequence[str] = (),
     texts: Texts | None = None,
     same_facts: bool | None = None,
+    side_effects: SideEffects | None = None,
 ) -> dict[str, Any]:
     """The report as plain JSON values, under the keys of the `recall` contract, with the patterns of its failures.
 
@@ -62,6 +67,7 @@ def report_to_dict(
         "patterns": to_dict(patterns(report)),
         "advice": list(advice),
         "same_facts": same_facts,
+        "side_effects": None if side_effects is None else to_dict(side_effects),
         "texts": None if texts is None else {name: list(pieces) for name, pieces in texts.items()},
     }
     if not per_token:
@@ -98,6 +104,20 @@ def report_from_dict(document: dict[str, Any]) -> RecallReport:
     for item in stored.items:
         check(item.id, item.length, item.tokens)
     return _judged_again(stored)
+
+
+def side_effects_from_dict(document: dict[str, Any]) -> SideEffects | None:
+    """The side effects in a document of `report_to_dict`, or in a record of an adapter; None if not measured.
+
+    Raises DataError for numbers that are missing or of the wrong type.
+    """
+    try:
+        return _EFFECTS.validate_json(canonical_json(document.get("side_effects")), strict=True)
+    except (ValidationError, TypeError, ValueError) as error:
+        raise DataError(
+            f"The side effects in this file cannot be read ({first_line(error)}). Measure them again with `memlaw "
+            "recall --side-effects`."
+        ) from None
 
 
 def report_schema() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import nn
 from memlaw.adapter.placement import Placement
 from memlaw.adapter.stack import AdapterStack
 from memlaw.core.config import TrainConfig
+from memlaw.core.side_effects import SideEffects
 from memlaw.training.run import Run
 
 Status = Literal["finished", "diverged", "failed"]
@@ -66,6 +67,8 @@ class Trained(Ending):
     """Ids of the facts whose tokens do not decode to their targets, so that they are never recalled verbatim."""
     curve: tuple[float | None, ...] = ()
     """Share of the target tokens with p > 1/2 at evenly spaced steps, where they were recorded (`memlaw train`)."""
+    side_effects: SideEffects | None = None
+    """What it does to the base elsewhere, if that was asked for."""
 
     @property
     def rank(self) -> int:
