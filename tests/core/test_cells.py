@@ -55,6 +55,8 @@ OTHER_TRAININGS: dict[str, Any] = {
     "scale": 1.0,
     "scaling": "lora",
     "init": "paper",
+    "optimizer": "muon",
+    "protect": 1.0,
 }
 
 

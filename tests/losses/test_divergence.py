@@ -8,7 +8,7 @@ from torch import Tensor
 
 from helpers import slow_head as reference
 from losses.test_head_pass import KINDS, SMALL, case
-from memlaw.losses.divergence import divergence
+from memlaw.losses.divergence import divergence, drawn_gradient
 from memlaw.losses.head_pass import Chunk
 from memlaw.model.head import FrozenHead
 
@@ -50,3 +50,18 @@ def test_half_precision_is_summed_in_float32() -> None:
     assert found.gradient.dtype == torch.bfloat16
     kl, _ = slow(head, hidden, base)
     torch.testing.assert_close(found.kl, kl, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_drawn_gradients_have_the_second_moment_of_the_definition(kind: str) -> None:
+    """E[g g'] = J' (diag(p) - p p') J with J = dlogits/dhidden: the Fisher information of one state, many times over."""
+    head, states, _ = case(n=2, vocabulary=7, width=3, kind=kind)
+    hidden, count = states[:1] / 3, 40_000
+    logits = reference.logits(head, hidden)
+    p = logits.softmax(-1)[0]
+    jacobian = torch.autograd.functional.jacobian(lambda h: reference.logits(head, h)[0], hidden)[:, 0]
+    wanted = jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
+    drawn = drawn_gradient(head, hidden.expand(count, -1), torch.Generator().manual_seed(0))
+    error = (drawn.T @ drawn / count - wanted).norm() / wanted.norm()
+    assert error < 0.05
+    assert drawn.mean(0).norm() < 0.05 * wanted.diagonal().sum().sqrt()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from memlaw.core.canonical import digest, to_dict
-from memlaw.core.config import Number, TrainConfig, Whole
+from memlaw.core.config import Number, TrainConfig, Whole, identity
 from memlaw.core.errors import ConfigError
 
 _NO_OTHER_FIELDS = ConfigDict(extra="forbid")
@@ -46,7 +46,7 @@ class Cell:
     @property
     def key(self) -> str:
         """SHA-256 of all fields. A cell whose key is finished is never trained again and never counted twice."""
-        return digest(to_dict(self))
+        return digest(to_dict(self) | {"train": identity(self.train)})
 
 
 CellStatus = Literal["finished", "diverged", "failed"]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
+from memlaw.core.canonical import to_dict
 from memlaw.core.recall import LN2
 from memlaw.core.settings import Choose, settings
 
@@ -103,6 +104,10 @@ class Recipe(Weighting):
     """Largest gradient norm of each adapter; 0 = no clipping."""
     weight_decay: Annotated[Number, Field(ge=0), Choose("a number from 0 up")] = 0.0
     """Decoupled weight decay."""
+    protect: Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 to turn it off")] = 0.0
+    """Weight in the loss of what the adapter will cost the model on neutral text: the KL divergence from the base, in
+    nats a token, as its weights predict it. It halves 20 times over `steps`, so that facts that do not fit otherwise go
+    first in the end; 0 = no protection."""
     dropout: Annotated[Number, Field(ge=0, lt=1), Choose("a share from 0 to below 1")] = 0.0
     """Dropout on the adapter's input."""
     scale: Positive = 4.0
@@ -127,6 +132,16 @@ class TrainConfig(Recipe):
     as ot, on a growing share of the records (curriculum). They set the token weights of the loss (MemFT)."""
     seed: Seed = 42
     """Seed of the initial weights, the data order and dropout."""
+
+
+ADDED = ("optimizer", "protect")
+"""Settings that came after the first cells and adapters were trained: their defaults are what was done before."""
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """The settings that identify a training: all but the added ones that have their default, so old keys stay."""
+    values = to_dict(config)
+    return {name: value for name, value in values.items() if name not in ADDED or value != getattr(TrainConfig, name)}
 
 
 UNTIL_RECALLED = TrainConfig(method="ot", until="recalled", margin=0.1, steps=2000, batch_size=16)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from memlaw.core.canonical import to_dict
 from memlaw.core.cells import Cell
+from memlaw.core.config import identity
 from memlaw.core.facts import EncodedFact, MemorySet
 from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.journal import ProbeSpec
@@ -114,7 +115,8 @@ def _identity(cells: Sequence[Cell]) -> dict[str, Any]:
 
 def _flat(cell: Cell) -> dict[str, Any]:
     settings = to_dict(cell)
-    return {**settings.pop("train"), **settings}
+    del settings["train"]
+    return {**identity(cell.train), **settings}
 
 
 def prefixes_by_length(base: Base, memory_set: MemorySet, lengths: Sequence[int]) -> dict[int, tuple[EncodedFact, ...]]:

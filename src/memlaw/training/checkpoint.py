@@ -25,8 +25,10 @@ from memlaw.adapter.stack import AdapterStack
 from memlaw.core import files
 from memlaw.core.canonical import canonical_json, digest
 from memlaw.core.cells import ALGORITHM_VERSION
+from memlaw.core.config import identity as settings_of
 from memlaw.core.errors import ConfigError, one_line
 from memlaw.model.outline import Site
+from memlaw.model.tensor_file import sha256
 from memlaw.training.engine import Engine
 from memlaw.training.optimizers.by_name import OPTIMIZERS
 from memlaw.training.result import Ending, Trained
@@ -142,8 +144,9 @@ def identity(engine: Engine) -> str:
             "device": torch.device(engine.device).type,
             "facts": [[*fact.ids, fact.prompt_length] for fact in engine.facts],
             "sites": [[site.path for site in run.placement.sites] for run in engine.runs],
-            "runs": [[run.rank, dataclasses.asdict(run.config)] for run in engine.runs],
+            "runs": [[run.rank, settings_of(run.config)] for run in engine.runs],
             "compiled": engine.compiled,
+            **({} if engine.neutral is None else {"neutral": sha256(engine.neutral)}),
             "algorithm": ALGORITHM_VERSION,
             "torch": torch.__version__,
         }

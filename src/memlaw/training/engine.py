@@ -18,13 +18,13 @@ from memlaw.model.base import Base
 from memlaw.model.head import frozen_head
 from memlaw.model.memory import counting_saved, out_of_memory
 from memlaw.model.parts import frozen
-from memlaw.model.prefix_cache import PrefixCache
-from memlaw.model.split import Forward, split
 from memlaw.training.optimizers.by_name import OPTIMIZERS
+from memlaw.training.protection import Protection, measured, own_text
 from memlaw.training.rows import Batch, Rows
 from memlaw.training.run import Run
 from memlaw.training.state import State
 from memlaw.training.step import Part, RowOrder, Step, StepSums, dropout_mask, with_losses
+from memlaw.training.suffix import Suffix
 
 EVALUATION_TOKENS = 32768
 """Tokens in one forward of an evaluation: bounds its memory."""
@@ -37,7 +37,11 @@ class Engine:
     """
 
     def __init__(
-        self, base: Base, facts: Sequence[EncodedFact], runs: Sequence[Run], execution: Execution | None = None
+        self,
+        base: Base,
+        facts: Sequence[EncodedFact],
+        runs: Sequence[Run],
+        execution: Execution | None = None,
     ) -> None:
         execution = execution or Execution()
         self.model, self.fingerprint, self.device = base.model, base.fingerprint, base.device
@@ -48,7 +52,9 @@ class Engine:
         self.dtype = "float64" if base.dtype == "float64" else "float32"
         self.rows = Rows.from_facts(facts, base.device)
         self.head = frozen_head(base.model)
-        self._prepare_forward(base, execution)
+        self.suffix = Suffix.of_rows(base, self.sites, self.rows.ids, execution)
+        self.neutral = self._neutral(base)
+        self.protection = self._protection(base)
         self.windows = WindowState(len(runs) * len(self.rows), device=base.device)
         self.evaluation_tokens = EVALUATION_TOKENS
         self._orders = [RowOrder(len(facts), run.config) for run in runs]
@@ -57,17 +63,18 @@ class Engine:
         self._latest_parts: list[Part] = []
         self._latest_inputs: Tensor | None = None
 
-    def _prepare_forward(self, base: Base, execution: Execution) -> None:
-        """Run the layers below the first adapted one over all rows, once: no adapter changes their output."""
-        first, last, ids = self.sites[0].layer, self.sites[-1].layer, self.rows.ids
-        first_sites = [site.path for site in self.sites if site.layer == first]
-        self.forward: Forward = split(base.model, first, first_sites, ids, last)
-        if execution.compiled:
-            self.forward.compile_above()
-        if execution.prefix_cache is None:
-            self.cached = self.forward.cache(ids)
-        else:
-            self.cached = PrefixCache(execution.prefix_cache).states(base, first_sites, self.forward, ids)
+    def _neutral(self, base: Base) -> Tensor | None:
+        """The text that protected runs are to leave as it is, if there are any."""
+        texts = [run.neutral for run in self.runs if run.config.protect]
+        return (own_text(base) if texts[0] is None else texts[0]) if texts else None
+
+    def _protection(self, base: Base) -> Protection | None:
+        """What predicts the drift of these adapters, if any of them is protected."""
+        if self.neutral is None:
+            return None
+        ids = self.neutral.to(self.device)
+        suffix = Suffix.of_rows(base, self.sites, ids, Execution())
+        return measured(suffix, self.head, base.model, self.sites, ids)
 
     def start(self) -> State:
         """All adapters, untrained."""
@@ -98,14 +105,23 @@ class Engine:
             sums.gradients = [a + b for a, b in zip(sums.gradients, again.gradients, strict=True)]
             sums.weight = sums.weight + again.weight
         waiting = bool(state.settings.until_recalled.any())
+        gradients = [gradient / (sums.weight + EPS).view(-1, 1, 1) for gradient in sums.gradients]
         return Step(
-            gradients=[gradient / (sums.weight + EPS).view(-1, 1, 1) for gradient in sums.gradients],
+            gradients=self._protected(state, gradients),
             loss=sums.nll / sums.tokens,
             ordered=sums.ordered,
             tokens=sums.tokens,
             latest=with_losses(state.latest, sums.parts) if waiting else state.latest,
             windows=windows,
         )
+
+    def _protected(self, state: State, gradients: list[Tensor]) -> list[Tensor]:
+        """The gradients of the loss on the facts, with those of the weighted drift added."""
+        if self.protection is None:
+            return gradients
+        weight = state.settings.protections(state.step).to(gradients[0]).view(-1, 1, 1)
+        drift = self.protection.gradients(state.stack)
+        return [gradient + weight * own for gradient, own in zip(gradients, drift, strict=True)]
 
     def _summed(self, state: State, parts: Sequence[Part], weighing: Callable[[Batch, Tensor], Weigh]) -> StepSums:
         """sum_t w_t nll_t of each adapter, its gradient, and the other sums over a step."""
@@ -114,7 +130,7 @@ class Engine:
         for part in parts:
             drop = dropout_mask(state, part) if any(config.dropout for config in state.configs) else None
             with state.stack.attached(self.model, drop=drop):
-                hidden = self.forward(self._inputs(part)).flatten(0, 1)[part.batch.predictors]
+                hidden = self.suffix.forward(self._inputs(part)).flatten(0, 1)[part.batch.predictors]
             scored = head_pass(self.head, hidden, part.batch.targets, weighing(part.batch, hidden))
             if scored.gradient.any():  # NaN counts as well: a diverged run must not pass for a finished one
                 sums.add_gradients(torch.autograd.grad(hidden, tensors, scored.gradient))
@@ -158,13 +174,10 @@ class Engine:
     def _inputs(self, part: Part) -> Tensor:
         """Cached states [K * b, time, ...] of a part; those of an undivided step are kept for the next step."""
         if len(self._latest_parts) > 1:
-            return self._cached_of(part.batch)
+            return self.suffix.states_of(part.batch.each)
         if self._latest_inputs is None:
-            self._latest_inputs = self._cached_of(part.batch)
+            self._latest_inputs = self.suffix.states_of(part.batch.each)
         return self._latest_inputs
-
-    def _cached_of(self, batch: Batch) -> Tensor:
-        return self.cached[batch.each.to(self.cached.device)].to(self.device)
 
     @torch.no_grad()
     def evaluate(self, stack: AdapterStack | None) -> Tensor:
@@ -185,7 +198,7 @@ class Engine:
         """nll [K, b, tokens] of the target tokens of `rows` [K, b]."""
         batch = Batch.from_rows(rows, self.rows)
         with nullcontext() if stack is None else stack.attached(self.model):
-            hidden = self.forward(self._cached_of(batch)).flatten(0, 1)[batch.predictors]
+            hidden = self.suffix.hidden(batch.each).flatten(0, 1)[batch.predictors]
         return batch.padded(token_scores(self.head, hidden, batch.targets)[0])
 
     def mean(self, nll: Tensor) -> Tensor:

@@ -12,6 +12,10 @@ from memlaw.core.config import TrainConfig
 from memlaw.core.recall import LN2
 
 
+HALVINGS = 20
+"""From any useful weight down to none: by a factor of a million."""
+
+
 @dataclass(frozen=True, eq=False)
 class PerAdapter:
     """Settings of K adapters, each [K]; numbers in float64."""
@@ -28,6 +32,8 @@ class PerAdapter:
     """bool, the run ends once every token is ordered with the margin."""
     limit: Tensor
     """ln 2 - margin, in nats: every token must get below it."""
+    protect: Tensor
+    """Weight of the predicted drift at the first step."""
     clip: Tensor
     """Largest gradient norm; infinite for no clipping."""
     weight_decay: Tensor
@@ -50,12 +56,20 @@ class PerAdapter:
             fallback=each([c.rule == "fallback" for c in configs], torch.bool),
             until_recalled=each([c.until == "recalled" for c in configs], torch.bool),
             limit=each([LN2 - c.margin for c in configs]),
+            protect=each([c.protect for c in configs]),
             clip=each([c.clip or torch.inf for c in configs]),
             weight_decay=each([c.weight_decay for c in configs]),
             learning_rate=each([c.learning_rate for c in configs]),
             steps=each([c.steps for c in configs]),
             falling=each([c.schedule == "linear" for c in configs]),
         )
+
+    def protections(self, step: int) -> Tensor:
+        """Weight [K] of the drift at `step` (from 0): it halves HALVINGS times over `steps`.
+
+        A run that ends once all is recalled thus ends near the strongest protection under which the facts still fit.
+        """
+        return self.protect * torch.exp2(-HALVINGS * step / self.steps)
 
     def learning_rates(self, step: int) -> Tensor:
         """[K] at `step` (from 0)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from memlaw.adapter.placement import Placement
 from memlaw.core.config import TrainConfig
@@ -15,3 +17,5 @@ class Run:
     rank: int
     placement: Placement
     config: TrainConfig
+    neutral: Tensor | None = field(default=None, compare=False)
+    """[rows, time] ids of text that a protected adapter is to leave as it is; None: what the base writes itself."""

@@ -1,0 +1,172 @@
+"""What adapters will cost the model on neutral text, predicted from their weights alone, as a penalty on them.
+
+Close to the base, KL(base || adapted) of a token is a quadratic form: delta' F delta / 2, where delta = s x A B is what
+the adapter adds to the output of its module and F the Fisher information of the next tokens about it. With x and F
+taken as independent (K-FAC, arXiv 1503.05671), its mean over neutral text is
+
+    drift = s^2 / 2 * tr(C A B G B' A')    with C = E[x x'] [d_in, d_in] and G = E[g g'] [d_out, d_out],
+
+summed over the modules, where g is the gradient of -ln p of a token that the base itself draws. C and G are measured
+once; drift and its gradient then cost 2 r (d_in^2 + d_out^2) multiplications a step and no pass through the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memlaw.adapter.stack import AdapterStack
+from memlaw.losses.divergence import drawn_gradient
+from memlaw.model.base import Base
+from memlaw.model.head import FrozenHead
+from memlaw.model.outline import Site
+from memlaw.model.sampling import sampled
+from memlaw.training.suffix import Suffix
+
+OWN_TEXT = (128, 64)
+"""Rows, and tokens of each, that are sampled from a base to measure C and G on."""
+
+OWN_SEED = 0
+
+ROWS_AT_ONCE = 4
+"""Rows of neutral text in one backward pass: bounds its memory."""
+
+_DRAW_SEED = 3
+
+
+def own_text(base: Base) -> Tensor:
+    """Text that the bare base writes, [rows, time] ids: what protects an adapter where the user gives no other.
+
+    Raises ModelError for a base that has no token to start from.
+    """
+    rows, tokens = OWN_TEXT
+    return sampled(base, rows, tokens if base.context is None else min(tokens, base.context - 1), seed=OWN_SEED)
+
+
+class SecondMoment:
+    """M = E[x x'] of vectors x [d], as a matrix or, from fewer than d vectors, as these."""
+
+    def __init__(self, width: int, count: int) -> None:
+        """Of `count` vectors in all, which `add` is given."""
+        self.count = count
+        self._whole = torch.zeros(width, width, dtype=torch.float64) if count >= width else None
+        self._vectors: list[Tensor] = []
+
+    def add(self, vectors: Tensor) -> None:
+        """[n, d]"""
+        if self._whole is None:
+            self._vectors.append(vectors.float())
+            return
+        vectors = vectors.double()
+        self._whole = self._whole.to(vectors.device)
+        self._whole += vectors.T @ vectors / self.count
+
+    def times(self, tensor: Tensor) -> Tensor:
+        """M T, [..., d, r] -> [..., d, r]."""
+        if self._whole is not None:
+            return self._matrix(tensor) @ tensor
+        vectors = self._factor(tensor)
+        return vectors.T @ (vectors @ tensor) / self.count
+
+    def _matrix(self, like: Tensor) -> Tensor:
+        if self._whole is not None and (self._whole.dtype, self._whole.device) != (like.dtype, like.device):
+            self._whole = self._whole.to(like)
+        assert self._whole is not None
+        return self._whole
+
+    def _factor(self, like: Tensor) -> Tensor:
+        if len(self._vectors) > 1 or self._vectors[0].dtype != like.dtype:
+            self._vectors = [torch.cat(self._vectors).to(like)]
+        return self._vectors[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """C and G of one module."""
+
+    inputs: SecondMoment
+    outputs: SecondMoment
+
+
+class Protection:
+    """Predicts the drift of a stack from what was measured at its sites."""
+
+    def __init__(self, curvatures: Sequence[Curvature]) -> None:
+        """One curvature for each site of the stacks, in their order."""
+        self.curvatures = tuple(curvatures)
+
+    @torch.no_grad()
+    def drift(self, stack: AdapterStack) -> Tensor:
+        """Predicted mean KL(base || adapted) in nats a token of neutral text: [K]."""
+        total = stack.scale.new_zeros(len(stack))
+        for (a, b), (ca, bg) in zip(stack.pairs, self._products(stack), strict=True):
+            inner = (a.mT @ ca) * (bg @ b.mT)  # tr(C A B G B' A') = <A' C A, B G B'>
+            total = total + inner.sum(dim=(1, 2))
+        return stack.scale.flatten().square() * total / 2
+
+    @torch.no_grad()
+    def gradients(self, stack: AdapterStack) -> list[Tensor]:
+        """Of each adapter's own drift in its tensors: s^2 C A B G B' in A, s^2 A' C A B G in B."""
+        square = stack.scale.square()
+        both = (
+            (square * (ca @ (bg @ b.mT)), square * ((a.mT @ ca) @ bg))
+            for (a, b), (ca, bg) in zip(stack.pairs, self._products(stack), strict=True)
+        )
+        return [gradient for pair in both for gradient in pair]
+
+    def _products(self, stack: AdapterStack) -> Iterator[tuple[Tensor, Tensor]]:
+        """C A [K, d_in, r] and B G [K, r, d_out] of each site."""
+        for (a, b), curvature in zip(stack.pairs, self.curvatures, strict=True):
+            yield curvature.inputs.times(a.detach()), curvature.outputs.times(b.detach().mT).mT
+
+
+def measured(suffix: Suffix, head: FrozenHead, model: nn.Module, sites: Sequence[Site], ids: Tensor) -> Protection:
+    """C and G at `sites` on the neutral text `ids` [rows, time], whose `suffix` starts at the first of them.
+
+    A row's first token is left out: it has nothing before it, and many models park a huge state there that no text
+    depends on. g sums what a change at one token does to it and to all later tokens of its row.
+    """
+    modules = [model.get_submodule(site.path) for site in sites]
+    count = len(ids) * (ids.shape[1] - 2)
+    curvatures = [Curvature(SecondMoment(site.d_in, count), SecondMoment(site.d_out, count)) for site in sites]
+    stream = torch.Generator().manual_seed(_DRAW_SEED)
+    for rows in torch.split(torch.arange(len(ids)), ROWS_AT_ONCE):
+        with ExitStack() as hooks:
+            seen = [_Seen() for _ in sites]
+            for module, one in zip(modules, seen, strict=True):
+                hooks.callback(module.register_forward_hook(one.hook, with_kwargs=True).remove)
+            with torch.enable_grad():
+                hidden = suffix.hidden(rows)[:, :-1]
+        back = drawn_gradient(head, hidden.detach().flatten(0, 1), stream).view_as(hidden)
+        gradients = torch.autograd.grad(hidden, [one.added for one in seen], back)
+        for curvature, one, gradient in zip(curvatures, seen, gradients, strict=True):
+            curvature.inputs.add(_inner(one.inputs))
+            curvature.outputs.add(_inner(gradient))
+    return Protection(curvatures)
+
+
+def _inner(states: Tensor) -> Tensor:
+    """Without the first token of a row, and the last, which predicts nothing: [rows, time, d] -> [n, d]."""
+    return states[:, 1:-1].flatten(0, -2)
+
+
+class _Seen:
+    """The input of a module, and a zero added to its output whose gradient is that of the output."""
+
+    inputs: Tensor
+    added: Tensor
+
+    @property
+    def hook(self) -> Callable[..., Any]:
+        def add(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            self.inputs = (args[0] if args else next(iter(kwargs.values()))).detach()
+            first = output[0] if isinstance(output, tuple) else output
+            self.added = torch.zeros_like(first, requires_grad=True)
+            return (first + self.added, *output[1:]) if isinstance(output, tuple) else first + self.added
+
+        return add
