@@ -33,8 +33,8 @@ def collect(directory: Path) -> ReportContent:
     directories, costs = _probes(directory), _costs(directory)
     if not directories and not costs and not (directory / RECALL).exists():
         raise JournalError(
-            f"{directory} contains neither a probe ({PROBE}) nor {RECALL}, so the report would be empty. Give a "
-            "directory that `memlaw probe` or `memlaw demo` wrote."
+            f"{directory} contains neither a probe ({PROBE}) nor {RECALL}, nor an adapter with side effects, so the "
+            "report would be empty. Give a directory that `memlaw probe`, `memlaw demo` or `memlaw train` wrote."
         )
     probes = [_read(probe) for probe in directories]
     cells = [result for probe in probes for result in probe.results]
