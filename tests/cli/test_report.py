@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -30,13 +31,23 @@ def test_a_directory_without_results_has_no_report(run: Run, adapter: Path, prob
     assert_refused(
         run("report", tmp_path / "none", "--out", page), "contains neither a probe (probe.json) nor recall.json"
     )
-    assert_refused(run("report", adapter, "--out", page), "so the report would be empty")
+    bare = shutil.copytree(adapter, tmp_path / "bare")
+    recorded = json.loads((bare / "memlaw_adapter.json").read_text())
+    write(bare / "memlaw_adapter.json", json.dumps({k: v for k, v in recorded.items() if k != "side_effects"}))
+    assert_refused(run("report", bare, "--out", page), "so the report would be empty")
     assert_refused(run("report", probed, "--out", tmp_path), "cannot be written")
     write(tmp_path / "recall.json", "{")
     assert_refused(run("report", tmp_path, "--out", page), "recall.json is not JSON", "damaged or cut short")
     write(tmp_path / "recall.json", "{}")
     assert_refused(run("report", tmp_path, "--out", page), "is not a recall report with per-token numbers")
     assert not page.exists()
+
+
+def test_an_adapter_alone_is_reported_with_what_it_cost(run: Run, adapter: Path, tmp_path: Path) -> None:
+    page = tmp_path / "r.html"
+    assert run("report", adapter, "--out", page).code == 0
+    told = page.read_text(encoding="utf-8")
+    assert "4 of 4" in told[told.index('id="harm"') :]
 
 
 def test_a_probe_too_small_for_a_law_still_has_a_report(run: Run, model: Path, facts: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from helpers.recalls import FACTS as ENCODED
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.peft import attach, save
 from memlaw.adapter.stack import AdapterStack
+from memlaw.core.config import TrainConfig
 from memlaw.core.errors import ModelError
 from memlaw.core.facts import EncodedFact, Fact, MemorySet
 from memlaw.core.side_effects import SideEffects, sentence
@@ -98,6 +99,19 @@ def test_an_adapter_of_zeros_has_no_side_effects_at_all(family: str) -> None:
         effects = side_effects(base, before)
     assert (effects.loss_difference, effects.kl, effects.top1_agreement, effects.near_miss) == (0.0, 0.0, 1.0, 0.0)
     assert set(effects.texts.values()) == {0.0}
+
+
+def test_in_bfloat16_an_adapter_of_zeros_has_none_either_and_losses_are_taken_in_float32() -> None:
+    base = tiny.base(dtype=torch.bfloat16)
+    stack = AdapterStack.start(
+        placement_on(None, base.model).sites, [(2, TrainConfig())], device="cpu", dtype="bfloat16"
+    )
+    before = alone(base, of_rows(ROWS))
+    with stack.attached(base.model):
+        effects = side_effects(base, before)
+    assert (effects.loss_difference, effects.kl, effects.top1_agreement) == (0.0, 0.0, 1.0)
+    logits = slow.all_logits(base.model, ROWS)
+    assert effects.loss_before == pytest.approx(slow.compared(logits, logits, ROWS)[0], rel=1e-5)
 
 
 def test_a_saved_adapter_has_those_of_the_stack_it_was(tmp_path: Path) -> None:

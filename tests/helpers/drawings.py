@@ -56,5 +56,7 @@ SHAPES = {
         figures.draw_convergence,
         figures.convergence_curve({f"rank {r}": [(t, 5 * math.exp(-r * t / 99)) for t in range(99)] for r in (1, 4)}),
     ),
+    "harm of one": (figures.draw_harm, figures.harm_scatter([0.02], [1.0])),
+    "harm of several": (figures.draw_harm, figures.harm_scatter([13.0, 0.02, -0.01, 0.5], [1.0, 0.9, None, 0.1])),
     "nothing failed": (figures.draw_failures, figures.failure_histogram(recall({"a": [0.1]}))),
 }

@@ -4,10 +4,11 @@ import dataclasses
 import functools
 from html.parser import HTMLParser
 
-from helpers.sample import cell, diverged, many, points, recall
+from helpers.sample import EFFECTS, cell, diverged, many, points, recall
 from memlaw.core.recall import LN2
 from memlaw.law import fit_law
 from memlaw.report import FittedLaw, ReportContent
+from memlaw.report.content import AdapterCost
 
 HOSTILE = '</script></style><img src=x onerror="window.broken=1">&\'"\N{RIGHT-TO-LEFT OVERRIDE}{{ 7 * 7 }}'
 
@@ -28,6 +29,15 @@ PLAN = {
     "lora_config": {"r": 16, "target_modules": ["down_proj"]},
     "cost": {"adapter_parameters": 4096, "adapter_bytes": 16384, "training_flops": 3.1e12},
 }
+
+COSTS = tuple(
+    AdapterCost(
+        name=name, place=f"rank {rank} at down_proj@4", recalled=recalled, records=12,
+        effects=dataclasses.replace(EFFECTS, loss_difference=harm),
+    )
+    for name, rank, recalled, harm in (("plain", 8, 12, 2.6), ("kind", 8, 11, 0.02), ("worse", 2, 3, -0.01 + 0.5))
+)  # fmt: skip
+"""Of the second, no other recalls as much for less; the third is worse than the second in both."""
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "col", "base"}
 
@@ -83,6 +93,7 @@ def content(**changes):
         "fits": laws(),
         "plan": PLAN,
         "recall": many(20, 10),
+        "costs": COSTS,
         "sources": {"d" * 64: "random tokens"},
         "made": {"base": "memlaw/base", "versions": "memlaw 0.1.0"},
         "commands": ["memlaw probe", "memlaw report"],
@@ -107,6 +118,7 @@ def hostile_content(text=HOSTILE):
         ],
         plan=PLAN | {"reason": text, "caveats": [text], "lora_config": {text: text}, "law": {"source": text}},
         recall=report,
+        costs=[dataclasses.replace(cost, name=text, place=text) for cost in COSTS],
         texts={text: [text, text], "b": ["b"]},
         sources={"d" * 64: text},
         made={text: text},

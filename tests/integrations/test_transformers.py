@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import math
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,14 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 from transformers.modeling_outputs import CausalLMOutput
 
-from helpers import trainers
+from helpers import slow_side_effects, tiny, trainers
 from helpers.paths import TESTS
 from helpers.texts import answer, character_tokenizer
 from helpers.trainers import Gradients, assert_same, trainer, whole_batch
 from helpers.transformers_runs import FACTS, HALF, LONG, LOSSES, ROWS, SETTINGS, TOP, learning, run_sw
 from memlaw.core.errors import ConfigError
 from memlaw.data import encode
+from memlaw.diagnosis.neutral import file_text
 from memlaw.integrations.curriculum import CurriculumSampler, use_curriculum
 from memlaw.integrations.recall import RecallCallback, watch_recall
 from memlaw.integrations.transformers import MemFTLoss, memft
@@ -403,6 +406,28 @@ def test_watch_recall_comes_before_the_trackers_and_a_late_callback_warns(tmp_pa
     late.args.report_to = ["mlflow"]
     with pytest.warns(UserWarning, match=r"mlflow will not get the recall/ values.*watch_recall\(trainer"):
         late.train()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_side_effects_are_logged_against_the_model_as_it_was(tmp_path: Path, whole: bool) -> None:
+    neutral = tmp_path / "neutral.txt"
+    neutral.write_text("A text about nothing in particular. " * 30)
+    callback = RecallCallback(FACTS, every=2, side_effects=neutral)
+    built = learning(tmp_path, [callback], max_steps=4)
+    if whole:
+        built.model = built.model_wrapped = built.callback_handler.model = tiny.model()
+    start = copy.deepcopy(built.model).eval()
+    built.train()
+    logged = [entry for entry in built.state.log_history if "side_effects/kl" in entry]
+    assert [entry["step"] for entry in logged] == [2, 4]
+    assert {"side_effects/loss_difference", "side_effects/top1_agreement"} <= logged[0].keys()
+    rows = file_text(wrap(start, tiny.tokenizer()), neutral).rows
+    with nullcontext() if whole else start.disable_adapter():
+        old = slow_side_effects.all_logits(start, rows)
+    new = slow_side_effects.all_logits(built.model.eval(), rows)
+    assert logged[-1]["side_effects/kl"] == pytest.approx(slow_side_effects.compared(old, new, rows)[2], rel=1e-3)
+    assert callback.side_effects is not None
+    assert callback.side_effects.kl == logged[-1]["side_effects/kl"] > 0
 
 
 def test_measuring_changes_neither_model_nor_training(tmp_path: Path) -> None:

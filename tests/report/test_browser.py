@@ -53,7 +53,7 @@ def test_the_page_opens_quietly_in_a_browser(browser, tmp_path, width, scheme):
     assert page.evaluate("window.broken") is None
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     drawn = [svg.bounding_box() for svg in page.locator("figure svg").all()]
-    assert len(drawn) == 12
+    assert len(drawn) == 13
     assert all(box["width"] > 200 and box["height"] > 50 for box in drawn)
     assert len(Image.open(io.BytesIO(page.screenshot())).getcolors(1 << 24)) > 100
     details = page.locator("details").first

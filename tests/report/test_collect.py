@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from helpers import sample
+from helpers.adapters import recorded
 from helpers.paths import FIXTURES
 from helpers.result_directories import LENGTHS, RANKS, a_probe, grid
 from memlaw import __version__
 from memlaw.core.canonical import canonical_json
 from memlaw.core.cells import CellResult
 from memlaw.core.config import TrainConfig
-from memlaw.core.errors import DataError, JournalError
+from memlaw.core.errors import AdapterError, DataError, JournalError
 from memlaw.core.files import write_text
 from memlaw.diagnosis.documents import report_to_dict
 from memlaw.law import compare
@@ -140,3 +141,36 @@ def test_a_certificate_that_was_edited_is_refused(tmp_path: Path) -> None:
 def test_a_directory_with_nothing_to_show_is_refused(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match=r"contains neither a probe \(probe\.json\) nor recall\.json"):
         collect(tmp_path)
+
+
+class TestWhatAdaptersCost:
+    """Of the adapters in a directory, as recorded beside each, and of a recall."""
+
+    def test_every_adapter_with_side_effects_is_listed(self, tmp_path: Path) -> None:
+        recorded(tmp_path / "b", rank=8, side_effects=sample.EFFECTS, recalled=11)
+        recorded(tmp_path / "a", rank=2, side_effects=dataclasses.replace(sample.EFFECTS, kl=2.0))
+        recorded(tmp_path / "of an earlier version", rank=4)
+        (one, two) = collect(tmp_path).costs
+        assert (one.name, one.place, one.recalled, one.records) == ("a", "rank 2 at down_proj@4", None, 12)
+        assert (two.name, two.recalled, two.effects) == ("b", 11, sample.EFFECTS)
+        assert "What it cost" in render(collect(tmp_path))
+
+    def test_an_adapter_alone_is_a_report(self, tmp_path: Path) -> None:
+        recorded(tmp_path / "mine", rank=8, side_effects=sample.EFFECTS, recalled=12)
+        (cost,) = collect(tmp_path / "mine").costs
+        assert (cost.name, cost.effects) == ("mine", sample.EFFECTS)
+
+    def test_those_of_a_recall_are_listed_unless_they_are_those_of_an_adapter_beside_it(self, tmp_path: Path) -> None:
+        report = sample.recall({"x": [0.1], "y": [0.9]})
+        document = report_to_dict(report, side_effects=sample.EFFECTS)
+        write_text(tmp_path / "recall.json", canonical_json(document))
+        (cost,) = collect(tmp_path).costs
+        assert (cost.name, cost.recalled, cost.records, cost.effects) == ("memlaw recall", 1, 2, sample.EFFECTS)
+        recorded(tmp_path / "a", rank=8, side_effects=sample.EFFECTS)
+        assert [cost.name for cost in collect(tmp_path).costs] == ["a"]
+
+    def test_an_adapter_whose_record_is_damaged_is_named(self, tmp_path: Path) -> None:
+        recorded(tmp_path / "a", rank=8, side_effects=sample.EFFECTS)
+        (tmp_path / "a" / "memlaw_adapter.json").write_text("{")
+        with pytest.raises(AdapterError, match="is not JSON"):
+            collect(tmp_path)

@@ -15,6 +15,7 @@ from typing import Any
 
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.peft import attach
+from memlaw.api import with_side_effects, yardstick_for
 from memlaw.cli.fit import comparison_lines, fit_lines
 from memlaw.cli.output import counted
 from memlaw.cli.plan import plan_lines
@@ -130,9 +131,10 @@ def _run_steps(files: DemoFiles, say: Say) -> DemoResults:
     rank = plan.rank.value or plan.largest_rank
     with _timed(say, f"4/6 train: rank {rank} until recalled"):
         trained = train_adapter(base, some, Run(rank, placement, UNTIL_RECALLED), out=files.adapter)
+        trained = with_side_effects(base, some, trained, yardstick_for(base, some), files.adapter)
     with _timed(say, "5/6 recall: every token, and greedy decoding"), attach(base, files.adapter):
         recall = measure(base, facts, decode=True, explain=True)
-        files.save(RECALL, report_to_dict(recall))
+        files.save(RECALL, report_to_dict(recall, side_effects=trained.side_effects))
     with _timed(say, "6/6 report"):
         files.save(COMMANDS, {"commands": ["memlaw demo"]})
         write(collect(files.root), files.report)
@@ -171,7 +173,7 @@ def _document(files: DemoFiles, results: DemoResults) -> dict[str, Any]:
         "better": results.comparison.best.form,
         "plan": results.plan.to_dict(),
         "train": {"rank": trained.rank, "steps": trained.steps, "recalled": trained.recalled},
-        "recall": report_to_dict(results.recall, per_token=False),
+        "recall": report_to_dict(results.recall, per_token=False, side_effects=trained.side_effects),
     }
 
 
@@ -191,6 +193,6 @@ def _lines(files: DemoFiles, results: DemoResults, seconds: float) -> Iterator[s
     yield f"Make it stick: rank {trained.rank}, {counted(trained.steps, 'step')}, {ended}."
     yield ""
     yield "Did it stick?"
-    yield from recall_lines(results.recall)
+    yield from recall_lines(results.recall, effects=results.trained.side_effects)
     yield ""
     yield f"Report: {files.report}"

@@ -6,9 +6,10 @@ final hidden states are kept in between; logits are made of both for a few posit
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ ANSWER = 32
 _TOKENS = 2048  # of neutral text in one forward pass
 _LOGITS = 1 << 23  # logits of each model at once: 32 MiB in float32, five times that with their probabilities
 _OTHER_HEAD = 0.02  # relative difference of the logits of two ways to compute them that rounding cannot explain
+_AUTOCAST = 0.2  # the same where accelerate made the model's own forward less precise than its parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,10 @@ class Alone:
     head: _Head
     answers: tuple[tuple[int, ...], ...]
     """Greedy answer to each near miss."""
+
+    def kept(self) -> Alone:
+        """The same with a copy of the head, for a model whose own head will be trained."""
+        return replace(self, head=replace(self.head, module=copy.deepcopy(self.head.module)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +191,8 @@ def _require_own_logits(base: Base, head: _Head, row: Tensor) -> None:
     """Refuse a head that does not reproduce the model's own logits: new families invent new multipliers."""
     own: Tensor = base.model(input_ids=row.to(base.device), use_cache=False).logits.float()
     error = (head(_hidden(base, row)) - own).norm() / own.norm()
-    if not error < _OTHER_HEAD and bool(own.isfinite().all()):
+    limit = _AUTOCAST if hasattr(base.model, "_original_forward") else _OTHER_HEAD
+    if not error < limit and bool(own.isfinite().all()):
         raise ModelError(
             f"The logits of {type(base.model).__name__} differ by {float(error):.1%} from those that its output "
             "embedding makes of its last hidden state. Something else scales or shifts them, so side effects would be "

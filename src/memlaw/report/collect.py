@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memlaw.adapter.info import INFO, load_info
 from memlaw.core.cells import CellResult
 from memlaw.core.errors import FitError, JournalError
 from memlaw.core.files import read_json
 from memlaw.core.points import LawPoint
+from memlaw.core.recall import RecallReport
 from memlaw.core.version import installed_version
-from memlaw.diagnosis.documents import Texts, report_from_dict
+from memlaw.diagnosis.documents import Texts, report_from_dict, side_effects_from_dict
 from memlaw.law import LawFit, compare, fit_law, points_from_results
-from memlaw.report.content import FittedLaw, ReportContent
+from memlaw.report.content import AdapterCost, FittedLaw, ReportContent
 from memlaw.report.families import named_families
 from memlaw.sweep.journal import PROBE, Journal
 
@@ -23,20 +25,22 @@ PLAN, RECALL, LAW, COMMANDS = "plan.json", "recall.json", "law.json", "commands.
 
 
 def collect(directory: Path) -> ReportContent:
-    """Everything a report can show of a probe, or of a directory of probes with a plan and a recall beside them.
+    """Everything a report can show of a probe, or of a directory of probes with adapters, a plan and a recall in it.
 
-    Raises JournalError if the directory has nothing to show or a file in it is damaged, DataError for an edited recall.
+    Raises JournalError if the directory has nothing to show or a file in it is damaged, DataError for an edited recall,
+    AdapterError for the damaged record of an adapter.
     """
-    directories = _probes(directory)
-    if not directories and not (directory / RECALL).exists():
+    directories, costs = _probes(directory), _costs(directory)
+    if not directories and not costs and not (directory / RECALL).exists():
         raise JournalError(
-            f"{directory} contains neither a probe ({PROBE}) nor {RECALL}, so the report would be empty. Give a "
-            "directory that `memlaw probe` or `memlaw demo` wrote."
+            f"{directory} contains neither a probe ({PROBE}) nor {RECALL}, nor an adapter with side effects, so the "
+            "report would be empty. Give a directory that `memlaw probe`, `memlaw demo` or `memlaw train` wrote."
         )
     probes = [_read(probe) for probe in directories]
     cells = [result for probe in probes for result in probe.results]
     sources = {result.cell.data: probe.data for probe in probes for result in probe.results}
     stored = read_json(directory / RECALL)
+    recall = None if stored is None else report_from_dict(stored)
     made = _made(probes, sources)
     return ReportContent(
         title=f"Parametric memory of {made.get('model') or 'a model'}",
@@ -44,7 +48,8 @@ def collect(directory: Path) -> ReportContent:
         grid=sum(probe.grid for probe in probes),
         fits=_fits(cells, sources),
         plan=read_json(directory / PLAN),
-        recall=None if stored is None else report_from_dict(stored),
+        recall=recall,
+        costs=(*costs, *_cost_of_recall(recall, stored, costs)),
         advice=() if stored is None else _sentences(stored),
         texts=None if stored is None else _texts(stored),
         sources=sources,
@@ -83,6 +88,31 @@ def _made(probes: Iterable[_Probe], sources: Mapping[str, str]) -> dict[str, str
         if probe.results:
             made |= {"model": probe.model, "machine precision": probe.results[0].cell.dtype}
     return made | {f"fingerprint of {name}": fingerprint[:16] for fingerprint, name in sources.items()}
+
+
+def _costs(directory: Path) -> list[AdapterCost]:
+    """The adapters in a directory, or the one that it is, whose side effects were recorded."""
+    costs = []
+    for path in (*directory.glob(INFO), *sorted(directory.glob(f"*/{INFO}"))):
+        info = load_info(path.parent)
+        if info is not None and info.side_effects is not None:
+            place = f"rank {info.rank} at {info.placement}"
+            name = path.parent.resolve().name
+            costs.append(
+                AdapterCost(
+                    name=name, place=place, recalled=info.recalled, records=info.records, effects=info.side_effects
+                )
+            )
+    return costs
+
+
+def _cost_of_recall(recall: RecallReport | None, stored: Any, known: Sequence[AdapterCost]) -> Iterator[AdapterCost]:
+    """The side effects in the JSON of a recall, unless they are those of an adapter beside it."""
+    effects = None if recall is None else side_effects_from_dict(stored)
+    if recall is None or effects is None or any(cost.effects == effects for cost in known):
+        return
+    ordered = sum(item.margin > 0 for item in recall.items)
+    yield AdapterCost(name="memlaw recall", place="", recalled=ordered, records=recall.records, effects=effects)
 
 
 def _sentences(stored: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from memlaw.core.cells import CellResult
 from memlaw.core.points import LawPoint
 from memlaw.core.recall import RecallReport
+from memlaw.core.side_effects import SideEffects
 from memlaw.diagnosis.documents import Texts
 from memlaw.law import Axis
 from memlaw.report.figures import LawPredictor
@@ -48,6 +49,20 @@ class FittedLaw:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterCost:
+    """What one adapter recalls, and what it does to its base elsewhere."""
+
+    name: str
+    place: str
+    """Its rank and placement in words; empty if unknown."""
+    recalled: int | None
+    """Facts of which every token has p > 1/2."""
+    records: int | None
+    """Facts that it was trained on."""
+    effects: SideEffects
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportContent:
     """All that a report can show. Where a part is missing, the page says which command makes it."""
 
@@ -62,6 +77,8 @@ class ReportContent:
     recall: RecallReport | None = None
     advice: Sequence[str] = ()
     """Sentences on what to do after the recall."""
+    costs: Sequence[AdapterCost] = ()
+    """Adapters whose side effects were measured."""
     texts: Texts | None = None
     """Record id -> the text of each target token; shown only with `show_text`."""
     sources: Mapping[str, str] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from memlaw.report.bits import bits_view
 from memlaw.report.cells import cells_view
 from memlaw.report.content import ReportContent
 from memlaw.report.families import named_families
+from memlaw.report.harm import harm_view
 from memlaw.report.law import law_view
 from memlaw.report.plan import plan_view
 from memlaw.report.recall import recall_view
@@ -81,6 +82,7 @@ def render(content: ReportContent, *, show_text: bool = False) -> str:
         law=law_view(content.fits),
         plan=None if content.plan is None else plan_view(content.plan),
         recall=_recall(content, show_text),
+        harm=harm_view(content.costs),
         made=content.made,
         commands=content.commands,
         shows_text=show_text,

@@ -8,7 +8,8 @@ used, and Matplotlib is imported only when something is drawn. No text of a user
 name the record), so nothing in one can be mistaken for markup.
 
 Colours are safe for colour-blind readers, and never the only sign: markers are filled or hollow, values are printed,
-the line p = 1/2 is drawn. All figures but that of bits appear in arXiv 2605.30260.
+the line p = 1/2 is drawn. All figures but those of bits and harm appear in
+arXiv 2605.30260.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from memlaw.report.figures.capacity import (
     rank_curve,
 )
 from memlaw.report.figures.cells import Grid, accuracy_grid, draw_grid, grid_size, loss_grid
+from memlaw.report.figures.harm import NO_HARM, HarmScatter, draw_harm, harm_scatter
 from memlaw.report.figures.ink import HALF, WIDTH, sketch, to_svg
 from memlaw.report.figures.positions import (
     Convergence,
@@ -52,6 +54,7 @@ from memlaw.report.figures.positions import (
 
 __all__ = [
     "HALF",
+    "NO_HARM",
     "WIDTH",
     "Agreement",
     "BitsCurve",
@@ -59,6 +62,7 @@ __all__ = [
     "Convergence",
     "FailureScatter",
     "Grid",
+    "HarmScatter",
     "Ladder",
     "LawCurve",
     "LawPredictor",
@@ -76,6 +80,7 @@ __all__ = [
     "draw_failure_scatter",
     "draw_failures",
     "draw_grid",
+    "draw_harm",
     "draw_ladder",
     "draw_ladder_grid",
     "draw_law",
@@ -84,6 +89,7 @@ __all__ = [
     "failure_histogram",
     "failure_scatter",
     "grid_size",
+    "harm_scatter",
     "ladder_curve",
     "law_surface",
     "length_curve",
