@@ -289,6 +289,19 @@ def test_the_largest_rank_is_never_advised_again() -> None:
     assert near.settings == {"rank": 31}
 
 
+def test_after_a_loss_that_rose_only_a_lower_learning_rate_is_advised() -> None:
+    """Neither rank nor steps nor modules: what a diverged training left stubborn says nothing of capacity."""
+    known = {"rank": 8, "plan": plan_of(16, 8, 32), "curve": FLAT}
+    config = TrainConfig(method="ot", learning_rate=2e-2)
+    for losses in ({"loss_init": 4.7, "loss_final": 36.0}, {"loss_init": 4.7, "loss_final": None, "diverged": True}):
+        (advice,) = advise(sample.recall(LOW), config=config, **known, **losses)
+        assert (advice.lever, advice.settings) == ("learning_rate", {"learning_rate": 5e-3})
+    (unknown,) = advise(sample.recall(LOW), loss_init=4.7, loss_final=5.0)
+    assert (unknown.lever, unknown.settings) == ("learning_rate", {})
+    fell = advise(sample.recall(LOW), config=config, **known, loss_init=4.7, loss_final=1.0)
+    assert levers(fell) == levers(advise(sample.recall(LOW), config=config, **known)) != ["learning_rate"]
+
+
 def test_where_nothing_is_known_of_the_training_the_planner_is_named() -> None:
     (advice,) = advise(sample.recall(LOW))
     assert (advice.lever, advice.settings) == ("rank", {})
@@ -365,13 +378,14 @@ PLANS = st.none() | st.just(plan_of(None)) | st.just(plan_of(9, 4, None)) | st.j
     config=st.none()
     | st.builds(TrainConfig, method=st.sampled_from(("sft", "ot")), margin=st.sampled_from((0.0, 0.1))),
     decoded=st.booleans(),
+    rose=st.booleans(),
 )
 def test_every_failure_within_an_adapters_power_gets_advice_that_can_be_followed(
     losses: list[list[float]], curve: list[float], law: Plan | None, rank: int | None, config: TrainConfig | None,
-    decoded: bool,
+    decoded: bool, rose: bool,
 ) -> None:  # fmt: skip
     report = sample.recall({str(n): nll for n, nll in enumerate(losses)}, decoded=decoded)
-    advice = advise(report, curve=curve, plan=law, rank=rank, config=config)
+    advice = advise(report, curve=curve, plan=law, rank=rank, config=config, diverged=rose)
     assert bool(advice) == (report.ordered < report.tokens)
     assert len(set(levers(advice))) == len(advice)
     for one in advice:

@@ -82,11 +82,9 @@ def recall(
 def _advice(
     base: Base, memory_set: MemorySet, report: RecallReport, adapter: Path | None, laws: Path | None
 ) -> list[str]:
-    """What would help an adapter recall more; the bare model is not expected to recall anything."""
+    """What would help to recall more. Without an adapter, the model may be one that an adapter was merged into."""
     from memlaw.api import advise_on
 
-    if adapter is None:
-        return []
     return [str(advice) for advice in advise_on(base, memory_set, report, adapter=adapter, laws=laws)]
 
 

@@ -67,6 +67,7 @@ def train(
     from memlaw.adapter.on_model import placement_on
     from memlaw.cli.progress import training_bar
     from memlaw.training.adapter import train_adapter
+    from memlaw.training.divergence import SMALLER
     from memlaw.training.run import Run
 
     rank, out, config, execution = adapter.rank, adapter.out, training.config(), options.execution()
@@ -98,6 +99,8 @@ def train(
             f"{counted(len(trained.other_text), 'fact')} cannot come back verbatim, since the tokenizer changes the "
             f"target; `memlaw check {inputs.data} --model {inputs.model}` says how to fix this."
         )
+    elif trained.loss_final is not None and trained.loss_final > trained.loss_init:
+        note(f"Training raised the loss: try a quarter of the learning rate, {config.learning_rate / SMALLER:.3g}.")
     elif not trained.recalled:
         note(
             f"Some facts are not recalled yet. Try more --steps or a higher --rank (`memlaw plan` suggests one); "

@@ -2,7 +2,8 @@
 
 Recall fails in two ways (arXiv 2605.30260). An adapter that is too small leaves stubborn tokens everywhere: only more
 parameters or fewer facts help. One that is large enough leaves a few stubborn tokens, each of which spoils its record:
-only better training helps. The law, the share of ordered tokens over the steps and the spread of stubborn tokens over
+only better training helps. A training that raised the loss says nothing of either: only a lower learning rate helps.
+The law, the share of ordered tokens over the steps and the spread of stubborn tokens over
 the records tell the two apart; what training cannot fix shows in the findings of `memlaw check`.
 """
 
@@ -20,12 +21,13 @@ from memlaw.adapter.placement import ALL_LINEAR
 from memlaw.core.config import TrainConfig
 from memlaw.core.recall import RecallReport, RecordRecall
 from memlaw.diagnosis.verdicts import stubborn_positions
+from memlaw.training.divergence import SMALLER
 
 if TYPE_CHECKING:
     from memlaw.diagnosis.findings import Finding
     from memlaw.planning.result import Plan
 
-Lever = Literal["data", "tokens", "rank", "placement", "split", "steps", "method"]
+Lever = Literal["data", "tokens", "learning_rate", "rank", "placement", "split", "steps", "method"]
 
 UNREACHABLE = "unreachable-token"
 """Code of the findings whose positions no adapter below the head can bring to p > 1/2."""
@@ -53,6 +55,12 @@ class History:
     steps: int | None = None
     """Steps taken; None: as many as `curve` has values."""
     curve: Curve = ()
+    loss_init: float | None = None
+    """Mean loss of the facts before training, nats per target token."""
+    loss_final: float | None = None
+    """The same after training; None with `diverged` if it is not known or not finite."""
+    diverged: bool = False
+    """Whether training ended as diverged."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +196,12 @@ class _Case:
         return self.budgets_missing <= _PATIENCE
 
     @property
+    def rose(self) -> bool:
+        """Whether training made the loss larger, so that nothing else can be concluded from how it ended."""
+        before, after = self.history.loss_init, self.history.loss_final
+        return self.history.diverged or (before is not None and after is not None and after > before)
+
+    @property
     def unplaceable(self) -> bool:
         """Whether, by the law, no rank at this placement holds the set."""
         return self.plan is not None and self.plan.rank.value is None
@@ -220,6 +234,8 @@ class _Case:
 
 def _by_promise(case: _Case) -> tuple[_Lever, ...]:
     """All levers, those most likely to help first."""
+    if case.rose:
+        return (_data, _tokens, _learning_rate)
     scale, refine = (_rank, _placement, _split), (_method, _steps) if case.spread_thin else (_steps, _method)
     scale_first = case.at_the_edge or (case.beyond_capacity and not case.spread_thin)
     return (_data, _tokens, *(scale + refine if scale_first else refine + scale))
@@ -242,6 +258,24 @@ def _tokens(case: _Case) -> Iterator[Advice]:
             "cannot reach p > 1/2 with the frozen head, whatever the adapter.",
             "Reword those targets, or train the head as well (PEFT: modules_to_save=['lm_head']).",
         )
+
+
+def _learning_rate(case: _Case) -> Iterator[Advice]:
+    before, after, config = case.history.loss_init, case.history.loss_final, case.history.config
+    evidence = "Training diverged."
+    if before is not None and after is not None:
+        evidence = f"Training raised the loss from {before:.3g} to {after:.3g} nats per token."
+    evidence += " Its steps were too long; what the adapter could hold remains unknown."
+    if config is None:
+        yield Advice("learning_rate", evidence, "Train with a lower learning rate, a quarter of what it was or less.")
+        return
+    lower = float(f"{config.learning_rate / SMALLER:.3g}")
+    yield Advice(
+        "learning_rate",
+        evidence,
+        f"Train with a quarter of the learning rate (--learning-rate {lower:g}).",
+        {"learning_rate": lower},
+    )
 
 
 def _steps(case: _Case) -> Iterator[Advice]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from memlaw.core.config import TrainConfig
 from memlaw.core.recall import LN2
+
+if TYPE_CHECKING:  # advice after a divergence needs no torch
+    from torch import Tensor
 
 SMALLER = 4.0
 """By what factor to lower the learning rate after a divergence: from 2e-2, at which every layer of a real model at once
