@@ -1,6 +1,6 @@
 """Which margin does a certificate in another precision need? Adapters trained in float32, recalled in each precision.
 
-    OMP_NUM_THREADS=1 python benchmarks/margins.py [--model M] [--learning-rate 2e-2] [--seeds 0,1,2]
+    OMP_NUM_THREADS=1 python benchmarks/margins.py [--model M] [--margins 0.1,0.5] [--seeds 0,1,2] ...
 
 One adapter for each margin and seed, all in one stack, on the twelve facts of examples/facts.jsonl, rank 8, until
 recalled. Each line: how many of the records are certified in `dtype`, the smallest of their margins there, and the
@@ -27,7 +27,6 @@ from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 FACTS = Path(__file__).parent.parent / "examples" / "facts.jsonl"
-MARGINS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -36,14 +35,16 @@ def main() -> None:
     parser.add_argument("--model", default="memlaw/base")
     parser.add_argument("--learning-rate", type=float, default=UNTIL_RECALLED.learning_rate)
     parser.add_argument("--method", default="ot")
+    parser.add_argument("--margins", default="0.1,0.2,0.3,0.4,0.5,0.6")
     parser.add_argument("--seeds", default="0,1,2")
     given = parser.parse_args()
+    margins = [float(margin) for margin in given.margins.split(",")]
     seeds = [int(seed) for seed in given.seeds.split(",")]
     base = load(given.model, dtype="float32")
     facts = encode(read(FACTS), base.tokenizer, context=base.context, stops=base.stops)
     recipe = replace(UNTIL_RECALLED, learning_rate=given.learning_rate, method=given.method)
     where = placement_on(None, base.model)
-    wanted = [(margin, seed) for margin in MARGINS for seed in seeds]
+    wanted = [(margin, seed) for margin in margins for seed in seeds]
     runs = [Run(8, where, replace(recipe, margin=margin, seed=seed)) for margin, seed in wanted]
     with tempfile.TemporaryDirectory() as folder:
         trained = train_stack(base, facts, runs)

@@ -19,6 +19,7 @@ from memlaw.adapter.on_model import placement_on
 from memlaw.api import check
 from memlaw.core.config import TrainConfig
 from memlaw.core.facts import Fact, MemorySet
+from memlaw.core.precision import LARGEST_MARGIN, MARGINS
 from memlaw.core.recall import RecallReport
 from memlaw.data import encode
 from memlaw.diagnosis.findings import Finding
@@ -332,8 +333,19 @@ def test_a_few_stubborn_tokens_are_advised_what_was_not_yet_done(
 def test_ordered_by_less_than_the_precision_needs_is_advised_a_margin() -> None:
     thin = sample.recall({"a": [0.1, 0.68], "b": [0.1, 0.1]}, tolerance=0.08)
     (advice,) = advise(thin, config=TrainConfig(method="ot", margin=0.0))
-    assert (advice.lever, advice.settings) == ("method", {"until": "recalled", "margin": 0.16})
+    assert (advice.lever, advice.settings) == ("method", {"until": "recalled", "margin": 0.1})
     assert "in 1 record of 2 the margin is below the 0.08 nats that float32 needs" in advice.evidence
+
+
+def test_the_margin_advised_is_that_of_the_precision_and_then_a_larger_one_below_ln_2() -> None:
+    thin = replace(sample.recall({"a": [0.1, 0.45], "b": [0.1, 0.1]}, tolerance=0.31), dtype="bfloat16")
+    asked = []
+    for margin in (0.1, MARGINS["bfloat16"], 0.6, LARGEST_MARGIN):
+        (advice,) = advise(thin, config=TrainConfig(method="ot", margin=margin))
+        asked.append(advice.settings.get("margin"))
+        assert ("--for bfloat16" in advice.do) == (margin == 0.1)
+    assert asked == [MARGINS["bfloat16"], 0.6, LARGEST_MARGIN, None]
+    assert "Serve the model in float32" in advice.do
 
 
 def test_reach_is_taken_from_the_recall_too_where_it_was_measured() -> None:

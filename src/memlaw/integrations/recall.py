@@ -12,11 +12,12 @@ from transformers import TrainerCallback
 from memlaw.adapter.wrapper import refuse_peft_model
 from memlaw.core.errors import ConfigError
 from memlaw.core.facts import EncodedFact
+from memlaw.core.precision import TOLERANCE
 from memlaw.core.recall import RecallReport
 from memlaw.data import encode
 from memlaw.data.load import Facts, load_memory_set
 from memlaw.data.spelling import changed_facts, changed_warning
-from memlaw.diagnosis.measure import TOLERANCE, measure
+from memlaw.diagnosis.measure import measure
 from memlaw.integrations.step import processes
 from memlaw.model.base import Base, wrap
 from memlaw.model.reach import reachable_ids

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from memlaw.adapter.info import Curve
 from memlaw.adapter.placement import ALL_LINEAR
 from memlaw.core.config import TrainConfig
+from memlaw.core.precision import LARGEST_MARGIN, MARGINS
 from memlaw.core.recall import RecallReport, RecordRecall
 from memlaw.diagnosis.verdicts import stubborn_positions
 from memlaw.training.divergence import SMALLER
@@ -35,8 +36,11 @@ UNREACHABLE = "unreachable-token"
 FEW = 0.1
 """Share of stubborn tokens up to which they count as few: the adapter holds all the others."""
 
-MARGIN = 0.1
+MARGIN = MARGINS["float32"]
 """Nats below ln 2 that keep a recalled token from sinking back; the default of `memlaw train`."""
+
+_MORE = 0.1
+"""Nats to add where the margin for a precision was not enough."""
 
 _RISING = 0.01
 """Rise of the ordered share, between the last two fifths of the steps, above which it is no longer flat."""
@@ -319,12 +323,21 @@ def _method(case: _Case) -> Iterator[Advice]:
 
 
 def _more_margin(case: _Case, records: int) -> Advice:
-    margin = max(MARGIN, 2 * case.report.tolerance)
+    dtype, trained_with = case.report.dtype, case.history.config.margin if case.history.config else 0.0
+    evidence = (
+        f"Every token is ordered, but in {_count(records, 'record')} of {case.report.records:,} the margin is below "
+        f"the {case.report.tolerance:.2g} nats that {dtype} needs, or decoding differs."
+    )
+    margin = MARGINS[dtype]
+    if trained_with >= margin:
+        margin = min(round(trained_with + _MORE, 2), LARGEST_MARGIN)
+    if trained_with >= margin:
+        return Advice("method", evidence, "Serve the model in float32: a larger margin cannot help.")
+    flag = f" (--for {dtype})" if margin == MARGINS[dtype] else ""
     return Advice(
         "method",
-        f"Every token is ordered, but in {_count(records, 'record')} of {case.report.records:,} the margin is below "
-        f"the {case.report.tolerance:.2g} nats that {case.report.dtype} needs, or decoding differs.",
-        f"Train until recalled with a margin of {margin:.2g} nats.",
+        evidence,
+        f"Train until recalled with a margin of {margin:g} nats{flag}.",
         {"until": "recalled", "margin": margin},
     )
 
