@@ -37,11 +37,7 @@ def collect(directory: Path) -> ReportContent:
             "directory that `memlaw probe` or `memlaw demo` wrote."
         )
     probes = [_without_paths(_read(probe), directory) for probe in directories]
-    cells = [
-        replace(result, message=without_paths(result.message, directory))
-        for probe in probes
-        for result in probe.results
-    ]
+    cells = [result for probe in probes for result in probe.results]
     sources = {result.cell.data: probe.data for probe in probes for result in probe.results}
     stored = read_json(directory / RECALL)
     made = _made(probes, sources)
@@ -72,7 +68,9 @@ class _Probe:
 
 
 def _without_paths(probe: _Probe, directory: Path) -> _Probe:
-    return replace(probe, model=without_paths(probe.model, directory), data=without_paths(probe.data, directory))
+    results = [replace(result, message=without_paths(result.message, directory)) for result in probe.results]
+    model, data = (without_paths(name, directory) for name in (probe.model, probe.data))
+    return replace(probe, results=results, model=model, data=data)
 
 
 def _read(directory: Path) -> _Probe:
