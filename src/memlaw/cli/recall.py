@@ -48,6 +48,7 @@ def recall(
     from contextlib import nullcontext
 
     from memlaw.adapter.faults import Allow
+    from memlaw.adapter.info import load_info
     from memlaw.adapter.peft import attach
     from memlaw.api import other_prompts, trained_on
     from memlaw.core.files import write_text
@@ -55,6 +56,8 @@ def recall(
     from memlaw.diagnosis.documents import report_to_dict
     from memlaw.diagnosis.measure import measure, token_texts
 
+    if options.adapter is not None:
+        load_info(options.adapter)  # a directory that holds no adapter is refused before the model is loaded
     base, memory_set, facts = inputs.load()
     if changed := changed_facts(base, facts):
         note(f"Warning: {changed_warning(changed, len(facts))}")

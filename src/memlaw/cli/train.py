@@ -92,15 +92,18 @@ def train(
 ) -> None:
     """Make it stick: train an adapter that recalls DATA verbatim."""
     from memlaw.adapter.on_model import placement_on
+    from memlaw.adapter.peft import check_free
     from memlaw.cli.progress import training_bar
     from memlaw.training.adapter import train_adapter
     from memlaw.training.divergence import SMALLER
     from memlaw.training.run import Run
 
     rank, out, config, execution = adapter.rank, adapter.out, training.config(inputs.dtype), options.execution()
+    check_free(out)  # this and what follows, before what takes long: the model, and a search for the facts of a task
     base = inputs.load_base()
-    memory_set = inputs.load_facts(base)
     where = placement_on(adapter.placement, base.model)
+    where.check_rank(rank)
+    memory_set = inputs.load_facts(base)
     if where.caution:
         note(where.caution)
     with training_bar(f"rank {rank}") as on_step:
