@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 from memlaw.core.config import UNTIL_RECALLED, Execution
 from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.facts import EncodedFact, MemorySet
-from memlaw.core.recall import RecallReport
+from memlaw.core.recall import LN2, RecallReport
 from memlaw.core.side_effects import SideEffects
 from memlaw.data import border_merges, encode, read, target_tokens
 from memlaw.data.tasks import SPEC_PREFIX
@@ -387,8 +387,9 @@ def other_prompts(memory_set: MemorySet, adapter: StrPath | None, report: Recall
 class AdviseOptions(TypedDict, total=False):
     """Keywords of `advise`."""
 
-    adapter: StrPath | Trained
-    """The adapter that was measured: a directory, or what `train` returned. Without it, its training is unknown."""
+    adapter: StrPath | Trained | None
+    """The adapter that was measured: a directory, or what `train` returned. Without it, its training is unknown, as
+    that of a merged model is."""
     laws: StrPath | None
     """A folder of saved laws to plan with; by default as for `plan`."""
 
@@ -424,12 +425,15 @@ def advise_on(
         return ()
     adapter = options.get("adapter")
     directory = Path(adapter) if isinstance(adapter, str | os.PathLike) else None
-    history = _history(adapter)
     encoded = encodable(memory_set, base.tokenizer, base.stops)
+    same = trained_on(memory_set, directory)
+    history = _history(adapter)
+    if directory is not None and same is not False:
+        history = _with_losses(history, base, encoded, report)
     # `recall` has searched the reach of the stubborn tokens already, so those findings are not repeated here.
     findings = list(_set_findings(base, memory_set, encoded, directory))
     planned = _plan_at(base, memory_set, encoded, history, options.get("laws"))
-    first = (OTHER_PROMPTS,) if trained_on(memory_set, directory) is False else ()
+    first = (OTHER_PROMPTS,) if same is False else ()
     return first + advise_by(report, history, plan=planned, findings=findings)
 
 
@@ -576,14 +580,42 @@ def _history(adapter: StrPath | Trained | None) -> History:
     if adapter is None:
         return History()
     if not isinstance(adapter, str | os.PathLike):
-        return History(adapter.rank, str(adapter.placement), adapter.config, adapter.steps, adapter.curve)
+        return History(
+            rank=adapter.rank,
+            placement=str(adapter.placement),
+            config=adapter.config,
+            steps=adapter.steps,
+            curve=adapter.curve,
+            loss_init=adapter.loss_init,
+            loss_final=adapter.loss_final,
+            diverged=adapter.status == "diverged",
+        )
     info = load_info(Path(adapter))
     if info is None:
         return History()
     config, ignored = recorded_training(info)
     for sentence in ignored:
         warnings.warn(sentence, stacklevel=2)
-    return History(info.rank, info.placement, config, None if config is None else config.steps, info.curve)
+    return History(
+        rank=info.rank,
+        placement=info.placement,
+        config=config,
+        steps=None if config is None else config.steps,
+        curve=info.curve,
+        loss_init=info.loss_init,
+        loss_final=info.loss_final,
+    )
+
+
+def _with_losses(history: History, base: Base, encoded: Sequence[EncodedFact], report: RecallReport) -> History:
+    """The history with the losses before and after training, measured where they were not recorded: by an older
+    memlaw, or by whatever trained an adapter that memlaw did not. `base` is bare."""
+    from memlaw.diagnosis.measure import measure
+
+    after = report.mean_loss if history.loss_final is None else history.loss_final
+    if history.loss_init is not None or not encoded or after <= LN2:  # at ln 2, nothing is wrong with the step size
+        return history
+    return replace(history, loss_init=measure(base, encoded, decode=False).mean_loss, loss_final=after)
 
 
 def _plan_at(

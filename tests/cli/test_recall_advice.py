@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 import memlaw
 from helpers import tiny
 from helpers.commands import POINTS, RECORDS, Run, assert_refused, exit_code, jsonl, write
-from memlaw.adapter.peft import INFO
+from memlaw.adapter.info import INFO, WEIGHTS
 from memlaw.model.base import load
 
 Advised = Callable[..., list[str]]
@@ -135,11 +137,46 @@ def test_a_law_that_cannot_be_used_here_costs_the_plan_and_not_the_advice(
     assert "Warning: The advice does without a plan: The law of" in ran.err
 
 
-def test_nothing_is_advised_on_what_is_recalled_and_nothing_on_the_bare_base(
-    run: Run, model: Path, facts: Path, adapter: Path
-) -> None:
+def test_nothing_is_advised_on_what_is_recalled(run: Run, model: Path, facts: Path, adapter: Path) -> None:
     assert judged(run, facts, model, adapter) == []
-    assert run("recall", facts, "--model", model, "--decode", "--json").document["advice"] == []
+
+
+def test_learning_rate_a_loss_above_its_start_calls_for_a_lower_one_and_not_for_rank(
+    run: Run, advised: Advised, model: Path, facts: Path, tmp_path: Path
+) -> None:
+    advised("--rank", 1, "--steps", 5)
+    edit(tmp_path / "A", loss_init=4.7, loss_final=36.0)
+    (only,) = judged(run, facts, model, tmp_path / "A")
+    assert only.startswith("Train with a quarter of the learning rate (--learning-rate 0.005).")
+    assert "Training raised the loss from 4.7 to 36 nats per token." in only
+
+
+def test_learning_rate_where_no_losses_were_recorded_they_are_measured(
+    run: Run, advised: Advised, model: Path, facts: Path, tmp_path: Path
+) -> None:
+    """As for an adapter of PEFT's own, or of a memlaw that called a diverged training finished."""
+    advised("--rank", 2, "--steps", 5)
+    weights = load_file(tmp_path / "A" / WEIGHTS)
+    uphill = {name: -10 * tensor if "lora_B" in name else tensor for name, tensor in weights.items()}
+    save_file(uphill, tmp_path / "A" / WEIGHTS)
+    (tmp_path / "A" / INFO).unlink()
+    (only,) = judged(run, facts, model, tmp_path / "A")
+    assert only.startswith("Train with a lower learning rate, a quarter of what it was or less.")
+    assert "Training raised the loss from" in only
+
+
+def test_a_merged_model_gets_advice_too(run: Run, advised: Advised, model: Path, facts: Path, tmp_path: Path) -> None:
+    """Which model had an adapter merged into it cannot be seen, so any model that was judged without one is advised."""
+    advised("--rank", 8, "--steps", 60, "--method", "sft", "--until", "budget")
+    base = load(str(model))
+    merged = PeftModel.from_pretrained(base.model, tmp_path / "A").merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    base.tokenizer.save_pretrained(tmp_path / "merged")
+    ran = run("recall", facts, "--model", tmp_path / "merged", "--decode", "--json").document
+    assert ran["certified"] < ran["records"]
+    assert ran["advice"][0].startswith("Train only the tokens that are not recalled yet")
+    bare = run("recall", facts, "--model", model, "--decode", "--json").document["advice"]
+    assert bare[0].startswith("Run `memlaw plan` to find the rank the set needs.")
 
 
 def test_python_gives_the_advice_of_the_command_by_directory_and_by_result(

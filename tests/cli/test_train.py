@@ -18,6 +18,7 @@ from memlaw.adapter.on_model import placement_on
 from memlaw.cli import progress
 from memlaw.cli.train import train_lines
 from memlaw.core.config import TrainConfig
+from memlaw.core.precision import MARGINS
 from memlaw.training.result import Trained
 from memlaw.training.run import Run as TrainingRun
 from memlaw.training.stack import train_stack
@@ -69,8 +70,34 @@ def test_the_paper_preset_is_the_published_recipe(run: Run, model: Path, facts: 
 
 
 @pytest.mark.parametrize(
+    ("options", "margin"),
+    [
+        ((), MARGINS["float32"]),
+        (("--for", "bfloat16"), MARGINS["bfloat16"]),
+        (("--for", "float16"), MARGINS["float16"]),
+        (("--dtype", "bfloat16"), MARGINS["bfloat16"]),
+        (("--dtype", "bfloat16", "--for", "float32"), MARGINS["float32"]),
+        (("--for", "bfloat16", "--margin", 0.2), 0.2),
+        (("--preset", "paper"), 0.0),
+        (("--preset", "paper", "--for", "bfloat16"), MARGINS["bfloat16"]),
+    ],
+)
+def test_the_default_margin_is_the_one_for_the_precision_of_recall(
+    run: Run, model: Path, facts: Path, tmp_path: Path, options: tuple[object, ...], margin: float
+) -> None:
+    out = tmp_path / "A"
+    ran = run("train", facts, "--model", model, "--rank", 2, "--steps", 2, *options, "--out", out, "--json")
+    assert ran.document["margin"] == margin
+    assert json.loads((out / "memlaw_adapter.json").read_text())["train"]["margin"] == margin
+
+
+@pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (
+            "--rank 2 --for bloat16",
+            "--for 'bloat16' is not a precision in which recall can be judged. Did you mean b",
+        ),
         ("--rank 0", "Rank must be at least 1, not 0"),
         ("--rank -3", "Rank must be at least 1, not -3"),
         ("--rank 33", "Rank 33 is above 32, the smaller dimension of model.layers.2.mlp.down_proj (48 -> 32)"),

@@ -13,8 +13,9 @@ from memlaw.adapter.on_model import placement_on
 from memlaw.core.config import TrainConfig
 from memlaw.core.errors import DataError, ModelError
 from memlaw.core.facts import EncodedFact
+from memlaw.core.precision import TOLERANCE
 from memlaw.core.recall import LN2
-from memlaw.diagnosis.measure import SAFETY, TOLERANCE, measure, token_texts
+from memlaw.diagnosis.measure import SAFETY, measure, token_texts
 from memlaw.model.base import Base, load
 from memlaw.training.run import Run
 from memlaw.training.stack import train_stack

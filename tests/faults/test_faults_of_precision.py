@@ -18,8 +18,9 @@ from helpers.faulty import FACTS
 from memlaw.adapter.peft import attach
 from memlaw.core.errors import AdapterError
 from memlaw.core.facts import Fact, MemorySet
+from memlaw.core.precision import TOLERANCE
 from memlaw.core.recall import LN2, RecallReport
-from memlaw.diagnosis.measure import SAFETY, TOLERANCE
+from memlaw.diagnosis.measure import SAFETY
 
 CONFIG = {"rank": 8, "placement": "all-linear", "steps": 400}
 

@@ -73,7 +73,7 @@ def test_25_divergence(tmp_path: Path) -> None:
     for result in Journal(tmp_path / "out").results():
         assert 0 < result.steps < 10
         assert result.loss_final is None
-        assert "a lower learning rate may help" in result.message
+        assert "use a lower learning rate" in result.message
 
 
 def test_26_nan_weights(tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

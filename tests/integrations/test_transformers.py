@@ -439,7 +439,7 @@ def test_measuring_changes_neither_model_nor_training(tmp_path: Path) -> None:
 
 
 def test_a_certificate_under_autocast_needs_the_margin_of_its_precision(tmp_path: Path) -> None:
-    from memlaw.diagnosis.measure import TOLERANCE
+    from memlaw.core.precision import TOLERANCE
     from memlaw.integrations.recall import _certified
 
     callback = RecallCallback(FACTS, every=5)

@@ -12,6 +12,7 @@ from helpers.slow_law import BOUNDED, LENGTHS, LOG, PAPER, POWER, RANKS, aicc, s
 from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.points import LawPoint
 from memlaw.law import compare, fit_law, holdout, published, read_points
+from memlaw.law.points import is_saturated
 
 DATA = FIXTURES
 
@@ -50,12 +51,37 @@ def test_the_mean_error_is_that_of_the_three_hold_outs():
 
 
 def test_if_the_power_law_diverges_a_form_that_can_be_trusted_is_chosen():
-    verdict = compare(read_points(DATA / "tiny_points.csv"))
+    measured = read_points(DATA / "tiny_points.csv")
+    verdict = compare([replace(point, final_loss=None) for point in measured if not is_saturated(point)])
     assert verdict.best.form == "log"
     assert verdict.best.status == "ok"
     assert verdict.best.mape < 4
     assert [fit.form for fit in verdict.fits if fit.status == "ok"] == ["log", "power"]
     assert "The log form has the lower AICc" in verdict.why
+
+
+def test_no_form_that_predicts_a_loss_below_0_is_led_with_however_well_it_fits_its_cells():
+    """Forms without a ceiling are fitted to unsaturated cells; at the saturated ones they promise the impossible."""
+    measured = read_points(DATA / "tiny_points.csv")
+    verdict = compare(measured)
+    most = {fit.form: max(fit.predict(p.rank, p.length) / p.loss_init for p in measured) for fit in verdict.fits[:-1]}
+    assert [fit.form for fit in verdict.fits] == ["bounded", "log", "power", "paper", "memory"]
+    assert most.pop("bounded") < 1 < min(most.values())
+    assert [fit.form for fit in verdict.fits if fit.status == "ok"] == ["log", "power"]
+    assert (
+        "Do not plan with the log form: at rank 32, length 16, it predicts that the loss falls by 13.6" in verdict.why
+    )
+    assert "No form can be trusted here" in verdict.why
+
+
+def test_too_few_cells_give_no_headline():
+    """Four cells and three parameters: R^2 is 0.98 and means nothing."""
+    few = simulate(POWER, ranks=(1, 2), lengths=(500, 1000), noise=0.05)
+    fit = fit_law(few, "power")
+    assert fit.parameters
+    assert "too few" in fit.status
+    assert (fit.r2, fit.mape) == (None, None)
+    assert compare(few).best.r2 is None
 
 
 def test_reachable_targets_on_a_tiny_model_choose_the_bounded_form():

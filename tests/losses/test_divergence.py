@@ -54,7 +54,7 @@ def test_half_precision_is_summed_in_float32() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_drawn_gradients_have_the_second_moment_of_the_definition(kind: str) -> None:
-    """E[g g'] = J' (diag(p) - p p') J with J = dlogits/dhidden: the Fisher information of one state, many times over."""
+    """E[g g'] = J' (diag(p) - p p') J with J = dlogits/dhidden: the Fisher information of one state."""
     head, states, _ = case(n=2, vocabulary=7, width=3, kind=kind)
     hidden, count = states[:1] / 3, 40_000
     logits = reference.logits(head, hidden)

@@ -19,6 +19,7 @@ from memlaw.adapter.on_model import placement_on
 from memlaw.api import check
 from memlaw.core.config import TrainConfig
 from memlaw.core.facts import Fact, MemorySet
+from memlaw.core.precision import LARGEST_MARGIN, MARGINS
 from memlaw.core.recall import RecallReport
 from memlaw.data import encode
 from memlaw.diagnosis.findings import Finding
@@ -289,6 +290,19 @@ def test_the_largest_rank_is_never_advised_again() -> None:
     assert near.settings == {"rank": 31}
 
 
+def test_after_a_loss_that_rose_only_a_lower_learning_rate_is_advised() -> None:
+    """Neither rank nor steps nor modules: what a diverged training left stubborn says nothing of capacity."""
+    known = {"rank": 8, "plan": plan_of(16, 8, 32), "curve": FLAT}
+    config = TrainConfig(method="ot", learning_rate=2e-2)
+    for losses in ({"loss_init": 4.7, "loss_final": 36.0}, {"loss_init": 4.7, "loss_final": None, "diverged": True}):
+        (advice,) = advise(sample.recall(LOW), config=config, **known, **losses)
+        assert (advice.lever, advice.settings) == ("learning_rate", {"learning_rate": 5e-3})
+    (unknown,) = advise(sample.recall(LOW), loss_init=4.7, loss_final=5.0)
+    assert (unknown.lever, unknown.settings) == ("learning_rate", {})
+    fell = advise(sample.recall(LOW), config=config, **known, loss_init=4.7, loss_final=1.0)
+    assert levers(fell) == levers(advise(sample.recall(LOW), config=config, **known)) != ["learning_rate"]
+
+
 def test_where_nothing_is_known_of_the_training_the_planner_is_named() -> None:
     (advice,) = advise(sample.recall(LOW))
     assert (advice.lever, advice.settings) == ("rank", {})
@@ -319,8 +333,19 @@ def test_a_few_stubborn_tokens_are_advised_what_was_not_yet_done(
 def test_ordered_by_less_than_the_precision_needs_is_advised_a_margin() -> None:
     thin = sample.recall({"a": [0.1, 0.68], "b": [0.1, 0.1]}, tolerance=0.08)
     (advice,) = advise(thin, config=TrainConfig(method="ot", margin=0.0))
-    assert (advice.lever, advice.settings) == ("method", {"until": "recalled", "margin": 0.16})
+    assert (advice.lever, advice.settings) == ("method", {"until": "recalled", "margin": 0.1})
     assert "in 1 record of 2 the margin is below the 0.08 nats that float32 needs" in advice.evidence
+
+
+def test_the_margin_advised_is_that_of_the_precision_and_then_a_larger_one_below_ln_2() -> None:
+    thin = replace(sample.recall({"a": [0.1, 0.45], "b": [0.1, 0.1]}, tolerance=0.31), dtype="bfloat16")
+    asked = []
+    for margin in (0.1, MARGINS["bfloat16"], 0.6, LARGEST_MARGIN):
+        (advice,) = advise(thin, config=TrainConfig(method="ot", margin=margin))
+        asked.append(advice.settings.get("margin"))
+        assert ("--for bfloat16" in advice.do) == (margin == 0.1)
+    assert asked == [MARGINS["bfloat16"], 0.6, LARGEST_MARGIN, None]
+    assert "Serve the model in float32" in advice.do
 
 
 def test_reach_is_taken_from_the_recall_too_where_it_was_measured() -> None:
@@ -365,13 +390,14 @@ PLANS = st.none() | st.just(plan_of(None)) | st.just(plan_of(9, 4, None)) | st.j
     config=st.none()
     | st.builds(TrainConfig, method=st.sampled_from(("sft", "ot")), margin=st.sampled_from((0.0, 0.1))),
     decoded=st.booleans(),
+    rose=st.booleans(),
 )
 def test_every_failure_within_an_adapters_power_gets_advice_that_can_be_followed(
     losses: list[list[float]], curve: list[float], law: Plan | None, rank: int | None, config: TrainConfig | None,
-    decoded: bool,
+    decoded: bool, rose: bool,
 ) -> None:  # fmt: skip
     report = sample.recall({str(n): nll for n, nll in enumerate(losses)}, decoded=decoded)
-    advice = advise(report, curve=curve, plan=law, rank=rank, config=config)
+    advice = advise(report, curve=curve, plan=law, rank=rank, config=config, diverged=rose)
     assert bool(advice) == (report.ordered < report.tokens)
     assert len(set(levers(advice))) == len(advice)
     for one in advice:

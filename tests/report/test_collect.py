@@ -56,6 +56,28 @@ def test_a_directory_of_probes_is_shown_with_its_plan_and_recall(tmp_path: Path)
     assert {(law.label, len(law.points)) for law in shown.fits} == {("codes", len(RANKS) * len(LENGTHS))}
 
 
+def test_a_page_does_not_say_where_files_are_on_its_authors_machine(tmp_path: Path) -> None:
+    home = "/home/ada/secret project"
+    failed = sample.diverged(1, 16, f"No space left: '{home}/x'")
+    probe = a_probe(tmp_path / "P", [*grid(), failed], data=f"{home}/codes.jsonl (JSONL)")
+    spec = json.loads((probe / "probe.json").read_text())
+    write_text(
+        tmp_path / "recall.json",
+        canonical_json(
+            report_to_dict(sample.recall({"x": [0.1], "y": [0.9]}), advice=[f"Run memlaw plan '{home}/codes.jsonl'."])
+        ),
+    )
+    plan = {"records": 2, "tokens": 2, "bits": 3.0, "rank": {"value": 1}, "law": {"source": f"{home}/law.json"}}
+    write_text(tmp_path / "plan.json", canonical_json(plan))
+    write_text(tmp_path / "commands.json", canonical_json({"commands": [f"memlaw probe '{home}/codes.jsonl'"]}))
+    page = render(collect(tmp_path))
+    assert str(spec).count("secret project")
+    assert "codes.jsonl" in page
+    assert "/home" not in page
+    assert "secret project" not in page
+    assert str(tmp_path) not in page
+
+
 @pytest.mark.parametrize("setting", [{"method": "ot"}, {"placement": "down_proj@1"}, {"data": "e" * 64}])
 def test_the_law_of_a_page_is_that_of_its_largest_family(tmp_path: Path, setting: dict[str, str]) -> None:
     others = [sample.cell(rank, length, 9.0, **setting) for rank in RANKS for length in (16, 64)]

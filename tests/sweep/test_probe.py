@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -458,9 +459,9 @@ def test_a_prefix_longer_than_the_context_is_refused_and_a_shorter_one_is_not(tm
 def test_the_directory_of_another_grid_is_left_alone(base, uninterrupted):
     before = cells_of(uninterrupted)
     with pytest.raises(
-        JournalError, match=r"belongs to another run, which differs in ranks \(there \[1,3\], here \[1,2,3\]\)"
+        JournalError, match=r"belongs to another run, which differs in ranks \(there \[1,3\], here \[1,2\]\)"
     ):
-        probe(base, FACTS, ProbeConfig(**GRID | {"ranks": [1, 2, 3]}), uninterrupted)
+        probe(base, FACTS, ProbeConfig(**GRID | {"ranks": [1, 2]}), uninterrupted)
     with pytest.raises(JournalError, match=r"which differs in learning_rate \(there 0\.02, here 0\.03\)"):
         probe(base, FACTS, ProbeConfig(**GRID, learning_rate=0.03), uninterrupted)
     with pytest.raises(JournalError, match="which differs in model"):
@@ -468,6 +469,29 @@ def test_the_directory_of_another_grid_is_left_alone(base, uninterrupted):
     with pytest.raises(JournalError, match="which differs in data"):
         probe(base, dataclasses.replace(FACTS, facts=FACTS.facts[:4]), ProbeConfig(**GRID), uninterrupted)
     assert cells_of(uninterrupted) == before
+
+
+def test_a_grid_is_extended_in_place_and_its_finished_cells_are_not_trained_again(base, uninterrupted, tmp_path):
+    """The cells that were there keep their bits, and the new ones are those that one probe of the whole grid trains."""
+    uninterrupted = Path(shutil.copytree(uninterrupted, tmp_path / "copy"))
+    before = cells_of(uninterrupted)
+    grown = GRID | {"ranks": [1, 2, 3]}
+    trained = []
+    run = ProbeRun(on_progress=lambda news: trained.append(news.news))
+    summary = probe(base, FACTS, ProbeConfig(**grown), uninterrupted, run)
+    assert (summary.cells, summary.finished) == (12, 12)
+    assert {result.cell.rank for result in trained if isinstance(result, CellResult)} == {2}
+    after = cells_of(uninterrupted)
+    assert before.items() <= after.items()
+    fresh = probe(base, FACTS, ProbeConfig(**grown), tmp_path / "fresh")
+    assert fresh.finished == 12
+    assert cells_of(tmp_path / "fresh").keys() == after.keys()
+    spec = Journal(uninterrupted).spec()
+    assert sorted(key for pack in spec.packs for key in pack) == sorted({key for pack in spec.packs for key in pack})
+    assert len({key for pack in spec.packs for key in pack}) == 12
+    assert probe(base, FACTS, ProbeConfig(**grown), uninterrupted).finished == 12
+    with pytest.raises(JournalError, match=r"ranks \(there \[1,2,3\], here \[1,3\]\)"):
+        probe(base, FACTS, ProbeConfig(**GRID), uninterrupted)
 
 
 def test_the_name_of_the_model_and_of_the_file_may_differ_between_runs(base, uninterrupted):

@@ -61,6 +61,8 @@ class AdapterInfo:
     """Facts trained."""
     tokens: int | None = None
     """Target tokens trained."""
+    loss_init: float | None = None
+    """Mean loss before the first step, nats per target token."""
     loss_final: float | None = None
     """Mean loss after the last step, nats per target token."""
     train: Mapping[str, Any] | None = None

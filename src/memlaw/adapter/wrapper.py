@@ -99,8 +99,10 @@ def refuse_effects_outside(base: Base, subject: str, tuned: Any) -> None:
 def _differ(theirs: Tensor, ours: Tensor, base: Base) -> bool:
     """Whether two logits differ by more than rounding: batches of other shapes are summed in another order.
 
-    In float32 too a GPU may multiply in TF32, and a model that accelerate prepared in bfloat16.
+    In float32 too a GPU may multiply in TF32, and a model that accelerate prepared in bfloat16. Through 30 layers of
+    SmolLM2 in bfloat16 all logits together differ by 2%, the worst of them by 3% or more of the largest logit.
     """
     precise = base.dtype in ("float32", "float64") and theirs.device.type == "cpu"
-    share = 1e-3 if precise and not hasattr(base.model, "_original_forward") else 0.05
-    return bool((theirs - ours).abs().max() > share * theirs.abs().max())
+    if precise and not hasattr(base.model, "_original_forward"):
+        return bool((theirs - ours).abs().max() > 1e-3 * theirs.abs().max())
+    return bool((theirs - ours).norm() > 0.1 * theirs.norm())

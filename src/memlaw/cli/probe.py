@@ -206,6 +206,7 @@ def _run(out: Path, grid: Grid, where: EngineOptions, options: ProbeExecution, i
     from memlaw.sweep.budget import parse_seconds, within_budget
     from memlaw.sweep.config import ProbeConfig
     from memlaw.sweep.laws import probe_results
+    from memlaw.sweep.probe import check_out
     from memlaw.sweep.probe import probe as probe_grid
     from memlaw.sweep.scheduler import ProbeRun
 
@@ -220,7 +221,10 @@ def _run(out: Path, grid: Grid, where: EngineOptions, options: ProbeExecution, i
     )
     if seconds is None:
         settings = ProbeConfig(**flags) if config is None else ProbeConfig.from_yaml(config, flags)
+        check_out(out, settings)
     base = inputs.load_base()
+    if seconds is None:  # the facts of a task take a search over the model's head
+        check_out(out, settings, base)
     memory_set = inputs.load_facts(base)
     if seconds is not None:
         settings, chooser = within_budget(base, memory_set, seconds, config, flags)

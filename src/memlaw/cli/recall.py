@@ -65,6 +65,7 @@ def recall(
     from contextlib import nullcontext
 
     from memlaw.adapter.faults import Allow
+    from memlaw.adapter.info import load_info
     from memlaw.adapter.peft import attach
     from memlaw.api import other_prompts, trained_on
     from memlaw.core.files import write_text
@@ -74,6 +75,8 @@ def recall(
     from memlaw.diagnosis.side_effects import side_effects
 
     options.check()
+    if options.adapter is not None:
+        load_info(options.adapter)  # a directory that holds no adapter is refused before the model is loaded
     base, memory_set, facts = inputs.load()
     if changed := changed_facts(base, facts):
         note(f"Warning: {changed_warning(changed, len(facts))}")
@@ -113,11 +116,9 @@ def _before(base: Base, memory_set: MemorySet, options: RecallOptions, inputs: I
 def _advice(
     base: Base, memory_set: MemorySet, report: RecallReport, adapter: Path | None, laws: Path | None
 ) -> list[str]:
-    """What would help an adapter recall more; the bare model is not expected to recall anything."""
+    """What would help to recall more. Without an adapter, the model may be one that an adapter was merged into."""
     from memlaw.api import advise_on
 
-    if adapter is None:
-        return []
     return [str(advice) for advice in advise_on(base, memory_set, report, adapter=adapter, laws=laws)]
 
 

@@ -15,7 +15,8 @@ from memlaw.cli.output import counted, emit, note
 from memlaw.cli.records import setting
 from memlaw.core.canonical import to_dict
 from memlaw.core.config import PRESETS, Method, TrainConfig, Until
-from memlaw.core.errors import ConfigError, TrainError
+from memlaw.core.errors import ConfigError, TrainError, suggest
+from memlaw.core.precision import MARGINS
 from memlaw.core.side_effects import sentence
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 
 _training = partial(setting, TrainConfig, presets=PRESETS)
+
+
+def _margins() -> str:
+    return ", ".join(f"{dtype} {margin:g}" for dtype, margin in MARGINS.items() if dtype != "float64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +50,38 @@ class TrainingOptions:
     learning_rate: Annotated[float | None, _training("learning_rate", "--learning-rate", "--lr")] = None
     batch_size: Annotated[int | None, _training("batch_size")] = None
     seed: Annotated[int | None, _training("seed")] = None
+    judged_in: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="PRECISION",
+            help=f"Precision in which recall will be judged; sets the default margin ({_margins()}).  "
+            "[default: that of --dtype, or else float32]",
+            show_default=False,
+        ),
+    ] = None
     preset: Annotated[
         str, typer.Option(help="Defaults of these settings: default (ot until recalled) or paper (as published).")
     ] = "default"
 
-    def config(self) -> TrainConfig:
-        """The preset, with the options that were given. Raises ConfigError."""
+    def config(self, dtype: str) -> TrainConfig:
+        """The preset, with the options that were given; `dtype` is that of the base, as typed. Raises ConfigError."""
         if self.preset not in PRESETS:
             raise ConfigError(f"Unknown preset {self.preset!r}; known: {', '.join(PRESETS)}.")
-        given = {name: value for name, value in vars(self).items() if name != "preset" and value is not None}
-        return replace(PRESETS[self.preset], **given)
+        others = ("preset", "judged_in")
+        given = {name: value for name, value in vars(self).items() if name not in others and value is not None}
+        return replace(PRESETS[self.preset], **self._margin(dtype) | given)
+
+    def _margin(self, dtype: str) -> dict[str, float]:
+        """The margin for the precision in which recall will be judged; a preset without one keeps none unless asked."""
+        if self.judged_in is not None and self.judged_in not in MARGINS:
+            raise ConfigError(
+                f"--for {self.judged_in!r} is not a precision in which recall can be judged. "
+                f"{suggest(self.judged_in, MARGINS)}Known: {', '.join(MARGINS)}."
+            )
+        if self.judged_in is None and not PRESETS[self.preset].margin:
+            return {}
+        return {"margin": MARGINS.get(self.judged_in or dtype, MARGINS["float32"])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +113,20 @@ def train(
 ) -> None:
     """Make it stick: train an adapter that recalls DATA verbatim."""
     from memlaw.adapter.on_model import placement_on
+    from memlaw.adapter.peft import check_free
     from memlaw.api import with_side_effects, yardstick_for
     from memlaw.cli.progress import training_bar
     from memlaw.training.adapter import train_adapter
+    from memlaw.training.divergence import SMALLER
     from memlaw.training.run import Run
 
     measuring.check()
-    rank, out, config, execution = adapter.rank, adapter.out, training.config(), options.execution()
+    rank, out, config, execution = adapter.rank, adapter.out, training.config(inputs.dtype), options.execution()
+    check_free(out)  # this and what follows, before what takes long: the model, and a search for the facts of a task
     base = inputs.load_base()
-    memory_set = inputs.load_facts(base)
     where = placement_on(adapter.placement, base.model)
+    where.check_rank(rank)
+    memory_set = inputs.load_facts(base)
     if where.caution:
         note(where.caution)
     given = None
@@ -116,6 +147,7 @@ def train(
         "other_text": list(trained.other_text),
         "loss_init": trained.loss_init,
         "loss_final": trained.loss_final,
+        "margin": config.margin,
         "rank": rank,
         "placement": str(where),
         "parameters": trained.parameters,
@@ -127,6 +159,8 @@ def train(
             f"{counted(len(trained.other_text), 'fact')} cannot come back verbatim, since the tokenizer changes the "
             f"target; `memlaw check {inputs.data} --model {inputs.model}` says how to fix this."
         )
+    elif trained.loss_final is not None and trained.loss_final > trained.loss_init:
+        note(f"Training raised the loss: try a quarter of the learning rate, {config.learning_rate / SMALLER:.3g}.")
     elif not trained.recalled:
         note(
             f"Some facts are not recalled yet. Try more --steps or a higher --rank (`memlaw plan` suggests one); "

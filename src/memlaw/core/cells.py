@@ -61,7 +61,7 @@ class CellResult:
     cell: Cell
     status: CellStatus
     steps: Whole
-    """Optimizer steps taken; for a diverged cell, the step of divergence."""
+    """Optimizer steps taken; for a diverged cell, those until it was given up."""
     parameters: Whole
     """Effective parameters: all adapter weights of this rank and placement."""
     loss_init: Number | None

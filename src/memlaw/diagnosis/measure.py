@@ -15,6 +15,7 @@ from rapidfuzz.distance import Levenshtein
 
 from memlaw.core.errors import ModelError
 from memlaw.core.facts import EncodedFact
+from memlaw.core.precision import TOLERANCE
 from memlaw.core.recall import RecallReport, TokenRecall, is_ordered
 from memlaw.data import check_context
 from memlaw.data.spelling import decode as decode_ids
@@ -33,9 +34,6 @@ sums depend on the batch size."""
 
 REACH_ELEMENTS = 1 << 26
 """Largest tokens x vocabulary for which the reach of stubborn tokens is computed; beyond, it stays unknown."""
-
-TOLERANCE = {"float64": 1e-6, "float32": 1e-5, "float16": 4e-3, "bfloat16": 2.5e-2}
-"""Smallest margin in nats that a certificate needs, by precision."""
 
 SAFETY = 2.0
 """A certificate also needs this many times the largest difference observed, on this model and these facts, between

@@ -16,12 +16,13 @@ from transformers import TrainerCallback
 from memlaw.adapter.wrapper import refuse_peft_model
 from memlaw.core.errors import ConfigError
 from memlaw.core.facts import EncodedFact, MemorySet
+from memlaw.core.precision import TOLERANCE
 from memlaw.core.recall import RecallReport
 from memlaw.core.side_effects import SideEffects
 from memlaw.data import encode
 from memlaw.data.load import Facts, load_memory_set
 from memlaw.data.spelling import changed_facts, changed_warning
-from memlaw.diagnosis.measure import TOLERANCE, measure
+from memlaw.diagnosis.measure import measure
 from memlaw.diagnosis.side_effects import Alone, alone, yardstick
 from memlaw.diagnosis.side_effects import side_effects as compare
 from memlaw.integrations.step import processes

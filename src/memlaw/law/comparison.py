@@ -14,6 +14,7 @@ from memlaw.core.points import LawPoint
 from memlaw.law.curve import FORMS, Form
 from memlaw.law.fit import fit_law, mean_error, percent_errors, quality
 from memlaw.law.growth import Array
+from memlaw.law.messages import IMPOSSIBLE
 from memlaw.law.points import Axis, Cells, cells_of, loss_table, points_for_form, size_of, usable
 from memlaw.law.residuals import SCALES, Residuals
 from memlaw.law.result import Holdout, LawFit
@@ -150,7 +151,8 @@ def compare(
 ) -> Comparison:
     """Fit every form and rank them.
 
-    Forms with status ok come first. Among them the lower error on held-out cells wins, averaged over the standard
+    A form that predicts, for one of these cells, a fall of the loss below 0 comes after all that do not. Of either
+    kind, forms with status ok come first. Among them the lower error on held-out cells wins, averaged over the standard
     hold-outs; if two errors differ by less than one standard error of their difference, the lower AICc wins. All forms
     are judged on unsaturated held-out cells, although the bounded ones also have to fit the saturated cells.
 
@@ -169,16 +171,47 @@ def compare(
     misses = _holdout_errors(points, shared, trusted or fitted, axis, residuals)
     scores = {form: score for form in fitted if (score := _scores(fits[form], shared)) is not None}
     aicc = {form: score[1] for form, score in scores.items()}
-    ranked = _ranked(trusted, misses, aicc) + _ranked([form for form in fitted if form not in trusted], misses, aicc)
+    excesses = {form: excess for form in fitted if (excess := _excess(fits[form], points)) is not None}
+    groups = [
+        [form for form in fitted if (form in excesses, form in trusted) == kind]
+        for kind in ((False, True), (False, False), (True, True), (True, False))
+    ]
+    ranked = [form for group in groups for form in _ranked(group, misses, aicc)]
+    if ranked[0] in trusted:
+        why = _why(ranked, trusted, misses, aicc, fits)
+    else:
+        why = _why([form for form in ranked if form not in excesses] or ranked, (), misses, aicc, fits)
+    first = _ranked(trusted or fitted, misses, aicc)[0]
     rest = [form for form in fits if form not in ranked]
     return Comparison(
         fits=tuple(fits[form] for form in (*ranked, *rest)),
-        why=_why(ranked, trusted, misses, aicc, fits),
+        why=f"{why} {excesses[first]}" if first in excesses else why,
         cells=len(cells_of(shared, axis, ()).size) if shared else 0,
         holdouts=tuple(misses),
         mape={form: _mean_error(misses, form) for form in (trusted or fitted) if misses},
         r2={form: score[0] for form, score in scores.items()},
         aicc=aicc,
+    )
+
+
+def _excess(fit: LawFit, points: Sequence[LawPoint]) -> str | None:
+    """Where the law predicts that the loss falls below 0, at the cell where it does so most; None if nowhere."""
+    known = [point for point in points if point.loss_init is not None]
+    if not known or fit.curve.bounded:
+        return None
+    size = np.array([size_of(point, fit.axis) for point in known])
+    length, start = (np.array([getattr(point, name) for point in known]) for name in ("length", "loss_init"))
+    predicted = fit.predict(size, length)
+    worst = int(np.argmax(predicted - start))
+    if predicted[worst] <= start[worst]:
+        return None
+    return IMPOSSIBLE.format(
+        form=fit.form,
+        delta=predicted[worst],
+        axis="rank" if fit.axis == "rank" else "size",
+        size=size[worst],
+        length=length[worst],
+        start=start[worst],
     )
 
 
@@ -264,11 +297,12 @@ def _why(
     best = ranked[0]
     rivals = [form for form in ranked[1:] if form in trusted or not trusted]
     if not rivals and trusted:
-        other = next(form for form in fits if form != best)
-        return f"Only the {best} form can be trusted here. The {other} form: {fits[other].status}"
+        doubted = [form for form in fits if form != best and fits[form].status != "ok"]
+        why = f" The {doubted[0]} form: {fits[doubted[0]].status}" if doubted else ""
+        return f"Only the {best} form can be trusted here.{why}"
     why = "" if trusted else "No form can be trusted here. "
     if not rivals:
-        return f"{why}Only the {best} form has parameters."
+        return f"{why}Only the {best} form is left."
     other = rivals[0]
     lead = aicc.get(other, math.nan) - aicc.get(best, math.nan)
     if misses:

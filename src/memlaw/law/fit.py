@@ -189,8 +189,9 @@ def _solved(fit: LawFit, kept: Sequence[LawPoint], cells: Cells) -> LawFit:
     covariance = covariance_of(problem.slopes(solution.theta), float(squares @ squares) / spare) if spare else None
     fit = replace(fit, sigma=sigma, freedom=spare)
     fit = with_law(fit, solution.theta, covariance, _ends(fit, problem, solution.theta, covariance))
-    r2, mape = quality(fit, kept)
-    fit = replace(fit, r2=r2, mape=mape)
+    if fit.n >= _needed_cells(len(fit.parameters)):
+        r2, mape = quality(fit, kept)
+        fit = replace(fit, r2=r2, mape=mape)
     return replace(fit, status=_status(fit, solution, float(np.abs(cells.delta).max())))
 
 

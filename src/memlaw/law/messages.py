@@ -55,5 +55,9 @@ AT_BOUND = "{names} stopped at the edge of the search, so the error bars are not
 
 WORSE = "Training raised the loss of {count} of {n} cells (dL < 0). They are included; check that training converged."
 MERGED = "{runs} runs are replicates of {n} cells; each cell counts once, with the mean of its runs."
-LEFT_OUT = "{count} saturated cells (final loss <= 0.69 nats) are left out: only the bounded form can use them."
+LEFT_OUT = "{count} saturated cells (final loss <= 0.69 nats) are left out: only the bounded and memory forms use them."
 NO_CEILING = "{count} points without {loss} are left out: the {form} form needs it."
+IMPOSSIBLE = (
+    "Do not plan with the {form} form: at {axis} {size:,.6g}, length {length:,.6g}, it predicts that the loss falls by "
+    "{delta:.3g} nats, where it was {start:.3g}."
+)

@@ -103,9 +103,9 @@ class LawFit:
     covariance: tuple[tuple[float, ...], ...] | None
     """Covariance matrix of `theta`, [p, p]; None if the cells do not determine it."""
     r2: float | None
-    """R^2 of dL."""
+    """R^2 of dL; None for too few cells, of which any law explains nearly everything."""
     mape: float | None
-    """Mean |predicted / measured - 1| of dL, percent."""
+    """Mean |predicted / measured - 1| of dL, percent; None with `r2`."""
     residuals: Residuals
     """Scale on which squared residuals were minimised."""
     sigma: float | None

@@ -2,7 +2,8 @@
 
 Recall fails in two ways (arXiv 2605.30260). An adapter that is too small leaves stubborn tokens everywhere: only more
 parameters or fewer facts help. One that is large enough leaves a few stubborn tokens, each of which spoils its record:
-only better training helps. The law, the share of ordered tokens over the steps and the spread of stubborn tokens over
+only better training helps. A training that raised the loss says nothing of either: only a lower learning rate helps.
+The law, the share of ordered tokens over the steps and the spread of stubborn tokens over
 the records tell the two apart; what training cannot fix shows in the findings of `memlaw check`.
 """
 
@@ -18,14 +19,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from memlaw.adapter.info import Curve
 from memlaw.adapter.placement import ALL_LINEAR
 from memlaw.core.config import TrainConfig
+from memlaw.core.precision import LARGEST_MARGIN, MARGINS
 from memlaw.core.recall import RecallReport, RecordRecall
 from memlaw.diagnosis.verdicts import stubborn_positions
+from memlaw.training.divergence import SMALLER
 
 if TYPE_CHECKING:
     from memlaw.diagnosis.findings import Finding
     from memlaw.planning.result import Plan
 
-Lever = Literal["data", "tokens", "rank", "placement", "split", "steps", "method"]
+Lever = Literal["data", "tokens", "learning_rate", "rank", "placement", "split", "steps", "method"]
 
 UNREACHABLE = "unreachable-token"
 """Code of the findings whose positions no adapter below the head can bring to p > 1/2."""
@@ -33,8 +36,11 @@ UNREACHABLE = "unreachable-token"
 FEW = 0.1
 """Share of stubborn tokens up to which they count as few: the adapter holds all the others."""
 
-MARGIN = 0.1
+MARGIN = MARGINS["float32"]
 """Nats below ln 2 that keep a recalled token from sinking back; the default of `memlaw train`."""
+
+_MORE = 0.1
+"""Nats to add where the margin for a precision was not enough."""
 
 _RISING = 0.01
 """Rise of the ordered share, between the last two fifths of the steps, above which it is no longer flat."""
@@ -53,6 +59,12 @@ class History:
     steps: int | None = None
     """Steps taken; None: as many as `curve` has values."""
     curve: Curve = ()
+    loss_init: float | None = None
+    """Mean loss of the facts before training, nats per target token."""
+    loss_final: float | None = None
+    """The same after training; None with `diverged` if it is not known or not finite."""
+    diverged: bool = False
+    """Whether training ended as diverged."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +200,12 @@ class _Case:
         return self.budgets_missing <= _PATIENCE
 
     @property
+    def rose(self) -> bool:
+        """Whether training made the loss larger, so that nothing else can be concluded from how it ended."""
+        before, after = self.history.loss_init, self.history.loss_final
+        return self.history.diverged or (before is not None and after is not None and after > before)
+
+    @property
     def unplaceable(self) -> bool:
         """Whether, by the law, no rank at this placement holds the set."""
         return self.plan is not None and self.plan.rank.value is None
@@ -220,6 +238,8 @@ class _Case:
 
 def _by_promise(case: _Case) -> tuple[_Lever, ...]:
     """All levers, those most likely to help first."""
+    if case.rose:
+        return (_data, _tokens, _learning_rate)
     scale, refine = (_rank, _placement, _split), (_method, _steps) if case.spread_thin else (_steps, _method)
     scale_first = case.at_the_edge or (case.beyond_capacity and not case.spread_thin)
     return (_data, _tokens, *(scale + refine if scale_first else refine + scale))
@@ -242,6 +262,24 @@ def _tokens(case: _Case) -> Iterator[Advice]:
             "cannot reach p > 1/2 with the frozen head, whatever the adapter.",
             "Reword those targets, or train the head as well (PEFT: modules_to_save=['lm_head']).",
         )
+
+
+def _learning_rate(case: _Case) -> Iterator[Advice]:
+    before, after, config = case.history.loss_init, case.history.loss_final, case.history.config
+    evidence = "Training diverged."
+    if before is not None and after is not None:
+        evidence = f"Training raised the loss from {before:.3g} to {after:.3g} nats per token."
+    evidence += " Its steps were too long; what the adapter could hold remains unknown."
+    if config is None:
+        yield Advice("learning_rate", evidence, "Train with a lower learning rate, a quarter of what it was or less.")
+        return
+    lower = float(f"{config.learning_rate / SMALLER:.3g}")
+    yield Advice(
+        "learning_rate",
+        evidence,
+        f"Train with a quarter of the learning rate (--learning-rate {lower:g}).",
+        {"learning_rate": lower},
+    )
 
 
 def _steps(case: _Case) -> Iterator[Advice]:
@@ -285,12 +323,21 @@ def _method(case: _Case) -> Iterator[Advice]:
 
 
 def _more_margin(case: _Case, records: int) -> Advice:
-    margin = max(MARGIN, 2 * case.report.tolerance)
+    dtype, trained_with = case.report.dtype, case.history.config.margin if case.history.config else 0.0
+    evidence = (
+        f"Every token is ordered, but in {_count(records, 'record')} of {case.report.records:,} the margin is below "
+        f"the {case.report.tolerance:.2g} nats that {dtype} needs, or decoding differs."
+    )
+    margin = MARGINS[dtype]
+    if trained_with >= margin:
+        margin = min(round(trained_with + _MORE, 2), LARGEST_MARGIN)
+    if trained_with >= margin:
+        return Advice("method", evidence, "Serve the model in float32: a larger margin cannot help.")
+    flag = f" (--for {dtype})" if margin == MARGINS[dtype] else ""
     return Advice(
         "method",
-        f"Every token is ordered, but in {_count(records, 'record')} of {case.report.records:,} the margin is below "
-        f"the {case.report.tolerance:.2g} nats that {case.report.dtype} needs, or decoding differs.",
-        f"Train until recalled with a margin of {margin:.2g} nats.",
+        evidence,
+        f"Train until recalled with a margin of {margin:g} nats{flag}.",
         {"until": "recalled", "margin": margin},
     )
 

@@ -23,9 +23,12 @@ def will_it_fit(content: ReportContent) -> str:
         if ranks
         else ""
     )
+    r2 = leading.summary.get("r2")
+    if r2 is None:
+        return f"Unknown: {leading.summary.get('status')}"
     return (
-        f"Not planned yet: the law ({leading.name}) has R² {number(leading.summary.get('r2'))}{over}. Run memlaw plan "
-        f"to apply it to a memory set."
+        f"Not planned yet: the law ({leading.name}) has R² {number(r2)}{over}. Run memlaw plan to apply it to a memory "
+        "set."
     )
 
 
@@ -89,7 +92,7 @@ def key_numbers(content: ReportContent) -> list[tuple[str, str, str]]:
     if grid:
         finished = sum(cell.status == "finished" for cell in content.cells)
         numbers.append(("cells finished", f"{finished:,}", f"of {grid:,}"))
-    if content.fits:
+    if content.fits and content.fits[0].summary.get("r2") is not None:
         leading = content.fits[0]
         numbers.append(("R² of the law", number(leading.summary.get("r2"), 4), leading.name))
     if content.plan is not None:

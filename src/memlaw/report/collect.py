@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from memlaw.diagnosis.documents import Texts, report_from_dict, side_effects_fro
 from memlaw.law import LawFit, compare, fit_law, points_from_results
 from memlaw.report.content import AdapterCost, FittedLaw, ReportContent
 from memlaw.report.families import named_families
+from memlaw.report.paths import without_paths
 from memlaw.sweep.journal import PROBE, Journal
 
 PLAN, RECALL, LAW, COMMANDS = "plan.json", "recall.json", "law.json", "commands.json"
@@ -26,6 +27,8 @@ PLAN, RECALL, LAW, COMMANDS = "plan.json", "recall.json", "law.json", "commands.
 
 def collect(directory: Path) -> ReportContent:
     """Everything a report can show of a probe, or of a directory of probes with adapters, a plan and a recall in it.
+
+    Files and models are named without the folders of this machine.
 
     Raises JournalError if the directory has nothing to show or a file in it is damaged, DataError for an edited recall,
     AdapterError for the damaged record of an adapter.
@@ -36,7 +39,7 @@ def collect(directory: Path) -> ReportContent:
             f"{directory} contains neither a probe ({PROBE}) nor {RECALL}, nor an adapter with side effects, so the "
             "report would be empty. Give a directory that `memlaw probe`, `memlaw demo` or `memlaw train` wrote."
         )
-    probes = [_read(probe) for probe in directories]
+    probes = [_without_paths(_read(probe), directory) for probe in directories]
     cells = [result for probe in probes for result in probe.results]
     sources = {result.cell.data: probe.data for probe in probes for result in probe.results}
     stored = read_json(directory / RECALL)
@@ -47,14 +50,14 @@ def collect(directory: Path) -> ReportContent:
         cells=cells,
         grid=sum(probe.grid for probe in probes),
         fits=_fits(cells, sources),
-        plan=read_json(directory / PLAN),
+        plan=without_paths(read_json(directory / PLAN), directory),
         recall=recall,
         costs=(*costs, *_cost_of_recall(recall, stored, costs)),
-        advice=() if stored is None else _sentences(stored),
+        advice=() if stored is None else without_paths(_sentences(stored), directory),
         texts=None if stored is None else _texts(stored),
         sources=sources,
         made=made,
-        commands=(read_json(directory / COMMANDS) or {}).get("commands", ()),
+        commands=without_paths((read_json(directory / COMMANDS) or {}).get("commands", ()), directory),
     )
 
 
@@ -67,6 +70,12 @@ class _Probe:
     """Number of its cells, trained or not."""
     model: str
     data: str
+
+
+def _without_paths(probe: _Probe, directory: Path) -> _Probe:
+    results = [replace(result, message=without_paths(result.message, directory)) for result in probe.results]
+    model, data = (without_paths(name, directory) for name in (probe.model, probe.data))
+    return replace(probe, results=results, model=model, data=data)
 
 
 def _read(directory: Path) -> _Probe:

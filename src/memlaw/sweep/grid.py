@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from memlaw.core.canonical import to_dict
-from memlaw.core.cells import Cell
+from memlaw.core.cells import ALGORITHM_VERSION, Cell
 from memlaw.core.config import identity
 from memlaw.core.facts import EncodedFact, MemorySet
 from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.journal import ProbeSpec
+from memlaw.sweep.journal.spec import AXES, extends
 from memlaw.sweep.pack import Pack
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def grid_cells(
             train=config.train(method, seed),
             dtype=base.dtype,
             libraries=libraries_used(),
-            device=base.device.partition(":")[0],
+            device=device_kind(base),
         )
         for length, rank, method, seed in itertools.product(lengths, config.ranks, config.methods, config.seeds)
     ]
@@ -98,19 +99,45 @@ def probe_about(base: Base, memory_set: MemorySet) -> dict[str, Any]:
     }
 
 
-def probe_spec(grid: Sequence[Cell], tokens: int, about: dict[str, Any]) -> ProbeSpec:
-    packs = tuple(tuple(cell.key for cell in pack) for pack in plan_packs(grid, tokens))
-    return ProbeSpec(_identity(grid), packs, about)
+def probe_spec(grid: Sequence[Cell], tokens: int, about: dict[str, Any], there: ProbeSpec | None = None) -> ProbeSpec:
+    """The spec of a grid. If it extends the one `there`, the packs of that remain, and the other cells get new ones."""
+    identity = grid_identity(grid)
+    kept = there.packs if there is not None and extends(identity, there.identity) else ()
+    packed = {key for pack in kept for key in pack}
+    added = plan_packs([cell for cell in grid if cell.key not in packed], tokens)
+    return ProbeSpec(identity, (*kept, *(tuple(cell.key for cell in pack) for pack in added)), about)
 
 
-_AXES = {"rank": "ranks", "length": "lengths", "method": "methods", "seed": "seeds"}
+def identity_of_settings(config: ProbeConfig) -> dict[str, Any]:
+    """What the settings alone say of the identity of a grid: all but lengths, model, facts and placement."""
+    recipe = to_dict(config.train(config.methods[0], config.seeds[0]))
+    axes = {"ranks": config.ranks, "methods": config.methods, "seeds": config.seeds}
+    shared = {name: value for name, value in recipe.items() if name not in AXES}
+    return {**{axis: list(values) for axis, values in axes.items()}, **shared}
 
 
-def _identity(cells: Sequence[Cell]) -> dict[str, Any]:
+def identity_of_base(base: Base, placement: Placement) -> dict[str, Any]:
+    """What a loaded model adds to it."""
+    return {
+        "model": base.fingerprint,
+        "tokenizer": base.tokenizer_fingerprint,
+        "placement": str(placement),
+        "dtype": base.dtype,
+        "algorithm": ALGORITHM_VERSION,
+        "libraries": libraries_used(),
+        "device": device_kind(base),
+    }
+
+
+def device_kind(base: Base) -> str:
+    return base.device.partition(":")[0]
+
+
+def grid_identity(cells: Sequence[Cell]) -> dict[str, Any]:
     """What determines the results of a grid: the values along its axes and everything its cells share."""
     flat = [_flat(cell) for cell in cells]
-    axes = {plural: sorted({cell[name] for cell in flat}) for name, plural in _AXES.items()}
-    return axes | {name: value for name, value in flat[0].items() if name not in _AXES}
+    axes = {plural: sorted({cell[name] for cell in flat}) for name, plural in AXES.items()}
+    return axes | {name: value for name, value in flat[0].items() if name not in AXES}
 
 
 def _flat(cell: Cell) -> dict[str, Any]:

@@ -12,7 +12,17 @@ from memlaw.core.errors import ConfigError, JournalError
 from memlaw.core.facts import MemorySet
 from memlaw.sweep.config import ProbeConfig
 from memlaw.sweep.engines.base import Engine, Resources
-from memlaw.sweep.grid import TOKENS_PER_PACK, grid_cells, prefixes_by_length, probe_about, probe_spec, tokens_per_pack
+from memlaw.sweep.grid import (
+    TOKENS_PER_PACK,
+    grid_cells,
+    grid_identity,
+    identity_of_base,
+    identity_of_settings,
+    prefixes_by_length,
+    probe_about,
+    probe_spec,
+    tokens_per_pack,
+)
 from memlaw.sweep.journal import Journal
 from memlaw.sweep.pack import LoadedPack, reload_name
 from memlaw.sweep.scheduler import ProbeRun, Scheduler
@@ -40,6 +50,8 @@ def probe(
 ) -> ProbeSummary:
     """Train and measure every cell of the grid that the directory `out` does not hold yet.
 
+    A grid with more ranks, lengths, methods or seeds than the one in `out` extends it; its finished cells stay.
+
     `run` says where, by whom and in which order; without it, packs train one after the other in this process. A pack
     may be trained more than once, since workers die and so do processes that schedule; the journal keeps the first
     result of a cell, so every result is there exactly once.
@@ -66,8 +78,10 @@ def probe(
     cells = {cell.key: cell for cell in grid_cells(config, list(prefixes), base, memory_set, placement)}
     journal = Journal(out)
     longest = prefixes[max(prefixes)]
-    tokens = TOKENS_PER_PACK if journal.claimed else tokens_per_pack(base, longest, placement, max(config.ranks))
-    spec = journal.claim(probe_spec(list(cells.values()), tokens, about=probe_about(base, memory_set)))
+    there = journal.spec() if journal.claimed else None
+    planned = there is not None and there.identity == grid_identity(list(cells.values()))
+    tokens = TOKENS_PER_PACK if planned else tokens_per_pack(base, longest, placement, max(config.ranks))
+    spec = journal.claim(probe_spec(list(cells.values()), tokens, probe_about(base, memory_set), there))
     packs = [tuple(cells[key] for key in keys) for keys in spec.packs]
     loaded = [LoadedPack(base, placement, prefixes[pack[0].length], pack) for pack in packs]
     scheduler = Scheduler(loaded, journal, run)
@@ -82,6 +96,22 @@ def probe(
     shortened = _shortened({length: target_tokens(facts) for length, facts in requested.items()})
     warnings = [sentence for sentence in (placement.caution, *shortened) if sentence]
     return _summary(journal, scheduler.keys, warnings)
+
+
+def check_out(out: str | os.PathLike[str], config: ProbeConfig, base: Base | None = None) -> None:
+    """Refuse what `probe` would refuse later, as far as the settings, and a base if it is loaded, tell.
+
+    Raises JournalError if `out` belongs to another run, AdapterError for a rank or placement that the base cannot have.
+    """
+    known = identity_of_settings(config)
+    if base is not None:
+        from memlaw.adapter.on_model import placement_on
+
+        placement = placement_on(config.placement, base.model)
+        for rank in config.ranks:
+            placement.check_rank(rank)
+        known |= identity_of_base(base, placement)
+    Journal(out).check_claimable(known)
 
 
 def _check_engine(run: ProbeRun, base: Base) -> None:

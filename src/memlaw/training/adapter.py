@@ -67,6 +67,7 @@ def train_adapter(
             "records": len(encoded),
             "tokens": target_tokens(encoded),
             "train": to_dict(replace(run.config, steps=max(1, trained.steps))),  # 0: everything was recalled before
+            "loss_init": trained.loss_init,
             "loss_final": trained.loss_final,
             "curve": trained.curve,
         }

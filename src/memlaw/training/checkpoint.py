@@ -46,6 +46,8 @@ class _StateNumbers:
     rows_at_once: int | None
     updates: int
     """Of its optimizer."""
+    risen_for: tuple[int, ...] = ()
+    """Empty in the checkpoints of older versions."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def _numbers(engine: Engine, snapshot: Snapshot) -> _Numbers:
         step=max(steps, default=0),
         seconds=snapshot.seconds,
         states=tuple(
-            _StateNumbers(state.runs, state.step, state.rows_at_once, state.optimizer.updates)
+            _StateNumbers(state.runs, state.step, state.rows_at_once, state.optimizer.updates, state.risen_for)
             for state in snapshot.states
         ),
         results={run: _ending(result) for run, result in snapshot.results.items()},
@@ -237,6 +239,7 @@ class _SavedTensors:
             latest=self.tensors[f"{place}.latest"].to(self.engine.device),
             step=numbers.step,
             rows_at_once=numbers.rows_at_once,
+            risen_for=numbers.risen_for,
         )
 
     def result(self, number: int, ending: Ending) -> Trained:

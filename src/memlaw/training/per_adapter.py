@@ -11,7 +11,6 @@ from torch import Tensor
 from memlaw.core.config import TrainConfig
 from memlaw.core.recall import LN2
 
-
 HALVINGS = 20
 """From any useful weight down to none: by a factor of a million."""
 

@@ -42,9 +42,10 @@ class Ending:
     """How the training of one adapter ended."""
 
     status: Status
-    """finished; diverged: the loss became infinite or NaN; failed: the gradient was zero at every step."""
+    """finished; diverged: the loss became infinite or NaN, or ended clearly above where it started; failed: the
+    gradient was zero at every step."""
     steps: int
-    """Steps taken; for a diverged adapter, the step at which the loss became infinite or NaN."""
+    """Steps taken; for a diverged adapter, those until it was given up."""
     seconds: float
     """Wall time of the stack until this adapter left it."""
     loss_init: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from memlaw.model.linear import use_onednn
 from memlaw.model.memory import out_of_memory
 from memlaw.model.parts import decoder_layers, frozen
 from memlaw.training.checkpoint import Checkpoint, Snapshot
+from memlaw.training.divergence import is_risen, out_of_patience, risen_in_a_row, why_diverged
 from memlaw.training.engine import Engine
 from memlaw.training.optimizers.base import cut
 from memlaw.training.result import StackProgress, Status, Trained
@@ -25,8 +27,6 @@ from memlaw.training.rows import rows_per_step
 from memlaw.training.run import Run
 from memlaw.training.state import State
 from memlaw.training.step import Step
-
-DIVERGED = "the loss was no longer a finite number at step {step}; a lower learning rate may help"
 
 UNMOVED = (
     "its gradient was zero at every step, so training changed nothing: the modules it adapts do not influence the "
@@ -45,9 +45,10 @@ def train_stack(
 ) -> list[Trained]:
     """Train the adapters of `runs` together on all `facts`; the results come in the order of the runs.
 
-    Up to rounding, each adapter gets what it would get alone. One whose loss stops being finite leaves the stack as
-    "diverged" and the others continue; a stack that runs out of memory continues in smaller parts. If placements
-    differ, every run pays for the layers from the lowest adapted one up. The base is restored afterwards.
+    Up to rounding, each adapter gets what it would get alone. One whose loss stops being finite, or stays clearly above
+    where it started (`training.divergence`), leaves the stack as "diverged" and the others continue; a stack that runs
+    out of memory continues in smaller parts. If placements differ, every run pays for the layers from the lowest
+    adapted one up. The base is restored afterwards.
 
     With a `checkpoint` the stack is saved there from time to time, and resumes from what is there, to the last bit.
     Of `execution`, `compiled` and `prefix_cache` apply here. Raises AdapterError for an impossible rank, ConfigError
@@ -108,13 +109,16 @@ class _Training:
         norms = torch.stack([g.flatten(1).norm(dim=1) for g in step.gradients]).norm(dim=0)  # [K]
         diverged = _true_places(~(step.loss.isfinite() & norms.isfinite()))
         recalled = [k for k in self._recalled(state) if k not in diverged]
-        self._end(state, recalled)
+        risen_for = risen_in_a_row(state.risen_for, step.loss, self.loss_init)
+        risen = [k for k in self._risen(state, risen_for) if k not in diverged and k not in recalled]
+        self._end(state, [*recalled, *risen])
         self._end(state, diverged, diverged=True)
+        state.risen_for = risen_for
         self._report(state, step)
         gradients = [g * _clipping(state.settings.clip, norms).to(g.dtype) for g in step.gradients]
         for window in step.windows:
             window.commit()
-        remaining = _without(state, [*recalled, *diverged])
+        remaining = _without(state, [*recalled, *risen, *diverged])
         for rest in remaining:
             if rest is not state:  # some adapters left: drop their gradients too
                 gradients = cut(gradients, [state.runs.index(run) for run in rest.runs], rest.stack.tensors)
@@ -139,6 +143,14 @@ class _Training:
         state.latest[likely] = self.engine.evaluate(state.stack.select(likely)).to(state.latest.dtype)
         return [k for k in likely if self.engine.all_ordered(state.latest[[k]], limit[[k]])]
 
+    def _risen(self, state: State, risen_for: Sequence[int]) -> list[int]:
+        """Places of the adapters that an evaluation of all rows confirms to be clearly above where they started."""
+        likely = out_of_patience(risen_for, state.configs)
+        if not likely:
+            return []
+        means = self.engine.mean(self.engine.evaluate(state.stack.select(likely))).tolist()
+        return [k for k, mean in zip(likely, means, strict=True) if is_risen(mean, self.loss_init)]
+
     def _end(self, state: State, places: Sequence[int], *, diverged: bool = False) -> None:
         """Record the results of the adapters at `places`."""
         if not places:
@@ -149,8 +161,8 @@ class _Training:
         for place, k in enumerate(places):
             run = self.engine.runs[state.runs[k]]
             alone, recalled = leaving.select([place]).at(run.placement.sites), bool(ordered[place])
-            lost = diverged or not means[place].isfinite()
-            status, message = _verdict(alone, state.step, diverged=lost, recalled=recalled)
+            loss = math.nan if diverged else float(means[place])
+            status, message = _verdict(alone, recalled, why_diverged((self.loss_init, loss), state.step, run.config))
             finished = status == "finished"
             self.results[state.runs[k]] = Trained(
                 run=run,
@@ -220,10 +232,10 @@ class _Training:
             self.checkpoint = None
 
 
-def _verdict(adapter: AdapterStack, step: int, *, diverged: bool, recalled: bool) -> tuple[Status, str]:
-    """How an adapter ended, and why it did not finish."""
+def _verdict(adapter: AdapterStack, recalled: bool, diverged: str) -> tuple[Status, str]:
+    """How an adapter ended, and why it did not finish; `diverged` says why it diverged, if it did."""
     if diverged:
-        return "diverged", DIVERGED.format(step=step)
+        return "diverged", diverged
     if not recalled and not any(bool(b.any()) for _, b in adapter.pairs):  # B is still zero, as at the start
         return "failed", UNMOVED
     return "finished", ""

@@ -28,6 +28,11 @@ class State:
     step: int = 0
     rows_at_once: int | None = None
     """Rows of a step that go through the model together; None for all of them."""
+    risen_for: tuple[int, ...] = ()
+    """For each adapter, its latest steps in a row whose loss was clearly above the start (`training.divergence`)."""
+
+    def __post_init__(self) -> None:
+        self.risen_for = self.risen_for or (0,) * len(self.runs)
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -47,4 +52,5 @@ class State:
             latest=self.latest[list(keep)],
             step=self.step,
             rows_at_once=self.rows_at_once,
+            risen_for=tuple(self.risen_for[k] for k in keep),
         )

@@ -32,7 +32,7 @@ def test_another_run_is_refused_with_the_differences_and_a_way_out(tmp_path):
     assert str(caught.value) == (
         f"{tmp_path} belongs to another run, which differs in ranks (there [1,2], here [1,2,4]); steps (there "
         "nothing, here 10). Two runs in one directory would be mistaken for one sweep. Choose another --out, or "
-        "repeat the flags of that run."
+        "repeat the flags of that run; ranks, lengths, methods and seeds may be added to it."
     )
     assert (tmp_path / "probe.json").read_bytes() == before
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from memlaw.core.canonical import to_dict
 from memlaw.core.cells import CellResult, result_from_dict
 from memlaw.core.errors import JournalError
 from memlaw.sweep.journal.sealed import UNKNOWN_FIELDS, seal, unseal, unseal_cell
-from memlaw.sweep.journal.spec import PROBE, ProbeSpec, differences, pack_name
+from memlaw.sweep.journal.spec import PROBE, ProbeSpec, differences, extends, pack_name
 from memlaw.sweep.journal.table import TABLE, as_parquet, rows_of
 
 CELLS, FAILURES, QUARANTINE, CHECKPOINTS = "cells", "failures", "quarantine", "checkpoints"
@@ -33,22 +33,43 @@ class Journal:
         """Keys of cells whose files this object has verified; such a file never changes again."""
 
     def claim(self, spec: ProbeSpec) -> ProbeSpec:
-        """Claim the directory for `spec`, or join the run of the same identity there; returns the spec on file.
+        """Claim the directory for `spec`, join the run of the same identity there, or extend its grid.
 
-        Raises JournalError if the directory belongs to another run, holds other files, or cannot be written.
+        Returns the spec on file. One that extends the grid must begin with the packs of the spec there. Raises
+        JournalError if the directory belongs to another run, holds other files, or cannot be written.
         """
         path = self.root / PROBE
         if self._read(path) is None:
             self._check_unused()
             self._place(path, seal(dataclasses.asdict(spec)), replace=False)
         present = self.spec()
-        differing = differences(present.identity, spec.identity)
+        kept = spec.packs[: len(present.packs)] == present.packs
+        if present.identity != spec.identity and kept and extends(spec.identity, present.identity):
+            self._place(path, seal(dataclasses.asdict(spec)), replace=True)
+            present = self.spec()
+        self._refuse_other(present.identity, spec.identity)
+        return present
+
+    def check_claimable(self, known: Mapping[str, Any]) -> None:
+        """Raise JournalError if a grid, as far as its identity is `known`, can neither claim, join nor extend this one.
+
+        Takes milliseconds, so it comes before a model is loaded. Nothing is written.
+        """
+        if not self.claimed:
+            self._check_unused()
+            return
+        there = {name: value for name, value in self.spec().identity.items() if name in known}
+        if not extends(known, there):
+            self._refuse_other(there, known)
+
+    def _refuse_other(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        differing = differences(there, here)
         if differing:
             raise JournalError(
                 f"{self.root} belongs to another run, which differs in {'; '.join(differing)}. Two runs in one "
-                "directory would be mistaken for one sweep. Choose another --out, or repeat the flags of that run."
+                "directory would be mistaken for one sweep. Choose another --out, or repeat the flags of that run; "
+                "ranks, lengths, methods and seeds may be added to it."
             )
-        return present
 
     @property
     def claimed(self) -> bool:

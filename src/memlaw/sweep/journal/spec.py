@@ -18,9 +18,10 @@ class ProbeSpec:
     """The content of probe.json: what determines the results of a grid, and which cells train together."""
 
     identity: dict[str, Any]
-    """JSON values; another run may use the directory only if all of them are equal."""
+    """JSON values; another run may use the directory only if all of them are equal, or if it extends the grid."""
     packs: tuple[tuple[str, ...], ...]
-    """Keys of the cells that train as one stack; fixed, so that a cell's bits do not depend on when it was trained."""
+    """Keys of the cells that train as one stack; fixed, so that a cell's bits do not depend on when it was trained. The
+    cells that extend a grid get packs of their own behind these."""
     about: dict[str, Any] = field(default_factory=dict)
     """Names of model and data, for people; they may differ between runs of the same probe."""
 
@@ -38,7 +39,17 @@ def pack_name(keys: Sequence[str]) -> str:
     return digest(list(keys))
 
 
+AXES = {"rank": "ranks", "length": "lengths", "method": "methods", "seed": "seeds"}
+"""Field of a cell -> field of an identity with its values in the grid."""
+
 _ABSENT = "nothing"
+
+
+def extends(here: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
+    """Whether the grid `here` is the grid `there` with more values along its axes, and nothing else differs."""
+    axes = set(AXES.values())
+    same = all(here.get(name) == there.get(name) for name in (here.keys() | there.keys()) - axes)
+    return same and all(set(there.get(axis, ())) <= set(here.get(axis, ())) for axis in axes)
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
