@@ -40,7 +40,6 @@ def model_of_gguf(path: str) -> Any:
             f"{path} lacks {len(absent)} weights of its architecture, such as {absent[0]}, and transformers would fill "
             "them with random numbers. Fetch it again, or load the original weights."
         )
-    model.hf_quantizer.remove_quantization_config(model)  # nothing is packed any more
     model.config.name_or_path = path  # otherwise the folder's, which may hold several models
     if stops := stops_of_gguf(path):
         model.generation_config.eos_token_id = list(stops) if len(stops) > 1 else stops[0]
