@@ -3,7 +3,7 @@
     python scripts/real_models.py smollm2
 
 prints the directory as its last line. It is made once, in the folder `models` of memlaw's cache (MEMLAW_CACHE, or else
-~/.cache/memlaw). For machines that reach a package index but no model hub: elsewhere, give memlaw the name itself, as in
+~/.cache/memlaw). For machines that reach a package index but no model hub: elsewhere, give memlaw the name itself, with
 `--model HuggingFaceTB/SmolLM2-135M-Instruct`.
 
 The packages hold quantised GGUF files. Their weights are dequantised to float32, so these are the quantised models, not
