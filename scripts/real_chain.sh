@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# The whole workflow on a real model, as a user would type it: `make real`.
+#
+#   scripts/real_chain.sh MODEL OUT
+#
+# MODEL is what --model takes: a directory, a GGUF file, or a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct. The
+# sizes of the probe suit a model of 135 million parameters on two cores. A second run into OUT reuses finished cells.
+set -euo pipefail
+model=$1 out=$2
+facts=examples/facts.jsonl
+mkdir -p "$out"
+
+run() {
+  echo "\$ memlaw $*"
+  memlaw "$@"
+  echo
+}
+
+run check "$facts" --model "$model"
+run probe task:random:tokens=128,seed=0 --model "$model" --ranks 1,2,4 --lengths 16,32,64,128 --steps 60 \
+  --out "$out/random"
+run fit "$out/random" --save "$out/law.json"
+run plan "$facts" --model "$model" --law "$out/law.json"
+rm -rf "$out/adapter" # an adapter is never overwritten
+run train "$facts" --model "$model" --rank 8 --out "$out/adapter"
+run recall "$facts" --model "$model" --adapter "$out/adapter" --decode --out "$out/recall.json"
+run report "$out" --out "$out/report.html"
