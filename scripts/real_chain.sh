@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole workflow on a real model, as a user would type it: `make real`.
+# The whole workflow on a real model, in commands that a user would type: `make real`.
 #
 #   scripts/real_chain.sh MODEL OUT
 #
@@ -11,17 +11,19 @@ facts=examples/facts.jsonl
 mkdir -p "$out"
 
 run() {
-  echo "\$ memlaw $*"
+  printf '\n$ memlaw %s\n' "$*"
   memlaw "$@"
-  echo
 }
 
 run check "$facts" --model "$model"
-run probe task:random:tokens=128,seed=0 --model "$model" --ranks 1,2,4 --lengths 16,32,64,128 --steps 60 \
+run probe task:random:tokens=128,seed=0 --model "$model" --ranks 1,2,4,8 --lengths 16,32,64,128 --steps 60 \
   --out "$out/random"
 run fit "$out/random" --save "$out/law.json"
 run plan "$facts" --model "$model" --law "$out/law.json"
-rm -rf "$out/adapter" # an adapter is never overwritten
+memlaw plan "$facts" --model "$model" --law "$out/law.json" --json >"$out/plan.json" # for the report
+rm -rf "$out/adapter"                                                             # `train` overwrites no adapter
 run train "$facts" --model "$model" --rank 8 --out "$out/adapter"
 run recall "$facts" --model "$model" --adapter "$out/adapter" --decode --out "$out/recall.json"
+# TODO side effects: add --side-effects to the line above once `recall` measures them.
 run report "$out" --out "$out/report.html"
+printf '\nThe whole chain took %d minutes and %d seconds.\n' $((SECONDS / 60)) $((SECONDS % 60))

@@ -21,6 +21,7 @@ from memlaw.model.files import BUNDLED
 from memlaw.model.outline_from_files import outline_of_files
 from memlaw.model.outline_from_module import outline_of_model
 from memlaw.model.tokenizer import auto_tokenizer, load_tokenizer, stop_ids_of_files, tokenizer_fingerprint
+from memlaw.sweep.pack import reload_name
 
 FACTS = ROOT / "examples" / "facts.jsonl"
 
@@ -104,6 +105,11 @@ def test_outline_and_plan_of_the_file_are_those_of_the_loaded_model(original: Ba
     original.tokenizer.save_pretrained(tmp_path)
     by_file, by_directory = (memlaw.plan(name, FACTS) for name in (str(file), str(tmp_path)))
     assert (by_file.rank, by_file.tokens, by_file.cost) == (by_directory.rank, by_directory.tokens, by_directory.cost)
+
+
+def test_another_process_loads_the_file_by_its_whole_path(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(file.parent)
+    assert reload_name(load(file.name)) == str(file.resolve())
 
 
 def test_saving_the_loaded_file_makes_an_ordinary_directory(file: Path, tmp_path: Path) -> None:
