@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from memlaw.core.cache import cache_folder
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -18,6 +20,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton loads, which transformers or peft do
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch loads, here and in the processes that tests start
+
+# Real models stay where the Makefile put them: hundreds of megabytes are not fetched for each run. Set once, since the
+# next line hides that folder and processes inherit both.
+os.environ.setdefault("REAL_MODELS", str(cache_folder("models")))
 
 # What one run of the tests computed must not decide what the next one tests.
 os.environ["MEMLAW_CACHE"] = tempfile.mkdtemp(prefix="memlaw-cache-")

@@ -35,7 +35,9 @@ class Inputs:
             help="Facts: JSONL, CSV or text file, saved dataset, Hub id, or a task such as task:phonebook:tokens=1000.",
         ),
     ]
-    model: Annotated[str, typer.Option(help="Hub id, local directory, or memlaw/base (bundled).")] = "memlaw/base"
+    model: Annotated[str, typer.Option(help="Hub id, local directory, GGUF file, or memlaw/base (bundled).")] = (
+        "memlaw/base"
+    )
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = "auto"
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto"
     eos: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from memlaw.core.errors import ModelError, first_line
-from memlaw.model.files import BUNDLED, source_of
+from memlaw.model.files import BUNDLED, is_gguf, source_of
+from memlaw.model.gguf import cautions_of_gguf, model_of_gguf
 from memlaw.model.parts import decoder_layers
 from memlaw.model.tokenizer import auto_tokenizer, stop_ids, tokenizer_fingerprint
 
@@ -56,11 +57,11 @@ class Base:
 
 
 def load(name: str = BUNDLED, *, dtype: str = "auto", device: str = "auto") -> Base:
-    """Load a Hub id, a local directory or `memlaw/base`, frozen and in evaluation mode.
+    """Load a Hub id, a local directory, a GGUF file or `memlaw/base`, frozen and in evaluation mode.
 
     `dtype="auto"` is float32 if the weights fit in half of the free memory (recall is judged most reliably there), else
-    bfloat16; a quantised checkpoint keeps its own dtype. Only safetensors are read, and no code from the repository
-    runs. Raises ModelError.
+    bfloat16; a quantised checkpoint keeps its own dtype, and the weights of a GGUF file are dequantised. Only
+    safetensors and GGUF are read, and no code from the repository runs. Raises ModelError.
     """
     import transformers
 
@@ -69,6 +70,10 @@ def load(name: str = BUNDLED, *, dtype: str = "auto", device: str = "auto") -> B
         raise ModelError(f"Unknown dtype {dtype!r}; known: auto, {', '.join(DTYPES)}.")
     where = _usable_device(device)
     tokenizer = auto_tokenizer(name)
+    if is_gguf(source):
+        model = model_of_gguf(source)
+        base = wrap(model.to(device=where, dtype=_dtype(dtype, model, where)), tokenizer, name=name)
+        return replace(base, warnings=base.warnings + cautions_of_gguf(source))
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True)
     except ImportError as error:  # a quantised checkpoint needs the library that packed it

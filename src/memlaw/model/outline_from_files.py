@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core.errors import ModelError, first_line
-from memlaw.model.files import cached, file_of, source_of
+from memlaw.model.files import cached, file_of, is_gguf, source_of
+from memlaw.model.gguf import outline_of_gguf
 from memlaw.model.outline import MLP, Outline, Site, by_layer_and_path, count_weights
 
 
@@ -23,8 +24,12 @@ def outline_of_files(name: str) -> Outline:
     has `transformer.h.0`). For a Hub id, only config.json is downloaded and, unless the weights are cached, their
     headers. Raises ModelError for files that are missing, damaged or quantised, and for a model whose files do not show
     which of its modules are linear.
+
+    A GGUF file gives the outline through the modules of its architecture, which needs torch but no weights.
     """
     source = source_of(name)
+    if is_gguf(source):
+        return outline_of_gguf(source)
     config = _config(name, source)
     count, width, vocabulary = (_size(name, config, key) for key in ("num_hidden_layers", "hidden_size", "vocab_size"))
     layers, rest = _by_layer(name, _shapes(name, source), count)

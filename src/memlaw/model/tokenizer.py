@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from memlaw.core.canonical import digest
 from memlaw.core.errors import ModelError, first_line
-from memlaw.model.files import BUNDLED, file_of, source_of
+from memlaw.model.files import BUNDLED, file_of, is_gguf, source_of
+from memlaw.model.gguf import stops_of_gguf, tokenizer_of_gguf
 
 
 class Tokenizer(Protocol):
@@ -70,9 +71,11 @@ def stop_ids(tokenizer: Tokenizer, generation_config: Any) -> tuple[int, ...]:
 def stop_ids_of_files(name: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """`stop_ids` by the files of a Hub id, a local directory or `memlaw/base`, as transformers reads them. No torch.
 
-    Raises ModelError.
+    A GGUF file needs torch. Raises ModelError.
     """
     source = source_of(name)
+    if is_gguf(source):
+        return stop_ids(tokenizer, {"eos_token_id": stops_of_gguf(source) or None})
     path = file_of(source, "generation_config.json")
     if path is not None:
         return stop_ids(tokenizer, _json(path))
@@ -94,7 +97,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def auto_tokenizer(name: str) -> Any:
-    """Load the tokenizer of a Hub id, a local directory or `memlaw/base` with `transformers.AutoTokenizer`.
+    """Load the tokenizer of a Hub id, a directory, a GGUF file or `memlaw/base` with `transformers.AutoTokenizer`.
 
     This imports torch. Raises ModelError.
     """
@@ -105,7 +108,7 @@ def load_tokenizer(name: str = BUNDLED) -> Any:
     """Load the same tokenizer without torch if its files identify it, else as `auto_tokenizer` does.
 
     They identify it if tokenizer_config.json names the general class, which follows tokenizer.json, or a class whose
-    own rules agree with tokenizer.json. Raises ModelError.
+    own rules agree with tokenizer.json. A GGUF file never does. Raises ModelError.
     """
     return _load_checked(name, lambda source: _load_by_files(source) or _load_auto(source))
 
@@ -130,6 +133,8 @@ def _load_checked(name: str, load: Callable[[str], Any]) -> Any:
 
 
 def _load_auto(source: str) -> Any:
+    if is_gguf(source):
+        return tokenizer_of_gguf(source)
     import transformers
 
     return transformers.AutoTokenizer.from_pretrained(source)
@@ -141,6 +146,8 @@ _GENERAL_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 def _load_by_files(source: str) -> Any:
     """The tokenizer; None if its files do not fully determine it."""
+    if is_gguf(source):
+        return None
     rules, config = (_json(file_of(source, file)) for file in ("tokenizer.json", "tokenizer_config.json"))
     named = config.get("tokenizer_class")
     if not rules or "auto_map" in config or not isinstance(named, str):

@@ -99,18 +99,19 @@ class PackSpec:
 
 def reload_name(base: Base) -> str:
     """The name that another process can load this base by. Raises ConfigError for a base that is only in memory."""
-    from memlaw.model.files import cached, source_of
+    from memlaw.model.files import cached, is_gguf, source_of
 
     try:
-        config = cached(source_of(base.name), "config.json")
+        source = source_of(base.name)
+        loadable = is_gguf(source) or cached(source, "config.json") is not None
     except ModelError:
-        config = None
-    if config is None:
+        loadable = False
+    if not loadable:
         raise ConfigError(
             f"The model {base.name} exists only in the memory of this process, so another process cannot load it. Save "
             "it and its tokenizer with `save_pretrained` and load them from there, or train inline."
         )
-    return str(Path(base.name).resolve()) if Path(base.name).is_dir() else base.name
+    return str(Path(base.name).resolve()) if Path(base.name).exists() else base.name
 
 
 def run_pack(spec: PackSpec, root: str) -> list[str]:
