@@ -46,7 +46,7 @@ class Cell:
     @property
     def key(self) -> str:
         """SHA-256 of all fields. A cell whose key is finished is never trained again and never counted twice."""
-        return digest(to_dict(self) | {"train": identity(self.train)})
+        return digest(cell_to_dict(self))
 
 
 CellStatus = Literal["finished", "diverged", "failed"]
@@ -98,8 +98,18 @@ def _length_rank_seed(result: CellResult) -> tuple[int, int, int]:
     return result.cell.length, result.cell.rank, result.cell.train.seed
 
 
+def cell_to_dict(cell: Cell) -> dict[str, Any]:
+    """What is hashed for the key and recorded in the journal: without settings that the cell's version did not have."""
+    return to_dict(cell) | {"train": identity(cell.train)}
+
+
+def result_to_dict(result: CellResult) -> dict[str, Any]:
+    """A result as plain JSON values, its cell as `cell_to_dict` gives it."""
+    return to_dict(result) | {"cell": cell_to_dict(result.cell)}
+
+
 def result_from_dict(values: dict[str, Any]) -> CellResult:
-    """Inverse of `to_dict` for the result of a cell. Raises ConfigError for anything else."""
+    """Inverse of `result_to_dict`. Raises ConfigError for anything else."""
     try:
         return _reader().validate_python(values)
     except ValidationError as error:

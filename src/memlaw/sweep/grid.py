@@ -7,8 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from memlaw.core.canonical import to_dict
-from memlaw.core.cells import ALGORITHM_VERSION, Cell
+from memlaw.core.cells import ALGORITHM_VERSION, Cell, cell_to_dict
 from memlaw.core.config import identity
 from memlaw.core.facts import EncodedFact, MemorySet
 from memlaw.sweep.config import ProbeConfig
@@ -101,16 +100,16 @@ def probe_about(base: Base, memory_set: MemorySet) -> dict[str, Any]:
 
 def probe_spec(grid: Sequence[Cell], tokens: int, about: dict[str, Any], there: ProbeSpec | None = None) -> ProbeSpec:
     """The spec of a grid. If it extends the one `there`, the packs of that remain, and the other cells get new ones."""
-    identity = grid_identity(grid)
-    kept = there.packs if there is not None and extends(identity, there.identity) else ()
+    ours = grid_identity(grid)
+    kept = there.packs if there is not None and extends(ours, there.identity) else ()
     packed = {key for pack in kept for key in pack}
     added = plan_packs([cell for cell in grid if cell.key not in packed], tokens)
-    return ProbeSpec(identity, (*kept, *(tuple(cell.key for cell in pack) for pack in added)), about)
+    return ProbeSpec(ours, (*kept, *(tuple(cell.key for cell in pack) for pack in added)), about)
 
 
 def identity_of_settings(config: ProbeConfig) -> dict[str, Any]:
     """What the settings alone say of the identity of a grid: all but lengths, model, facts and placement."""
-    recipe = to_dict(config.train(config.methods[0], config.seeds[0]))
+    recipe = identity(config.train(config.methods[0], config.seeds[0]))
     axes = {"ranks": config.ranks, "methods": config.methods, "seeds": config.seeds}
     shared = {name: value for name, value in recipe.items() if name not in AXES}
     return {**{axis: list(values) for axis, values in axes.items()}, **shared}
@@ -141,9 +140,8 @@ def grid_identity(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def _flat(cell: Cell) -> dict[str, Any]:
-    settings = to_dict(cell)
-    del settings["train"]
-    return {**identity(cell.train), **settings}
+    settings = cell_to_dict(cell)
+    return {**settings.pop("train"), **settings}
 
 
 def prefixes_by_length(base: Base, memory_set: MemorySet, lengths: Sequence[int]) -> dict[int, tuple[EncodedFact, ...]]:

@@ -28,7 +28,7 @@ from helpers.journals import (
     sealed,
 )
 from helpers.paths import TESTS
-from memlaw.core.canonical import to_dict
+from memlaw.core.cells import result_to_dict
 from memlaw.core.errors import JournalError
 from memlaw.sweep.journal import Journal
 
@@ -37,7 +37,7 @@ def test_a_published_result_is_one_file_named_by_its_key_and_sealed_with_its_sha
     result = a_result()
     Journal(tmp_path).publish(result)
     assert [path.name for path in (tmp_path / "cells").iterdir()] == [f"{result.cell.key}.json"]
-    assert cell_file(tmp_path, result).read_text() == sealed(to_dict(result))
+    assert cell_file(tmp_path, result).read_text() == sealed(result_to_dict(result))
     assert Journal(tmp_path).results() == (result,)
     assert Journal(tmp_path).holds(result.cell.key)
 
@@ -69,7 +69,7 @@ def test_the_first_of_two_results_counts_and_the_second_goes_to_quarantine(tmp_p
         f"Cell {first.cell.key} was trained twice with different results. The first result counts"
     )
     [aside] = (tmp_path / "quarantine").iterdir()
-    assert aside.read_text() == sealed(to_dict(second))
+    assert aside.read_text() == sealed(result_to_dict(second))
 
 
 def test_results_are_sorted_by_key_in_any_order_of_publication(tmp_path):

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.journals import a_result, cell_file, sealed
-from memlaw.core.canonical import canonical_json, digest, to_dict
+from memlaw.core.canonical import canonical_json, digest
+from memlaw.core.cells import result_to_dict
 from memlaw.core.errors import JournalError
 from memlaw.sweep.journal import Journal
 
@@ -70,7 +71,7 @@ def test_a_damaged_file_is_quarantined_reported_and_not_counted(tmp_path, damage
     result, other = a_result(1), a_result(2)
     journal.publish(result)
     journal.publish(other)
-    content = damage(to_dict(result))
+    content = damage(result_to_dict(result))
     content = content if isinstance(content, bytes) else content.encode()
     cell_file(tmp_path, result).write_bytes(content)
 
@@ -84,7 +85,7 @@ def test_a_damaged_file_is_quarantined_reported_and_not_counted(tmp_path, damage
 
 
 def test_an_intact_file_with_unknown_fields_stops_reading_as_another_versions(tmp_path):
-    body = to_dict(a_result()) | {"entropy": 0.1}
+    body = result_to_dict(a_result()) | {"entropy": 0.1}
     path = cell_file(tmp_path, a_result())
     path.parent.mkdir()
     path.write_text(sealed(body))
@@ -96,7 +97,7 @@ def test_an_intact_file_with_unknown_fields_stops_reading_as_another_versions(tm
 
 
 def test_an_intact_file_with_a_setting_out_of_range_stops_reading_as_another_versions(tmp_path):
-    body = to_dict(a_result())
+    body = result_to_dict(a_result())
     body["cell"]["train"]["method"] = "a later one"
     path = tmp_path / "cells" / f"{digest(body['cell'])}.json"
     path.parent.mkdir()
@@ -107,7 +108,7 @@ def test_an_intact_file_with_a_setting_out_of_range_stops_reading_as_another_ver
 
 
 def test_a_cell_of_an_older_version_with_fewer_settings_is_still_recognised(tmp_path):
-    body = to_dict(a_result())
+    body = result_to_dict(a_result())
     del body["cell"]["train"]["init"]
     key = digest(body["cell"])
     (tmp_path / "cells").mkdir()

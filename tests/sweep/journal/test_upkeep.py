@@ -13,6 +13,7 @@ import pytest
 from helpers.journals import SPEC, a_failure, a_result, cell_file
 from memlaw.core import files
 from memlaw.core.canonical import to_dict
+from memlaw.core.cells import result_to_dict
 from memlaw.core.errors import ConfigError, JournalError
 from memlaw.sweep.journal import COLUMNS, Fault, Journal, export, rebuild, verify
 
@@ -87,7 +88,7 @@ def test_a_file_of_another_version_is_unreadable_not_damaged(root):
     from helpers.journals import sealed
 
     path = cell_file(root, a_result(1))
-    path.write_text(sealed(to_dict(a_result(1)) | {"entropy": 0.1}))
+    path.write_text(sealed(result_to_dict(a_result(1)) | {"entropy": 0.1}))
     report = verify(root)
     assert report.damaged == ()
     assert report.unreadable == (Fault(f"cells/{path.name}", "it has fields or values of another version of memlaw"),)

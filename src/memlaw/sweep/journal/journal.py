@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core import files
-from memlaw.core.canonical import to_dict
-from memlaw.core.cells import CellResult, result_from_dict
+from memlaw.core.cells import CellResult, result_from_dict, result_to_dict
 from memlaw.core.errors import JournalError
 from memlaw.sweep.journal.sealed import UNKNOWN_FIELDS, seal, unseal, unseal_cell
 from memlaw.sweep.journal.spec import PROBE, ProbeSpec, differences, extends, pack_name
@@ -110,7 +109,7 @@ class Journal:
         into `findings`. A result with status "failed" is ignored once the cell has another. Raises JournalError if
         nothing could be recorded.
         """
-        content = seal(to_dict(result))
+        content = seal(result_to_dict(result))
         key = result.cell.key
         if result.status == "failed":
             self._place(self._file(FAILURES, key), content, replace=True)
