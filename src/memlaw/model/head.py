@@ -70,11 +70,10 @@ class FrozenHead:
         Takes memory for the logits and for `_ROWS_AT_ONCE` rows of the head, whatever its vocabulary.
         """
         u = normalised(hidden.float(), self.norm, self.epsilon) / math.sqrt(hidden.shape[1])
-        parts = []
+        z = u.new_empty(len(u), len(self.weight))  # before the parts, which else leave gaps in memory between them
         for start in range(0, len(self.weight), _ROWS_AT_ONCE):
             rows, offset = self._affine(slice(start, start + _ROWS_AT_ONCE))
-            parts.append(u @ rows.T + offset)
-        z = torch.cat(parts, dim=1)
+            z[:, start : start + _ROWS_AT_ONCE] = u @ rows.T + offset
         return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 
 

@@ -1,7 +1,7 @@
 """Which of a head's tokens are reachable, kept on disk: the search takes half a minute on a real vocabulary.
 
-A file is named by the digest of all that determines its content, so it is never out of date. It holds token ids and its
-own digest; one that is damaged is ignored, and a folder that cannot be written costs the time of the search and no more.
+A file is named by the digest of all that determines its content, so it is never out of date. It holds token ids and
+their digest. A damaged file is ignored; a folder that cannot be written costs the time of the search and no more.
 """
 
 from __future__ import annotations
