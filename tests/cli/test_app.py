@@ -14,7 +14,7 @@ import pytest
 from helpers.commands import GRID, POINTS, SECRETS, Ran, Run, assert_refused, process
 from memlaw import __version__
 from memlaw.adapter import peft
-from memlaw.cli.app import COMMANDS
+from memlaw.cli.app import COMMANDS, wait_passively
 
 
 @pytest.mark.parametrize("name", [*sorted(set(COMMANDS) - {"journal"}), "journal status", "journal export"])
@@ -158,3 +158,18 @@ def test_targets_appear_nowhere_but_in_the_adapter(
         assert secret not in said
         assert not [path for path in written if secret in path.name]
         assert not [path.name for path in written if secret.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"KMP_BLOCKTIME": "5"}, None)]
+)
+def test_threads_wait_without_spinning_unless_the_user_chose_otherwise(
+    monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], policy: str | None
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    wait_passively()
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+    os.environ.pop("OMP_WAIT_POLICY", None)

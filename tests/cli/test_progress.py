@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import io
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +35,30 @@ def test_a_terminal_shows_bars_and_a_log_does_not(
     screen.truncate(0)
     run("train", facts, "--model", model, "--rank", 2, "--steps", 60, "--out", tmp_path / "A")
     assert screen.getvalue().strip("\0") == ""
+
+
+LINE = r"(?m)^{}step \d+ of 60: loss \d+\.\d{{3}}, \d+\.\d% ordered, at most \d+ s left{}$"
+
+
+def without_a_terminal(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A real process whose output goes to a pipe, and whose minutes are short."""
+    program = "from memlaw.cli import app, progress; progress.EVERY = 0.02; app.main()"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+
+
+def test_without_a_terminal_a_line_comes_every_minute_and_json_stays_json(
+    model: Path, facts: Path, tmp_path: Path
+) -> None:
+    train = ("train", facts, "--model", model, "--rank", 2, "--steps", 60, "--out", tmp_path / "A", "--json")
+    ran = without_a_terminal(*train)
+    assert json.loads(ran.stdout)["steps"] <= 60
+    assert re.search(LINE.format("rank 2, ", ""), ran.stderr), ran.stderr
+    grid = ("--ranks", "1,2", "--lengths", "12,24", "--steps", 60)
+    ran = without_a_terminal("probe", facts, "--model", model, *grid, "--out", tmp_path / "P", "--json")
+    assert json.loads(ran.stdout)["finished"] == 4
+    before = r"\d of 4 cells, pack \d of 2, "
+    assert re.search(LINE.format(before, " in this pack"), ran.stderr), ran.stderr
 
 
 def test_judged_tokens_are_counted_on_a_terminal_and_only_if_there_are_any(

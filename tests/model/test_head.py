@@ -46,6 +46,14 @@ def final_norm_of(model: Any) -> nn.Module:
     return next(getattr(decoder, name) for name in names if hasattr(decoder, name))
 
 
+def test_logits_of_a_head_cut_into_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = frozen_head(tiny_model("phi"))  # it has a bias
+    hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
+    whole = head.logits(hidden)
+    monkeypatch.setattr("memlaw.model.head._ROWS_AT_ONCE", 7)
+    torch.testing.assert_close(head.logits(hidden), whole)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_head_read_off_a_model_gives_the_models_own_logits(family: str) -> None:
     model = tiny_model(family)

@@ -46,8 +46,8 @@ def test_unknown_settings_are_refused_with_the_known_ones(tmp_path):
         ProbeConfig.from_yaml(path)
     assert str(caught.value) == (
         f"{path}: Unknown setting epochs, lora_alpha: it would change nothing. Known: rule, margin, position, "
-        "focus, steps, until, boundaries, learning_rate, schedule, batch_size, clip, weight_decay, dropout, scale, "
-        "scaling, init, ranks, lengths, methods, seeds, placement."
+        "focus, steps, until, boundaries, optimizer, learning_rate, schedule, batch_size, clip, weight_decay, "
+        "protect, dropout, scale, scaling, init, ranks, lengths, methods, seeds, placement."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
 from typing import Annotated, Any
 
@@ -85,8 +86,18 @@ app = typer.Typer(
 )
 
 
+def wait_passively() -> None:
+    """Let threads of OpenMP sleep while they wait, unless the user chose a policy; read when torch is loaded.
+
+    They spin otherwise, and on a machine that is busy with other work take the time that the work needs.
+    """
+    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 def main() -> None:
     """Run the command line and exit."""
+    wait_passively()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # a library's coming renames are not the user's concern
         warnings.showwarning = lambda message, *_args, **_kwargs: note(f"Warning: {message}")

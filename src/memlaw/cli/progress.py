@@ -1,7 +1,8 @@
-"""Progress bars on stderr, with the time left."""
+"""Progress on stderr, with the time left: bars on a terminal, elsewhere a line a minute."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -9,10 +10,33 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from memlaw.cli.output import note
 from memlaw.training.result import StackProgress
 
 if TYPE_CHECKING:
     from memlaw.sweep.scheduler import ProbeProgress
+
+
+EVERY = 60.0
+"""Seconds between two lines of a log; the first comes after as many, so that short commands stay silent."""
+
+
+class _Log:
+    """A line now and then where there is no terminal to draw on: a batch system, `nohup`, a notebook's `!memlaw`."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        self.wanted, self._latest = wanted, time.monotonic()
+
+    def show(self, progress: StackProgress, prefix: str = "", of_what: str = "") -> None:
+        now = time.monotonic()
+        if not self.wanted or now - self._latest < EVERY:
+            return
+        self._latest = now
+        left = progress.seconds / max(1, progress.step) * (progress.steps - progress.step)
+        note(
+            f"{prefix}step {progress.step:,} of {progress.steps:,}: loss {progress.loss:.3f}, "
+            f"{progress.ordered:.1%} ordered, at most {left:,.0f} s left{of_what}"
+        )
 
 
 def _bar() -> Progress:
@@ -49,11 +73,12 @@ def judging_bar() -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def training_bar(name: str) -> Iterator[Callable[[StackProgress], None]]:
-    """A bar over the steps of one stack: mean loss, ordered share, stubborn tokens, time left."""
+    """The steps of one stack: mean loss, ordered share, stubborn tokens, time left."""
     with _bar() as bar:
-        task = bar.add_task(name, total=1, state="")
+        task, log = bar.add_task(name, total=1, state=""), _Log(wanted=bar.disable)
 
         def show(progress: StackProgress) -> None:
+            log.show(progress, f"{name}, ")
             bar.update(task, completed=progress.step, total=progress.steps, state=_state(progress))
 
         yield show
@@ -61,10 +86,11 @@ def training_bar(name: str) -> Iterator[Callable[[StackProgress], None]]:
 
 @contextmanager
 def probe_bar() -> Iterator[Callable[[ProbeProgress], None]]:
-    """A bar over the cells of a probe, and one over the steps of the pack being trained."""
+    """The cells of a probe, and the steps of the pack being trained."""
     with _bar() as bar:
         cells = bar.add_task("cells", total=1, state="")
         steps: dict[int, TaskID] = {}
+        log = _Log(wanted=bar.disable)
 
         def show(progress: ProbeProgress) -> None:
             failed = f"{progress.failed} failed" if progress.failed else ""
@@ -77,5 +103,7 @@ def probe_bar() -> Iterator[Callable[[ProbeProgress], None]]:
             news = progress.news
             if isinstance(news, StackProgress):
                 bar.update(steps[progress.pack], completed=news.step, total=news.steps, state=_state(news))
+                where = f"{progress.recorded:,} of {progress.cells:,} cells, pack {progress.pack} of {progress.packs}, "
+                log.show(news, where, " in this pack")
 
         yield show

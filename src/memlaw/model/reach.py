@@ -26,6 +26,7 @@ from memlaw.core.errors import MemlawError
 from memlaw.model.base import Base
 from memlaw.model.head import FrozenHead, frozen_head
 from memlaw.model.parts import frozen
+from memlaw.model.reach_cache import cached_ids
 
 _CANDIDATES = 128
 _RANDOM_STARTS = 4
@@ -370,4 +371,8 @@ def reachable_ids(base: Base, progress: Progress | None = None) -> list[int]:
         ordinary = sorted(ordinary[place] for place in drawn.tolist())
     with frozen(base.model):
         head = frozen_head(base.model)
-        return reachable_tokens(head, above=REACHABLE, tokens=ordinary, progress=progress).tolist()
+
+        def search() -> list[int]:
+            return reachable_tokens(head, above=REACHABLE, tokens=ordinary, progress=progress).tolist()
+
+        return search() if len(ordinary) < _JUDGED else cached_ids(head, ordinary, REACHABLE, search)

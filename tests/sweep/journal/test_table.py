@@ -6,8 +6,7 @@ import pyarrow.parquet
 import pytest
 
 from helpers.journals import a_failure, a_result, cell_file, sealed
-from memlaw.core.canonical import to_dict
-from memlaw.core.cells import Cell, CellResult
+from memlaw.core.cells import Cell, CellResult, result_to_dict
 from memlaw.core.config import TrainConfig
 from memlaw.core.recall import LN2
 from memlaw.sweep.journal import COLUMNS, Journal
@@ -60,7 +59,7 @@ def test_the_table_has_the_bits_of_cells_where_they_are_known(tmp_path):
 
 def test_a_cell_written_before_bits_were_measured_is_read_and_counts(tmp_path):
     result = a_result()
-    older = {name: value for name, value in to_dict(result).items() if name not in BITS}
+    older = {name: value for name, value in result_to_dict(result).items() if name not in BITS}
     (tmp_path / "cells").mkdir()
     cell_file(tmp_path, result).write_text(sealed(older))
     journal = Journal(tmp_path)
