@@ -92,8 +92,10 @@ class Recipe(Weighting):
     budget, only their proportions count: the last epoch ends with the last step."""
     optimizer: Optimizer = "adamw"
     """adamw; muon: the momentum of A and of B with its singular values made alike (Newton-Schulz)."""
-    learning_rate: Positive = 2e-2
-    """Initial learning rate."""
+    learning_rate: Annotated[
+        Number, Field(ge=0), Choose("a number above 0, or 0 to choose one by a few steps with each of several")
+    ] = 2e-2
+    """Initial learning rate; 0 = chosen by a few steps with each of several (auto)."""
     schedule: Schedule = "linear"
     """linear: to 0 over `steps`, no warm-up (the published recipe); constant."""
     batch_size: Annotated[

@@ -42,7 +42,10 @@ class Engine:
         facts: Sequence[EncodedFact],
         runs: Sequence[Run],
         execution: Execution | None = None,
+        *,
+        protection: Protection | None = None,
     ) -> None:
+        """`protection` is what another engine measured at the same sites; by default it is measured if it is needed."""
         execution = execution or Execution()
         self.model, self.fingerprint, self.device = base.model, base.fingerprint, base.device
         self.facts, self.runs = tuple(facts), tuple(runs)
@@ -54,7 +57,7 @@ class Engine:
         self.head = frozen_head(base.model)
         self.suffix = Suffix.of_rows(base, self.sites, self.rows.ids, execution)
         self.neutral = self._neutral(base)
-        self.protection = self._protection(base)
+        self.protection = protection or self._protection(base)
         self.windows = WindowState(len(runs) * len(self.rows), device=base.device)
         self.evaluation_tokens = EVALUATION_TOKENS
         self._orders = [RowOrder(len(facts), run.config) for run in runs]
@@ -62,6 +65,23 @@ class Engine:
         self._latest_size = 0
         self._latest_parts: list[Part] = []
         self._latest_inputs: Tensor | None = None
+
+    def advance(self, state: State, step: Step) -> None:
+        """Take the step: change the adapters, in place."""
+        norms = step.norms
+        gradients = [g * _clipping(state.settings.clip, norms).to(g.dtype) for g in step.gradients]
+        for window in step.windows:
+            window.commit()
+        rates = state.settings.learning_rates(state.step)
+        state.optimizer.step(state.stack.tensors, gradients, rates, state.settings.weight_decay)
+        state.step += 1
+
+    def objective(self, state: State) -> Tensor:
+        """Mean nll of all facts, plus the weighted drift of the protected: [K]."""
+        loss = self.mean(self.evaluate(state.stack))
+        if self.protection is None:
+            return loss
+        return loss + state.settings.protections(state.step) * self.protection.drift(state.stack).to(loss)
 
     def _neutral(self, base: Base) -> Tensor | None:
         """The text that protected runs are to leave as it is, if there are any."""
@@ -225,3 +245,8 @@ def bytes_per_token(base: Base, fact: EncodedFact, placement: Placement, rank: i
 def _all_tokens_of(chosen: Tensor, batch: Batch) -> Weigh:
     """Weight 1 for all tokens of the adapters `chosen` [K], 0 for those of the others."""
     return lambda nll, _hit, part: chosen[batch.owners[part]].to(nll.dtype)
+
+
+def _clipping(limit: Tensor, norms: Tensor) -> Tensor:
+    """Factor [K, 1, 1] that bounds each adapter's gradient norm, as `torch.nn.utils.clip_grad_norm_` does."""
+    return (limit / (norms + 1e-6)).clamp(max=1.0).view(-1, 1, 1)

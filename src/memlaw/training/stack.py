@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from memlaw.adapter.stack import AdapterStack
@@ -21,12 +20,12 @@ from memlaw.model.parts import decoder_layers, frozen
 from memlaw.training.checkpoint import Checkpoint, Snapshot
 from memlaw.training.divergence import is_risen, out_of_patience, risen_in_a_row, why_diverged
 from memlaw.training.engine import Engine
-from memlaw.training.optimizers.base import cut
 from memlaw.training.result import StackProgress, Status, Trained
 from memlaw.training.rows import rows_per_step
 from memlaw.training.run import Run
 from memlaw.training.state import State
 from memlaw.training.step import Step
+from memlaw.training.step_size import settled
 
 UNMOVED = (
     "its gradient was zero at every step, so training changed nothing: the modules it adapts do not influence the "
@@ -65,7 +64,9 @@ def train_stack(
         raise ConfigError("Adapters of one stack are protected on one text: give them the same neutral text.")
     first = min(run.placement.first_layer for run in runs)
     with frozen(base.model), use_onednn(decoder_layers(base.model)[first:]):
-        return _Training(Engine(base, facts, runs, execution), checkpoint, on_step).run()
+        engine = Engine(base, facts, runs, execution)
+        engine.runs = tuple(settled(base, facts, runs, engine.protection))
+        return _Training(engine, checkpoint, on_step).run()
 
 
 class _Training:
@@ -106,8 +107,7 @@ class _Training:
             return _without(state, out_of_steps)
         step = self.engine.step(state)
         state.latest = step.latest
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in step.gradients]).norm(dim=0)  # [K]
-        diverged = _true_places(~(step.loss.isfinite() & norms.isfinite()))
+        diverged = _true_places(~(step.loss.isfinite() & step.norms.isfinite()))
         recalled = [k for k in self._recalled(state) if k not in diverged]
         risen_for = risen_in_a_row(state.risen_for, step.loss, self.loss_init)
         risen = [k for k in self._risen(state, risen_for) if k not in diverged and k not in recalled]
@@ -115,17 +115,11 @@ class _Training:
         self._end(state, diverged, diverged=True)
         state.risen_for = risen_for
         self._report(state, step)
-        gradients = [g * _clipping(state.settings.clip, norms).to(g.dtype) for g in step.gradients]
-        for window in step.windows:
-            window.commit()
         remaining = _without(state, [*recalled, *risen, *diverged])
         for rest in remaining:
-            if rest is not state:  # some adapters left: drop their gradients too
-                gradients = cut(gradients, [state.runs.index(run) for run in rest.runs], rest.stack.tensors)
-            rest.optimizer.step(
-                rest.stack.tensors, gradients, rest.settings.learning_rates(rest.step), rest.settings.weight_decay
-            )
-            rest.step += 1
+            if rest is not state:  # some adapters left: drop their part of the step too
+                step = step.select([state.runs.index(run) for run in rest.runs], rest.stack.tensors)
+            self.engine.advance(rest, step)
         return remaining
 
     def _recalled(self, state: State) -> list[int]:
@@ -247,11 +241,6 @@ def _without(state: State, left: Sequence[int]) -> list[State]:
     if not left:
         return [state]
     return [state.select(keep)] if keep else []
-
-
-def _clipping(limit: Tensor, norms: Tensor) -> Tensor:
-    """Factor [K, 1, 1] that bounds each adapter's gradient norm, as `torch.nn.utils.clip_grad_norm_` does."""
-    return (limit / (norms + 1e-6)).clamp(max=1.0).view(-1, 1, 1)
 
 
 def _warn(sentence: str) -> None:

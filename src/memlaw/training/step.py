@@ -13,6 +13,7 @@ from memlaw.core.config import TrainConfig
 from memlaw.core.recall import LN2
 from memlaw.losses import WindowPass
 from memlaw.losses.head_pass import HeadPass
+from memlaw.training.optimizers.base import cut
 from memlaw.training.rows import Batch, row_order
 from memlaw.training.state import State
 
@@ -35,6 +36,24 @@ class Step:
     """[K, rows, tokens]: `State.latest` with the losses of this step, if any adapter trains until recalled."""
     windows: list[WindowPass]
     """Of the sliding windows, to be committed once the step is taken."""
+
+    @property
+    def norms(self) -> Tensor:
+        """[K], of each adapter's whole gradient."""
+        norms: Tensor = torch.stack([g.flatten(1).norm(dim=1) for g in self.gradients]).norm(dim=0)
+        return norms
+
+    def select(self, keep: Sequence[int], like: Sequence[Tensor]) -> Step:
+        """The step of the adapters at the places `keep`, its gradients in the shapes of `like`."""
+        index = list(keep)
+        return Step(
+            gradients=cut(self.gradients, keep, like),
+            loss=self.loss[index],
+            ordered=self.ordered[index],
+            tokens=self.tokens[index],
+            latest=self.latest[index],
+            windows=self.windows,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,71 @@
+"""A learning rate for runs that leave it open: a few steps with each of several, and the smallest that gets far.
+
+The step size that an adapter bears depends on the model, on where it sits and on how many modules it changes, so no
+number serves all. The rates train as one stack on a few of the facts. What is compared is what training minimises: the
+loss on the facts and, for a protected adapter, its weighted drift. Of the rates that get at least half as far as the
+best, the smallest wins: large steps reach recall a little sooner, and cost the model more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from memlaw.core.config import TrainConfig
+from memlaw.core.facts import EncodedFact
+from memlaw.model.base import Base
+from memlaw.training.engine import Engine
+from memlaw.training.protection import Protection
+from memlaw.training.run import Run
+
+RATES = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
+
+STEPS = 12
+"""Enough for a rate that is too large to show it: B starts at zero, so the first step changes nothing but B."""
+
+RECORDS = 8
+
+FAR = 0.5
+"""Share of the best rate's gain that the chosen one reaches at least."""
+
+
+def settled(base: Base, facts: Sequence[EncodedFact], runs: Sequence[Run], protection: Protection | None) -> list[Run]:
+    """`runs`, with a learning rate where they have none (0); `protection` is that of a stack of them at their sites.
+
+    The base must be frozen. The same arguments give the same rates.
+    """
+    known: dict[tuple[object, ...], float] = {}
+    settled_runs = []
+    for run in runs:
+        rate = run.config.learning_rate
+        if rate == 0:
+            same = (run.rank, str(run.placement), run.config)
+            if same not in known:
+                known[same] = _best_rate(base, _some(facts), run, protection)
+            rate = known[same]
+        settled_runs.append(replace(run, config=replace(run.config, learning_rate=rate)))
+    return settled_runs
+
+
+def _some(facts: Sequence[EncodedFact]) -> list[EncodedFact]:
+    """Some facts, evenly spaced."""
+    step = max(1, len(facts) / RECORDS)
+    return [facts[int(place * step)] for place in range(min(RECORDS, len(facts)))]
+
+
+def _best_rate(base: Base, facts: Sequence[EncodedFact], run: Run, protection: Protection | None) -> float:
+    trials = [replace(run, config=_trial(run.config, rate)) for rate in RATES]
+    engine = Engine(base, facts, trials, protection=protection)
+    state = engine.start()
+    for _ in range(STEPS):
+        engine.advance(state, engine.step(state))
+    start = float(engine.mean(engine.evaluate(None))[0])
+    gains = (start - engine.objective(state)).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+    far = (gains >= FAR * gains.max()).nonzero()
+    return RATES[int(far[0])] if gains.max() > 0 else RATES[0]
+
+
+def _trial(config: TrainConfig, rate: float) -> TrainConfig:
+    return replace(config, learning_rate=rate, batch_size=0)
