@@ -15,12 +15,13 @@ from helpers import tiny
 from helpers.commands import saved_model
 from helpers.door_codes import FACTS
 from memlaw.adapter.info import load_info, recorded_training
-from memlaw.core.config import UNTIL_RECALLED, TrainConfig
+from memlaw.core.config import AUTO, UNTIL_RECALLED, TrainConfig
 from memlaw.core.errors import AdapterError, ConfigError, DataError
 from memlaw.planning import Target
 from memlaw.planning.library import KnownLaw
 from memlaw.sweep.journal import Journal
 from memlaw.training.result import StackProgress
+from memlaw.training.step_size import RATES
 
 
 @pytest.fixture
@@ -46,7 +47,8 @@ def test_train_then_recall_certifies_every_fact_and_leaves_the_model_as_it_was(
     trainable = [parameter.requires_grad for parameter in model.parameters()]
     trained = memlaw.train(model, tokenizer, FACTS, rank=16, out=tmp_path / "new" / "A")
     assert trained.recalled
-    assert trained.config == UNTIL_RECALLED
+    assert trained.config.learning_rate in RATES
+    assert dataclasses.replace(trained.config, learning_rate=AUTO) == UNTIL_RECALLED
     report = memlaw.recall(model, tokenizer, FACTS, adapter=tmp_path / "new" / "A")
     assert (report.acc_em, report.certified, report.records) == (1.0, 4, 4)
     assert report.mean_loss == pytest.approx(trained.loss_final, rel=1e-4)
@@ -88,7 +90,8 @@ def test_settings_change_the_config_that_is_given_or_the_one_of_the_command(mode
     assert memlaw.train(model, tokenizer, FACTS, rank=1, config=short, method="ot").config == TrainConfig(
         steps=2, seed=3, method="ot"
     )
-    assert memlaw.train(model, tokenizer, FACTS, rank=1, steps=2).config == dataclasses.replace(UNTIL_RECALLED, steps=2)
+    few = memlaw.train(model, tokenizer, FACTS, rank=1, steps=2, learning_rate=1e-2).config
+    assert few == dataclasses.replace(UNTIL_RECALLED, steps=2, learning_rate=1e-2)
 
 
 def test_progress_is_reported_at_every_step_and_nothing_is_written(

@@ -24,6 +24,7 @@ from memlaw.core.errors import AdapterError, ConfigError, TrainError
 from memlaw.core.recall import LN2
 from memlaw.losses import IGNORED, WindowState, memft_loss
 from memlaw.model.base import Base
+from memlaw.training.engine import Engine
 from memlaw.training.result import StackProgress, Trained
 from memlaw.training.rows import row_order
 from memlaw.training.run import Run
@@ -59,6 +60,8 @@ def test_a_stack_gives_each_adapter_what_it_would_get_alone(placement: str) -> N
         (4, replace(SHORT, method="ot", seed=1)),
         (3, replace(SHORT, learning_rate=1e-3, schedule="constant", clip=0.1, scale=2.0)),
         (4, replace(SHORT, steps=5, dropout=0.1, weight_decay=0.1, init="paper")),
+        (2, replace(SHORT, protect=5.0)),
+        (3, replace(SHORT, protect=0.5, method="ot", seed=2)),
     ]
     together = train(base, runs, placement)
     for run, result in zip(runs, together, strict=True):
@@ -66,6 +69,48 @@ def test_a_stack_gives_each_adapter_what_it_would_get_alone(placement: str) -> N
         close(result, alone, 1e-10)
         assert result.loss_final == pytest.approx(alone.loss_final, rel=1e-10)
         assert (result.steps, result.status) == (alone.steps, alone.status)
+
+
+@pytest.mark.parametrize("placement", ["down_proj@2", "all-linear"])
+def test_under_muon_too_each_adapter_gets_what_it_would_get_alone(placement: str) -> None:
+    base = tiny.base(dtype=torch.float64)
+    runs = [(rank, replace(SHORT, optimizer="muon", seed=rank)) for rank in (1, 4, 3)]
+    for run, result in zip(runs, train(base, runs, placement), strict=True):
+        (alone,) = train(base, [run], placement)
+        close(result, alone, 1e-9)
+
+
+def test_one_stack_has_one_optimizer_and_one_neutral_text() -> None:
+    base = tiny.base()
+    with pytest.raises(ConfigError, match="one optimizer"):
+        train(base, [(1, SHORT), (1, replace(SHORT, optimizer="muon"))])
+    texts = [torch.randint(3, tiny.VOCABULARY, (4, 8)) for _ in range(2)]
+    runs = [Run(1, placement_on(None, base.model), replace(SHORT, protect=1.0), text) for text in texts]
+    with pytest.raises(ConfigError, match="same neutral text"):
+        train_stack(base, FACTS, runs)
+
+
+def test_protection_lowers_the_drift_on_the_text_it_is_given() -> None:
+    base = tiny.base(dtype=torch.float64)
+    neutral = torch.randint(3, tiny.VOCABULARY, (16, 10), generator=torch.Generator().manual_seed(9))
+    where = placement_on(None, base.model)
+    runs = [Run(4, where, replace(SHORT, steps=60, protect=weight), neutral) for weight in (0.0, 10.0)]
+    bare, protected = train_stack(base, FACTS, runs)
+    engine = Engine(base, FACTS, runs)
+    assert engine.protection is not None
+    drift = [float(engine.protection.drift(one.stack)) for one in (bare, protected)]
+    with torch.no_grad():
+        kl = [kl_on(base, one.stack, neutral) for one in (bare, protected)]
+    assert drift[1] < 0.5 * drift[0]
+    assert kl[1] < 0.8 * kl[0]
+
+
+def kl_on(base: Base, stack: AdapterStack, ids: torch.Tensor) -> float:
+    """Mean KL(base || adapted), by the model's own logits."""
+    log_p = base.model(ids).logits.log_softmax(-1)
+    with stack.attached(base.model):
+        log_q = base.model(ids).logits.log_softmax(-1)
+    return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
 
 def test_adapters_of_different_placements_train_together_as_they_would_alone() -> None:

@@ -14,12 +14,17 @@ from memlaw.core.settings import choices, default, meaning, unit
 
 
 def setting(
-    cls: type, name: str, *flags: str, metavar: str | None = None, presets: Mapping[str, object] | None = None
+    cls: type,
+    name: str,
+    *flags: str,
+    metavar: str | None = None,
+    presets: Mapping[str, object] | None = None,
+    parser: Callable[[str], Any] | None = None,
 ) -> Any:
     """The option of a setting, with the help that stands beside it in `cls`: meaning, range, unit and default.
 
     `presets`, records of settings by name, replace the default of `cls`; the first is the one that applies unless
-    `--preset` chooses another.
+    `--preset` chooses another. `parser` reads what is typed, where it is not simply a value of the setting's type.
     """
     brief, _, _ = meaning(cls, name).partition(". ")
     range_in_words = "" if _lists_its_choices(cls, name) else choices(cls, name)
@@ -30,6 +35,7 @@ def setting(
         help=f"{brief.rstrip('.')}." + (f"  [{notes}]" if notes else ""),
         metavar=metavar or unit(cls, name).upper() or None,
         show_default=False,
+        parser=parser,
     )
 
 

@@ -14,7 +14,7 @@ from memlaw.cli.options import AsJson, ExecutionOptions, Inputs, Neutral, Placem
 from memlaw.cli.output import counted, emit, note
 from memlaw.cli.records import setting
 from memlaw.core.canonical import to_dict
-from memlaw.core.config import PRESETS, Method, TrainConfig, Until
+from memlaw.core.config import AUTO, PRESETS, Method, Optimizer, TrainConfig, Until
 from memlaw.core.errors import ConfigError, TrainError, suggest
 from memlaw.core.precision import MARGINS
 from memlaw.core.side_effects import sentence
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 
 _training = partial(setting, TrainConfig, presets=PRESETS)
+
+
+def _rate(text: str) -> float:
+    """A learning rate as typed: a number, or "auto"."""
+    return AUTO if text == "auto" else float(text)
 
 
 def _margins() -> str:
@@ -47,7 +52,11 @@ class TrainingOptions:
     until: Annotated[Until | None, _training("until")] = None
     margin: Annotated[float | None, _training("margin")] = None
     steps: Annotated[int | None, _training("steps")] = None
-    learning_rate: Annotated[float | None, _training("learning_rate", "--learning-rate", "--lr")] = None
+    learning_rate: Annotated[
+        float | None, _training("learning_rate", "--learning-rate", "--lr", metavar="auto|RATE", parser=_rate)
+    ] = None
+    optimizer: Annotated[Optimizer | None, _training("optimizer")] = None
+    protect: Annotated[float | None, _training("protect")] = None
     batch_size: Annotated[int | None, _training("batch_size")] = None
     seed: Annotated[int | None, _training("seed")] = None
     judged_in: Annotated[
@@ -148,6 +157,7 @@ def train(
         "loss_init": trained.loss_init,
         "loss_final": trained.loss_final,
         "margin": config.margin,
+        "learning_rate": trained.config.learning_rate,
         "rank": rank,
         "placement": str(where),
         "parameters": trained.parameters,
@@ -160,7 +170,8 @@ def train(
             f"target; `memlaw check {inputs.data} --model {inputs.model}` says how to fix this."
         )
     elif trained.loss_final is not None and trained.loss_final > trained.loss_init:
-        note(f"Training raised the loss: try a quarter of the learning rate, {config.learning_rate / SMALLER:.3g}.")
+        lower = trained.config.learning_rate / SMALLER
+        note(f"Training raised the loss: try a quarter of the learning rate, {lower:.3g}.")
     elif not trained.recalled:
         note(
             f"Some facts are not recalled yet. Try more --steps or a higher --rank (`memlaw plan` suggests one); "
@@ -176,7 +187,10 @@ def train_lines(trained: Trained, out: Path) -> Iterator[str]:
         ended = (
             f"not recalled verbatim: the tokenizer changes the targets of {counted(len(trained.other_text), 'fact')}"
         )
-    yield f"{out}: rank {trained.rank} at {trained.placement}, {counted(trained.parameters, 'parameter')}."
+    yield (
+        f"{out}: rank {trained.rank} at {trained.placement}, {counted(trained.parameters, 'parameter')}; learning rate "
+        f"{trained.config.learning_rate:g}."
+    )
     yield (
         f"{counted(trained.steps, 'step')} in {trained.seconds:.0f} s, loss {trained.loss_init:.3f} -> "
         f"{trained.loss_final:.4f} nats per token; {ended}."

@@ -92,10 +92,8 @@ class Recipe(Weighting):
     budget, only their proportions count: the last epoch ends with the last step."""
     optimizer: Optimizer = "adamw"
     """adamw; muon: the momentum of A and of B with its singular values made alike (Newton-Schulz)."""
-    learning_rate: Annotated[
-        Number, Field(ge=0), Choose("a number above 0, or 0 to choose one by a few steps with each of several")
-    ] = 2e-2
-    """Initial learning rate; 0 = chosen by a few steps with each of several (auto)."""
+    learning_rate: Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 to have it chosen")] = 2e-2
+    """Initial learning rate; 0 = auto: the smallest of several that gets far in a few steps."""
     schedule: Schedule = "linear"
     """linear: to 0 over `steps`, no warm-up (the published recipe); constant."""
     batch_size: Annotated[
@@ -108,7 +106,7 @@ class Recipe(Weighting):
     """Decoupled weight decay."""
     protect: Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 to turn it off")] = 0.0
     """Weight in the loss of what the adapter will cost the model on neutral text: the KL divergence from the base, in
-    nats a token, as its weights predict it. It halves 20 times over `steps`, so that facts that do not fit otherwise go
+    nats a token, as its weights predict it. It halves 40 times over `steps`, so that facts that do not fit otherwise go
     first in the end; 0 = no protection."""
     dropout: Annotated[Number, Field(ge=0, lt=1), Choose("a share from 0 to below 1")] = 0.0
     """Dropout on the adapter's input."""
@@ -136,6 +134,9 @@ class TrainConfig(Recipe):
     """Seed of the initial weights, the data order and dropout."""
 
 
+AUTO = 0.0
+"""The learning rate that leaves the choice to the training."""
+
 ADDED = ("optimizer", "protect")
 """Settings that came after the first cells and adapters were trained: their defaults are what was done before."""
 
@@ -146,8 +147,11 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in ADDED or value != getattr(TrainConfig, name)}
 
 
-UNTIL_RECALLED = TrainConfig(method="ot", until="recalled", margin=0.1, steps=2000, batch_size=16)
-"""How an adapter is trained for use: steps go to tokens that are not recalled yet, and training stops once all are.
+UNTIL_RECALLED = TrainConfig(
+    method="ot", until="recalled", margin=0.1, steps=2000, batch_size=16, learning_rate=AUTO, protect=1000.0
+)
+"""How an adapter is trained for use: steps go to tokens that are not recalled yet, training stops once all are, and the
+model is protected meanwhile.
 The learning rate falls over `steps`, and the last tokens settle only when it is low, so more `steps` take longer."""
 
 PAPER = TrainConfig(steps=2000, learning_rate=1e-2, scale=1.0, dropout=0.1, init="paper", rule="fallback")

@@ -66,7 +66,7 @@ def train_adapter(
             "facts_fingerprint": memory_set.fingerprint,
             "records": len(encoded),
             "tokens": target_tokens(encoded),
-            "train": to_dict(replace(run.config, steps=max(1, trained.steps))),  # 0: everything was recalled before
+            "train": to_dict(replace(trained.config, steps=max(1, trained.steps))),  # 0: everything was recalled before
             "loss_init": trained.loss_init,
             "loss_final": trained.loss_final,
             "curve": trained.curve,

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from memlaw.core.config import TrainConfig
+from memlaw.core.config import AUTO, TrainConfig
 from memlaw.core.facts import EncodedFact
 from memlaw.model.base import Base
 from memlaw.training.engine import Engine
@@ -40,7 +40,7 @@ def settled(base: Base, facts: Sequence[EncodedFact], runs: Sequence[Run], prote
     settled_runs = []
     for run in runs:
         rate = run.config.learning_rate
-        if rate == 0:
+        if rate == AUTO:
             same = (run.rank, str(run.placement), run.config)
             if same not in known:
                 known[same] = _best_rate(base, _some(facts), run, protection)
