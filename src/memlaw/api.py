@@ -205,6 +205,7 @@ def train(
         config: a TrainConfig that the fields change; by default the settings of `memlaw train`.
         execution: an Execution, which changes time and memory but not the result.
         on_step: a function that is called with a StackProgress after every step.
+        protect_on: the path of a plain text that protection is to keep as it is; by default the model writes one.
         side_effects: True to measure them afterwards as well (`memlaw.side_effects`), into `Trained.side_effects` and
             `memlaw_adapter.json`; or the path of a neutral text to measure them on.
 
@@ -212,14 +213,17 @@ def train(
     """
     from memlaw.adapter.on_model import placement_on
     from memlaw.training.adapter import train_adapter
+    from memlaw.training.protection import text_of_file
     from memlaw.training.run import Run
 
     execution: Execution | None = options.pop("execution", None)
     on_step = options.pop("on_step", None)
     asked: bool | StrPath = options.pop("side_effects", False)
+    protect_on: StrPath | None = options.pop("protect_on", None)
     config = replace(options.pop("config", None) or UNTIL_RECALLED, **options)
     base, memory_set = _wrap(model, tokenizer, facts)
-    run = Run(rank, placement_on(placement, model), config)
+    kept = None if protect_on is None else text_of_file(base, Path(protect_on))
+    run = Run(rank, placement_on(placement, model), config, kept)
     neutral = None if isinstance(asked, bool) else Path(asked)
     given = None if neutral is None else yardstick_for(base, memory_set, neutral)  # refused now, not after the training
     trained = train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)

@@ -57,6 +57,12 @@ class TrainingOptions:
     ] = None
     optimizer: Annotated[Optimizer | None, _training("optimizer")] = None
     protect: Annotated[float | None, _training("protect")] = None
+    protect_on: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Plain text that protection is to keep as it is.  [default: sampled from the model]"
+        ),
+    ] = None
     batch_size: Annotated[int | None, _training("batch_size")] = None
     seed: Annotated[int | None, _training("seed")] = None
     judged_in: Annotated[
@@ -77,7 +83,7 @@ class TrainingOptions:
         """The preset, with the options that were given; `dtype` is that of the base, as typed. Raises ConfigError."""
         if self.preset not in PRESETS:
             raise ConfigError(f"Unknown preset {self.preset!r}; known: {', '.join(PRESETS)}.")
-        others = ("preset", "judged_in")
+        others = ("preset", "judged_in", "protect_on")
         given = {name: value for name, value in vars(self).items() if name not in others and value is not None}
         return replace(PRESETS[self.preset], **self._margin(dtype) | given)
 
@@ -127,6 +133,7 @@ def train(
     from memlaw.cli.progress import training_bar
     from memlaw.training.adapter import train_adapter
     from memlaw.training.divergence import SMALLER
+    from memlaw.training.protection import text_of_file
     from memlaw.training.run import Run
 
     measuring.check()
@@ -142,7 +149,7 @@ def train(
     if measuring.side_effects and measuring.neutral is not None:  # an error in it must not come after the training
         given = yardstick_for(base, memory_set, measuring.neutral)
     with training_bar(f"rank {rank}") as on_step:
-        run = Run(rank, where, config)
+        run = Run(rank, where, config, None if training.protect_on is None else text_of_file(base, training.protect_on))
         trained = train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
     if trained.status != "finished":
         raise TrainError(f"Training {trained.status}: {trained.message}. Nothing was saved.")

@@ -106,7 +106,7 @@ class Recipe(Weighting):
     """Decoupled weight decay."""
     protect: Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 to turn it off")] = 0.0
     """Weight in the loss of what the adapter will cost the model on neutral text: the KL divergence from the base, in
-    nats a token, as its weights predict it. It halves 40 times over `steps`, so that facts that do not fit otherwise go
+    nats a token, as its weights predict it. It halves 20 times over `steps`, so that facts that do not fit otherwise go
     first in the end; 0 = no protection."""
     dropout: Annotated[Number, Field(ge=0, lt=1), Choose("a share from 0 to below 1")] = 0.0
     """Dropout on the adapter's input."""
@@ -148,7 +148,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 
 
 UNTIL_RECALLED = TrainConfig(
-    method="ot", until="recalled", margin=0.1, steps=2000, batch_size=16, learning_rate=AUTO, protect=1000.0
+    method="ot", until="recalled", margin=0.1, steps=2000, batch_size=16, learning_rate=AUTO, protect=2000.0
 )
 """How an adapter is trained for use: steps go to tokens that are not recalled yet, training stops once all are, and the
 model is protected meanwhile.

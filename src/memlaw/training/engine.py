@@ -86,7 +86,9 @@ class Engine:
     def _neutral(self, base: Base) -> Tensor | None:
         """The text that protected runs are to leave as it is, if there are any."""
         texts = [run.neutral for run in self.runs if run.config.protect]
-        return (own_text(base) if texts[0] is None else texts[0]) if texts else None
+        if not texts:
+            return None
+        return own_text(base) if texts[0] is None else texts[0]
 
     def _protection(self, base: Base) -> Protection | None:
         """What predicts the drift of these adapters, if any of them is protected."""

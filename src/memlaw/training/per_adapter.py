@@ -11,8 +11,8 @@ from torch import Tensor
 from memlaw.core.config import TrainConfig
 from memlaw.core.recall import LN2
 
-HALVINGS = 40
-"""From any useful weight down to none, quickly enough that facts that need much room do not wait long for it."""
+HALVINGS = 20
+"""From any useful weight down to none: by a factor of a million."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,20 +12,25 @@ once; drift and its gradient then cost 2 r (d_in^2 + d_out^2) multiplications a 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from memlaw.adapter.stack import AdapterStack
+from memlaw.core.errors import DataError, ModelError
+from memlaw.data import read_text
 from memlaw.losses.divergence import drawn_gradient
 from memlaw.model.base import Base
 from memlaw.model.head import FrozenHead
 from memlaw.model.outline import Site
 from memlaw.model.sampling import sampled
+from memlaw.model.tokenizer import token_ids
 from memlaw.training.suffix import Suffix
 
 OWN_TEXT = (128, 64)
@@ -39,13 +44,38 @@ ROWS_AT_ONCE = 4
 _DRAW_SEED = 3
 
 
-def own_text(base: Base) -> Tensor:
+def own_text(base: Base) -> Tensor | None:
     """Text that the bare base writes, [rows, time] ids: what protects an adapter where the user gives no other.
 
-    Raises ModelError for a base that has no token to start from.
+    None, with a warning, for a base that has no token to start from.
     """
     rows, tokens = OWN_TEXT
-    return sampled(base, rows, tokens if base.context is None else min(tokens, base.context - 1), seed=OWN_SEED)
+    try:
+        return sampled(base, rows, tokens if base.context is None else min(tokens, base.context - 1), seed=OWN_SEED)
+    except ModelError as error:
+        warnings.warn(
+            f"{error} Until then adapters are trained without protection, which may cost the model much of what it "
+            "knows.",
+            stacklevel=2,
+        )
+        return None
+
+
+def text_of_file(base: Base, path: Path) -> Tensor:
+    """Rows of a plain text, [rows, time] ids, as many and as long as those of `own_text`, spread evenly over the file.
+
+    Raises DataError for a file that cannot be read or is shorter than one row.
+    """
+    count, tokens = OWN_TEXT
+    ids = token_ids(base.tokenizer, read_text(path))
+    time = 1 + (tokens if base.context is None else min(tokens, base.context - 1))
+    if len(ids) < time:
+        raise DataError(
+            f"The text {path} has {len(ids)} tokens under this tokenizer, and protection reads rows of {time}. Give a "
+            "longer text, of the kind that the model should stay good at."
+        )
+    rows = torch.tensor(ids[: len(ids) // time * time]).view(-1, time)
+    return rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).long()]
 
 
 class SecondMoment:
