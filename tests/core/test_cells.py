@@ -56,6 +56,7 @@ OTHER_TRAININGS: dict[str, Any] = {
     "scaling": "lora",
     "init": "paper",
     "optimizer": "muon",
+    "late_rate": 0.1,
     "protect": 1.0,
 }
 

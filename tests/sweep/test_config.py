@@ -46,8 +46,8 @@ def test_unknown_settings_are_refused_with_the_known_ones(tmp_path):
         ProbeConfig.from_yaml(path)
     assert str(caught.value) == (
         f"{path}: Unknown setting epochs, lora_alpha: it would change nothing. Known: rule, margin, position, "
-        "focus, steps, until, boundaries, optimizer, learning_rate, schedule, batch_size, clip, weight_decay, "
-        "protect, dropout, scale, scaling, init, ranks, lengths, methods, seeds, placement."
+        "focus, steps, until, boundaries, optimizer, learning_rate, late_rate, schedule, batch_size, clip, "
+        "weight_decay, protect, dropout, scale, scaling, init, ranks, lengths, methods, seeds, placement."
     )
 
 
@@ -77,8 +77,8 @@ def test_a_missing_axis_is_refused():
         ("seeds", [-1], "Setting seeds entry 0 is -1: choose whole numbers from 0 to 4294967295"),
         ("steps", 0, "Setting steps is 0: choose a whole number from 1 up."),
         ("steps", 1.5, "Setting steps is 1.5: choose a whole number from 1 up."),
-        ("learning_rate", 0, "Setting learning_rate is 0: choose a number above 0."),
-        ("learning_rate", math.nan, "Setting learning_rate is nan: choose a number above 0."),
+        ("learning_rate", -1, "Setting learning_rate is -1: choose a number above 0, or 0 to have it chosen."),
+        ("learning_rate", math.nan, "Setting learning_rate is nan: choose a number above 0, or 0 to have it chosen."),
         ("scale", math.inf, "Setting scale is inf: choose a number above 0."),
         ("learning_rate", "fast", "Setting learning_rate is 'fast': choose a number above 0"),
         ("dropout", 1.0, "Setting dropout is 1.0: choose a share from 0 to below 1."),

@@ -50,6 +50,13 @@ def test_it_is_the_smallest_rate_that_gains_half_of_the_most(base: Base) -> None
     assert rate_of(base, OPEN) == min(rate for rate in RATES if gains[rate] >= FAR * max(gains.values()))
 
 
+def test_a_run_until_recalled_goes_on_at_the_rate_that_gains_most(base: Base) -> None:
+    until = replace(OPEN, until="recalled")
+    with frozen(base.model):
+        (run,) = settled(base, FACTS, [Run(3, placement_on(None, base.model), until)], None)
+    assert run.config.late_rate == max(RATES, key=lambda rate: gain(base, rate))
+
+
 def test_a_rate_that_is_given_stays(base: Base) -> None:
     assert rate_of(base, replace(OPEN, learning_rate=0.123)) == 0.123
 

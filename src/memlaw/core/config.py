@@ -94,6 +94,8 @@ class Recipe(Weighting):
     """adamw; muon: the momentum of A and of B with its singular values made alike (Newton-Schulz)."""
     learning_rate: Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 to have it chosen")] = 2e-2
     """Initial learning rate; 0 = auto: the smallest of several that gets far in a few steps."""
+    late_rate: Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 for no change")] = 0.0
+    """Learning rate from half of the steps on, for runs that are not done by then; auto sets it too; 0 = no change."""
     schedule: Schedule = "linear"
     """linear: to 0 over `steps`, no warm-up (the published recipe); constant."""
     batch_size: Annotated[
@@ -106,7 +108,7 @@ class Recipe(Weighting):
     """Decoupled weight decay."""
     protect: Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 to turn it off")] = 0.0
     """Weight in the loss of what the adapter will cost the model on neutral text: the KL divergence from the base, in
-    nats a token, as its weights predict it. It halves 20 times over `steps`, so that facts that do not fit otherwise go
+    nats a token, as its weights predict it. It halves 30 times over `steps`, so that facts that do not fit otherwise go
     first in the end; 0 = no protection."""
     dropout: Annotated[Number, Field(ge=0, lt=1), Choose("a share from 0 to below 1")] = 0.0
     """Dropout on the adapter's input."""
@@ -137,7 +139,7 @@ class TrainConfig(Recipe):
 AUTO = 0.0
 """The learning rate that leaves the choice to the training."""
 
-ADDED = ("optimizer", "protect")
+ADDED = ("optimizer", "late_rate", "protect")
 """Settings that came after the first cells and adapters were trained: their defaults are what was done before."""
 
 
@@ -148,7 +150,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 
 
 UNTIL_RECALLED = TrainConfig(
-    method="ot", until="recalled", margin=0.1, steps=2000, batch_size=16, learning_rate=AUTO, protect=2000.0
+    method="ot", until="recalled", margin=0.1, steps=2000, batch_size=16, learning_rate=AUTO, protect=3000.0
 )
 """How an adapter is trained for use: steps go to tokens that are not recalled yet, training stops once all are, and the
 model is protected meanwhile.

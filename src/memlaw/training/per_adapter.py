@@ -11,8 +11,8 @@ from torch import Tensor
 from memlaw.core.config import TrainConfig
 from memlaw.core.recall import LN2
 
-HALVINGS = 20
-"""From any useful weight down to none: by a factor of a million."""
+HALVINGS = 30
+"""From any useful weight down to none: by a factor of a billion."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,8 @@ class PerAdapter:
     weight_decay: Tensor
     learning_rate: Tensor
     """At the first step."""
+    late_rate: Tensor
+    """From half of the steps on; 0 where it goes on as it is."""
     steps: Tensor
     falling: Tensor
     """1 for a learning rate that falls linearly to 0 over `steps`, 0 for a constant one."""
@@ -59,6 +61,7 @@ class PerAdapter:
             clip=each([c.clip or torch.inf for c in configs]),
             weight_decay=each([c.weight_decay for c in configs]),
             learning_rate=each([c.learning_rate for c in configs]),
+            late_rate=each([c.late_rate for c in configs]),
             steps=each([c.steps for c in configs]),
             falling=each([c.schedule == "linear" for c in configs]),
         )
@@ -72,4 +75,6 @@ class PerAdapter:
 
     def learning_rates(self, step: int) -> Tensor:
         """[K] at `step` (from 0)."""
-        return self.learning_rate * (1 - self.falling * step / self.steps)
+        rates = self.learning_rate * (1 - self.falling * step / self.steps)
+        late = self.late_rate * (1 - self.falling * (2 * step / self.steps - 1))
+        return torch.where((self.late_rate > 0) & (2 * step >= self.steps), late, rates)

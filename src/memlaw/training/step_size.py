@@ -3,7 +3,8 @@
 The step size that an adapter bears depends on the model, on where it sits and on how many modules it changes, so no
 number serves all. The rates train as one stack on a few of the facts. What is compared is what training minimises: the
 loss on the facts and, for a protected adapter, its weighted drift. Of the rates that get at least half as far as the
-best, the smallest wins: large steps reach recall a little sooner, and cost the model more.
+best, the smallest wins, since large steps cost the model more. Facts that an adapter can barely hold need large steps
+all the same: a run that is not done at half of its steps goes on at the rate that got furthest.
 """
 
 from __future__ import annotations
@@ -36,16 +37,17 @@ def settled(base: Base, facts: Sequence[EncodedFact], runs: Sequence[Run], prote
 
     The base must be frozen. The same arguments give the same rates.
     """
-    known: dict[tuple[object, ...], float] = {}
+    known: dict[tuple[object, ...], tuple[float, float]] = {}
     settled_runs = []
     for run in runs:
-        rate = run.config.learning_rate
-        if rate == AUTO:
-            same = (run.rank, str(run.placement), run.config)
+        config = run.config
+        if config.learning_rate == AUTO:
+            same = (run.rank, str(run.placement), config)
             if same not in known:
-                known[same] = _best_rate(base, _some(facts), run, protection)
-            rate = known[same]
-        settled_runs.append(replace(run, config=replace(run.config, learning_rate=rate)))
+                known[same] = _rates(base, _some(facts), run, protection)
+            first, late = known[same]
+            config = replace(config, learning_rate=first, late_rate=late if config.until == "recalled" else 0.0)
+        settled_runs.append(replace(run, config=config))
     return settled_runs
 
 
@@ -55,7 +57,8 @@ def _some(facts: Sequence[EncodedFact]) -> list[EncodedFact]:
     return [facts[int(place * step)] for place in range(min(RECORDS, len(facts)))]
 
 
-def _best_rate(base: Base, facts: Sequence[EncodedFact], run: Run, protection: Protection | None) -> float:
+def _rates(base: Base, facts: Sequence[EncodedFact], run: Run, protection: Protection | None) -> tuple[float, float]:
+    """The smallest rate that gets far, and the one that gets furthest."""
     trials = [replace(run, config=_trial(run.config, rate)) for rate in RATES]
     engine = Engine(base, facts, trials, protection=protection)
     state = engine.start()
@@ -64,7 +67,7 @@ def _best_rate(base: Base, facts: Sequence[EncodedFact], run: Run, protection: P
     start = float(engine.mean(engine.evaluate(None))[0])
     gains = (start - engine.objective(state)).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
     far = (gains >= FAR * gains.max()).nonzero()
-    return RATES[int(far[0])] if gains.max() > 0 else RATES[0]
+    return (RATES[int(far[0])], RATES[int(gains.argmax())]) if gains.max() > 0 else (RATES[0], RATES[0])
 
 
 def _trial(config: TrainConfig, rate: float) -> TrainConfig:

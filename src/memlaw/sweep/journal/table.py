@@ -58,6 +58,7 @@ COLUMNS: dict[str, type] = {
     "boundaries": tuple,
     "optimizer": str,
     "learning_rate": float,
+    "late_rate": float,
     "schedule": str,
     "batch_size": int,
     "clip": float,
