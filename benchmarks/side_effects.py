@@ -27,6 +27,7 @@ from memlaw.adapter.on_model import placement_on
 from memlaw.core.config import UNTIL_RECALLED, TrainConfig
 from memlaw.core.facts import MemorySet
 from memlaw.data import encode, read
+from memlaw.data.near_misses import encoded_near_misses
 from memlaw.diagnosis.side_effects import alone, yardstick
 from memlaw.diagnosis.side_effects import side_effects as compared
 from memlaw.model.base import Base, load
@@ -46,6 +47,7 @@ RECIPES: Mapping[str, TrainConfig] = {
     "before": replace(UNTIL_RECALLED, learning_rate=2e-2, protect=0.0),
     "small steps": replace(UNTIL_RECALLED, learning_rate=5e-3, protect=0.0),
     "default": UNTIL_RECALLED,
+    "rehearsed": replace(UNTIL_RECALLED, rehearse=8),
     "sft": replace(UNTIL_RECALLED, method="sft"),
 }
 
@@ -67,7 +69,9 @@ def main() -> None:
     texts = windows(base, bundled=given.model == "memlaw/base")
     for seed in map(int, given.seeds.split(",")):
         for recipe in given.recipes.split(","):
-            run = Run(given.rank, placement_on(given.placement, base.model), replace(RECIPES[recipe], seed=seed))
+            config = replace(RECIPES[recipe], seed=seed)
+            near = encoded_near_misses(memory_set, base.tokenizer, 256, seed=seed, part="training")
+            run = Run(given.rank, placement_on(given.placement, base.model), config, near if config.rehearse else ())
             line = {
                 "benchmark": "side_effects",
                 "case": f"{given.model}, {len(memory_set.facts)} of {given.set}, {run.placement}, rank {run.rank}, "

@@ -223,7 +223,7 @@ def train(
     config = replace(options.pop("config", None) or UNTIL_RECALLED, **options)
     base, memory_set = _wrap(model, tokenizer, facts)
     kept = None if protect_on is None else text_of_file(base, Path(protect_on))
-    run = Run(rank, placement_on(placement, model), config, kept)
+    run = Run(rank, placement_on(placement, model), config, neutral=kept)
     neutral = None if isinstance(asked, bool) else Path(asked)
     given = None if neutral is None else yardstick_for(base, memory_set, neutral)  # refused now, not after the training
     trained = train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)

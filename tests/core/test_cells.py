@@ -58,6 +58,7 @@ OTHER_TRAININGS: dict[str, Any] = {
     "optimizer": "muon",
     "late_rate": 0.1,
     "protect": 1.0,
+    "rehearse": 4,
 }
 
 

@@ -85,7 +85,7 @@ def test_one_stack_has_one_optimizer_and_one_neutral_text() -> None:
     with pytest.raises(ConfigError, match="one optimizer"):
         train(base, [(1, SHORT), (1, replace(SHORT, optimizer="muon"))])
     texts = [torch.randint(3, tiny.VOCABULARY, (4, 8)) for _ in range(2)]
-    runs = [Run(1, placement_on(None, base.model), replace(SHORT, protect=1.0), text) for text in texts]
+    runs = [Run(1, placement_on(None, base.model), replace(SHORT, protect=1.0), neutral=text) for text in texts]
     with pytest.raises(ConfigError, match="same neutral text"):
         train_stack(base, FACTS, runs)
 
@@ -94,7 +94,7 @@ def test_protection_lowers_the_drift_on_the_text_it_is_given() -> None:
     base = tiny.base(dtype=torch.float64)
     neutral = torch.randint(3, tiny.VOCABULARY, (16, 10), generator=torch.Generator().manual_seed(9))
     where = placement_on(None, base.model)
-    runs = [Run(4, where, replace(SHORT, steps=60, protect=weight), neutral) for weight in (0.0, 10.0)]
+    runs = [Run(4, where, replace(SHORT, steps=60, protect=weight), neutral=neutral) for weight in (0.0, 10.0)]
     bare, protected = train_stack(base, FACTS, runs)
     engine = Engine(base, FACTS, runs)
     assert engine.protection is not None

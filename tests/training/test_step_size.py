@@ -28,7 +28,7 @@ def base() -> Base:
 
 def rate_of(base: Base, config: TrainConfig, placement: str | None = None) -> float:
     with frozen(base.model):
-        (run,) = settled(base, FACTS, [Run(3, placement_on(placement, base.model), config)], None)
+        (run,) = settled(base, FACTS, [Run(3, placement_on(placement, base.model), config)])
     return run.config.learning_rate
 
 
@@ -53,7 +53,7 @@ def test_it_is_the_smallest_rate_that_gains_half_of_the_most(base: Base) -> None
 def test_a_run_until_recalled_goes_on_at_the_rate_that_gains_most(base: Base) -> None:
     until = replace(OPEN, until="recalled")
     with frozen(base.model):
-        (run,) = settled(base, FACTS, [Run(3, placement_on(None, base.model), until)], None)
+        (run,) = settled(base, FACTS, [Run(3, placement_on(None, base.model), until)])
     assert run.config.late_rate == max(RATES, key=lambda rate: gain(base, rate))
 
 

@@ -57,6 +57,7 @@ class TrainingOptions:
     ] = None
     optimizer: Annotated[Optimizer | None, _training("optimizer")] = None
     protect: Annotated[float | None, _training("protect")] = None
+    rehearse: Annotated[int | None, _training("rehearse")] = None
     protect_on: Annotated[
         Path | None,
         typer.Option(
@@ -145,11 +146,12 @@ def train(
     memory_set = inputs.load_facts(base)
     if where.caution:
         note(where.caution)
+    kept = None if training.protect_on is None else text_of_file(base, training.protect_on)
     given = None
     if measuring.side_effects and measuring.neutral is not None:  # an error in it must not come after the training
         given = yardstick_for(base, memory_set, measuring.neutral)
     with training_bar(f"rank {rank}") as on_step:
-        run = Run(rank, where, config, None if training.protect_on is None else text_of_file(base, training.protect_on))
+        run = Run(rank, where, config, neutral=kept)
         trained = train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
     if trained.status != "finished":
         raise TrainError(f"Training {trained.status}: {trained.message}. Nothing was saved.")

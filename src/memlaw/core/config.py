@@ -110,6 +110,11 @@ class Recipe(Weighting):
     """Weight in the loss of what the adapter will cost the model on neutral text: the KL divergence from the base, in
     nats a token, as its weights predict it. It halves 30 times over `steps`, so that facts that do not fit otherwise go
     first in the end; 0 = no protection."""
+    rehearse: Annotated[
+        Whole, Field(ge=0), Choose("a whole number of prompts from 1 up, or 0 for none", unit="prompts")
+    ] = 0
+    """Near misses (prompts shaped like the stored ones that were not stored) in every step, on which the adapter is to
+    change nothing; 0 = none."""
     dropout: Annotated[Number, Field(ge=0, lt=1), Choose("a share from 0 to below 1")] = 0.0
     """Dropout on the adapter's input."""
     scale: Positive = 4.0
@@ -139,7 +144,7 @@ class TrainConfig(Recipe):
 AUTO = 0.0
 """The learning rate that leaves the choice to the training."""
 
-ADDED = ("optimizer", "late_rate", "protect")
+ADDED = ("optimizer", "late_rate", "protect", "rehearse")
 """Settings that came after the first cells and adapters were trained: their defaults are what was done before."""
 
 

@@ -14,6 +14,7 @@ from memlaw.core.canonical import to_dict
 from memlaw.core.config import Execution
 from memlaw.core.facts import MemorySet
 from memlaw.data import encode, target_tokens
+from memlaw.data.near_misses import encoded_near_misses
 from memlaw.data.spelling import changed_facts, changed_warning
 from memlaw.model.base import Base
 from memlaw.model.offload import evicted
@@ -21,6 +22,9 @@ from memlaw.training.checkpoint import Checkpoint
 from memlaw.training.result import StackProgress, Trained
 from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
+
+NEAR_MISSES = 256
+"""Near misses at most that a training rehearses."""
 
 CURVE_POINTS = 200
 """Values of a training curve that are kept at most."""
@@ -47,6 +51,7 @@ def train_adapter(
         Path(out).parent.mkdir(parents=True, exist_ok=True)
     execution = execution or Execution()
     encoded = encode(memory_set, base.tokenizer, context=base.context, stops=base.stops)
+    run = _with_near_misses(run, base, memory_set)
     changed = changed_facts(base, encoded)
     if changed:  # before hours of training rather than after them
         warnings.warn(changed_warning(changed, len(encoded)), stacklevel=2)
@@ -75,6 +80,19 @@ def train_adapter(
     if checkpoint is not None:
         checkpoint.discard()
     return trained
+
+
+def _with_near_misses(run: Run, base: Base, memory_set: MemorySet) -> Run:
+    """The run with near misses to rehearse, if it is to; warns if the prompts have too little in common for any."""
+    if not run.config.rehearse or run.near_misses:
+        return run
+    made = encoded_near_misses(memory_set, base.tokenizer, NEAR_MISSES, seed=run.config.seed, part="training")
+    if not made:
+        warnings.warn(
+            "No near misses can be made of these prompts, which have too little in common: nothing is rehearsed.",
+            stacklevel=3,
+        )
+    return replace(run, near_misses=made)
 
 
 def _beside(out: Path) -> Path:

@@ -20,6 +20,7 @@ from memlaw.model.memory import counting_saved, out_of_memory
 from memlaw.model.parts import frozen
 from memlaw.training.optimizers.by_name import OPTIMIZERS
 from memlaw.training.protection import Protection, measured, own_text
+from memlaw.training.rehearsal import Rehearsal
 from memlaw.training.rows import Batch, Rows
 from memlaw.training.run import Run
 from memlaw.training.state import State
@@ -42,10 +43,7 @@ class Engine:
         facts: Sequence[EncodedFact],
         runs: Sequence[Run],
         execution: Execution | None = None,
-        *,
-        protection: Protection | None = None,
     ) -> None:
-        """`protection` is what another engine measured at the same sites; by default it is measured if it is needed."""
         execution = execution or Execution()
         self.model, self.fingerprint, self.device = base.model, base.fingerprint, base.device
         self.facts, self.runs = tuple(facts), tuple(runs)
@@ -57,7 +55,8 @@ class Engine:
         self.head = frozen_head(base.model)
         self.suffix = Suffix.of_rows(base, self.sites, self.rows.ids, execution)
         self.neutral = self._neutral(base)
-        self.protection = protection or self._protection(base)
+        self.rehearsal = self._rehearsal(base)
+        self.protection = self._protection(base)
         self.windows = WindowState(len(runs) * len(self.rows), device=base.device)
         self.evaluation_tokens = EVALUATION_TOKENS
         self._orders = [RowOrder(len(facts), run.config) for run in runs]
@@ -76,19 +75,19 @@ class Engine:
         state.optimizer.step(state.stack.tensors, gradients, rates, state.settings.weight_decay)
         state.step += 1
 
-    def objective(self, state: State) -> Tensor:
-        """Mean nll of all facts, plus the weighted drift of the protected: [K]."""
-        loss = self.mean(self.evaluate(state.stack))
-        if self.protection is None:
-            return loss
-        return loss + state.settings.protections(state.step) * self.protection.drift(state.stack).to(loss)
-
     def _neutral(self, base: Base) -> Tensor | None:
         """The text that protected runs are to leave as it is, if there are any."""
         texts = [run.neutral for run in self.runs if run.config.protect]
         if not texts:
             return None
         return own_text(base) if texts[0] is None else texts[0]
+
+    def _rehearsal(self, base: Base) -> Rehearsal | None:
+        """The near misses that the runs rehearse, if they do."""
+        run = self.runs[0]
+        if not (run.config.rehearse and run.near_misses):
+            return None
+        return Rehearsal(base, self.head, self.sites, run.near_misses)
 
     def _protection(self, base: Base) -> Protection | None:
         """What predicts the drift of these adapters, if any of them is protected."""
@@ -138,7 +137,10 @@ class Engine:
         )
 
     def _protected(self, state: State, gradients: list[Tensor]) -> list[Tensor]:
-        """The gradients of the loss on the facts, with those of the weighted drift added."""
+        """The gradients of the loss on the facts, with those of near misses and of the weighted drift added."""
+        if self.rehearsal is not None:
+            near = self.rehearsal.gradients(state, state.configs[0].rehearse)
+            gradients = [gradient + own for gradient, own in zip(gradients, near, strict=True)]
         if self.protection is None:
             return gradients
         weight = state.settings.protections(state.step).to(gradients[0]).view(-1, 1, 1)

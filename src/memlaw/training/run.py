@@ -8,6 +8,7 @@ from torch import Tensor
 
 from memlaw.adapter.placement import Placement
 from memlaw.core.config import TrainConfig
+from memlaw.core.facts import EncodedFact
 
 
 @dataclass(frozen=True)
@@ -17,5 +18,7 @@ class Run:
     rank: int
     placement: Placement
     config: TrainConfig
+    near_misses: tuple[EncodedFact, ...] = ()
+    """Prompts that `rehearse` takes from; without any it does nothing."""
     neutral: Tensor | None = field(default=None, compare=False)
     """[rows, time] ids of text that a protected adapter is to leave as it is; None: what the base writes itself."""

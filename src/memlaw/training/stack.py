@@ -60,12 +60,13 @@ def train_stack(
         raise ConfigError("Adapters of one stack see the same number of rows in a step: give them one batch_size.")
     if len({run.config.optimizer for run in runs}) > 1:
         raise ConfigError("Adapters of one stack are updated together: give them one optimizer.")
+    if len({(run.config.rehearse, run.near_misses) for run in runs}) > 1:
+        raise ConfigError("Adapters of one stack rehearse the same: give them one `rehearse` and the same near misses.")
     if len({id(run.neutral) for run in runs if run.config.protect}) > 1:
         raise ConfigError("Adapters of one stack are protected on one text: give them the same neutral text.")
     first = min(run.placement.first_layer for run in runs)
     with frozen(base.model), use_onednn(decoder_layers(base.model)[first:]):
-        engine = Engine(base, facts, runs, execution)
-        engine.runs = tuple(settled(base, facts, runs, engine.protection))
+        engine = Engine(base, facts, settled(base, facts, runs), execution)
         return _Training(engine, checkpoint, on_step).run()
 
 

@@ -1,10 +1,9 @@
 """A learning rate for runs that leave it open: a few steps with each of several, and the smallest that gets far.
 
 The step size that an adapter bears depends on the model, on where it sits and on how many modules it changes, so no
-number serves all. The rates train as one stack on a few of the facts. What is compared is what training minimises: the
-loss on the facts and, for a protected adapter, its weighted drift. Of the rates that get at least half as far as the
-best, the smallest wins, since large steps cost the model more. Facts that an adapter can barely hold need large steps
-all the same: a run that is not done at half of its steps goes on at the rate that got furthest.
+number serves all. The rates train as one stack, unprotected, on a few of the facts. Of those that get at least half as
+far as the best, the smallest wins, since large steps cost the model more. Facts that an adapter can barely hold need
+large steps all the same: a run that is not done at half of its steps goes on at the rate that got furthest.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from memlaw.core.config import AUTO, TrainConfig
 from memlaw.core.facts import EncodedFact
 from memlaw.model.base import Base
 from memlaw.training.engine import Engine
-from memlaw.training.protection import Protection
 from memlaw.training.run import Run
 
 RATES = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
@@ -32,10 +30,10 @@ FAR = 0.5
 """Share of the best rate's gain that the chosen one reaches at least."""
 
 
-def settled(base: Base, facts: Sequence[EncodedFact], runs: Sequence[Run], protection: Protection | None) -> list[Run]:
-    """`runs`, with a learning rate where they have none (0); `protection` is that of a stack of them at their sites.
+def settled(base: Base, facts: Sequence[EncodedFact], runs: Sequence[Run]) -> list[Run]:
+    """`runs`, with learning rates where they have none (0). The base must be frozen.
 
-    The base must be frozen. The same arguments give the same rates.
+    The same arguments give the same rates.
     """
     known: dict[tuple[object, ...], tuple[float, float]] = {}
     settled_runs = []
@@ -44,7 +42,7 @@ def settled(base: Base, facts: Sequence[EncodedFact], runs: Sequence[Run], prote
         if config.learning_rate == AUTO:
             same = (run.rank, str(run.placement), config)
             if same not in known:
-                known[same] = _rates(base, _some(facts), run, protection)
+                known[same] = _rates(base, _some(facts), run)
             first, late = known[same]
             config = replace(config, learning_rate=first, late_rate=late if config.until == "recalled" else 0.0)
         settled_runs.append(replace(run, config=config))
@@ -57,18 +55,18 @@ def _some(facts: Sequence[EncodedFact]) -> list[EncodedFact]:
     return [facts[int(place * step)] for place in range(min(RECORDS, len(facts)))]
 
 
-def _rates(base: Base, facts: Sequence[EncodedFact], run: Run, protection: Protection | None) -> tuple[float, float]:
+def _rates(base: Base, facts: Sequence[EncodedFact], run: Run) -> tuple[float, float]:
     """The smallest rate that gets far, and the one that gets furthest."""
     trials = [replace(run, config=_trial(run.config, rate)) for rate in RATES]
-    engine = Engine(base, facts, trials, protection=protection)
+    engine = Engine(base, facts, trials)
     state = engine.start()
     for _ in range(STEPS):
         engine.advance(state, engine.step(state))
     start = float(engine.mean(engine.evaluate(None))[0])
-    gains = (start - engine.objective(state)).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+    gains = (start - engine.mean(engine.evaluate(state.stack))).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
     far = (gains >= FAR * gains.max()).nonzero()
     return (RATES[int(far[0])], RATES[int(gains.argmax())]) if gains.max() > 0 else (RATES[0], RATES[0])
 
 
 def _trial(config: TrainConfig, rate: float) -> TrainConfig:
-    return replace(config, learning_rate=rate, batch_size=0)
+    return replace(config, learning_rate=rate, batch_size=0, protect=0.0, rehearse=0)

@@ -64,6 +64,7 @@ COLUMNS: dict[str, type] = {
     "clip": float,
     "weight_decay": float,
     "protect": float,
+    "rehearse": int,
     "dropout": float,
     "scale": float,
     "scaling": str,
