@@ -23,7 +23,6 @@ run plan "$facts" --model "$model" --law "$out/law.json"
 memlaw plan "$facts" --model "$model" --law "$out/law.json" --json >"$out/plan.json" # for the report
 rm -rf "$out/adapter"                                                             # `train` overwrites no adapter
 run train "$facts" --model "$model" --rank 8 --out "$out/adapter"
-run recall "$facts" --model "$model" --adapter "$out/adapter" --decode --out "$out/recall.json"
-# TODO side effects: add --side-effects to the line above once `recall` measures them.
+run recall "$facts" --model "$model" --adapter "$out/adapter" --decode --side-effects --out "$out/recall.json"
 run report "$out" --out "$out/report.html"
 printf '\nThe whole chain took %d minutes and %d seconds.\n' $((SECONDS / 60)) $((SECONDS % 60))

@@ -29,7 +29,8 @@ def advised(run: Run, model: Path, facts: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.delenv("MEMLAW_LAWS", raising=False)
 
     def advice(*training: object, data: Path = facts, base: Path = model, recall: tuple[object, ...] = ()) -> list[str]:
-        assert run("train", data, "--model", base, *training, "--out", tmp_path / "A").code == 0
+        bare = ("--lr", 0.02, "--protect", 0)
+        assert run("train", data, "--model", base, *bare, *training, "--out", tmp_path / "A").code == 0
         return judged(run, data, base, tmp_path / "A", *recall)
 
     return advice
@@ -185,7 +186,7 @@ def test_python_gives_the_advice_of_the_command_by_directory_and_by_result(
     by_command = advised("--rank", 16, "--steps", 20)
     base = load(str(model))
     held = memlaw.read(facts)
-    trained = memlaw.train(base.model, base.tokenizer, held, rank=16, steps=20)
+    trained = memlaw.train(base.model, base.tokenizer, held, rank=16, steps=20, learning_rate=0.02, protect=0.0)
     report = memlaw.recall(base.model, base.tokenizer, held, adapter=tmp_path / "A")
     by_directory = memlaw.advise(base.model, base.tokenizer, held, report, adapter=tmp_path / "A")
     by_result = memlaw.advise(base.model, base.tokenizer, held, report, adapter=trained)
@@ -200,14 +201,14 @@ def test_settings_of_a_later_memlaw_are_a_warning_here_and_a_finding_of_check(
 ) -> None:
     expected = advised("--rank", 16, "--steps", 20)
     train = json.loads((tmp_path / "A" / INFO).read_text())["train"]
-    edit(tmp_path / "A", train=train | {"warmup": 30, "optimizer": "muon"})
+    edit(tmp_path / "A", train=train | {"warmup": 30, "averaging": "ema"})
     ran = run("recall", facts, "--model", model, "--adapter", tmp_path / "A", "--decode", "--json")
     assert ran.document["advice"] == expected
-    assert "settings that this version of memlaw does not know, and ignores: optimizer, warmup" in ran.err
+    assert "settings that this version of memlaw does not know, and ignores: averaging, warmup" in ran.err
     findings = run("check", facts, "--model", model, "--adapter", tmp_path / "A", "--json").document["findings"]
     (later,) = [finding for finding in findings if finding["code"] == "adapter-of-a-later-memlaw"]
     assert later["severity"] == "info"
-    assert "optimizer, warmup" in later["message"]
+    assert "averaging, warmup" in later["message"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ def help_of(option: Any) -> str:
 
 def test_the_help_of_a_setting_is_its_meaning_range_and_default() -> None:
     assert help_of(setting(TrainConfig, "learning_rate")) == (
-        "Initial learning rate of AdamW.  [number above 0; default: 0.02]"
+        "Initial learning rate; 0 = auto: the smallest of several that gets far in a few steps.  "
+        "[number above 0, or 0 to have it chosen; default: 0.02]"
     )
     margin = setting(TrainConfig, "margin")
     assert margin.metavar == "NATS"

@@ -106,7 +106,7 @@ def test_the_default_margin_is_the_one_for_the_precision_of_recall(
         ("--rank 2 --placement mlp", "needs a layer from 0 to 3, such as mlp@2"),
         ("--rank 2 --steps 0", "Setting steps is 0: choose a whole number from 1 up"),
         ("--rank 2 --steps -5", "Setting steps is -5"),
-        ("--rank 2 --lr 0", "Setting learning_rate is 0.0: choose a number above 0"),
+        ("--rank 2 --lr -1", "Setting learning_rate is -1.0: choose a number above 0, or 0 to have it chosen"),
         ("--rank 2 --learning-rate -0.1", "Setting learning_rate is -0.1"),
         ("--rank 2 --lr nan", "Setting learning_rate is nan"),
         ("--rank 2 --lr inf", "Setting learning_rate is inf"),
@@ -137,7 +137,7 @@ def test_the_help_shows_defaults_ranges_and_what_the_paper_preset_changes(run: R
     shown = " ".join(run("train", "--help").out.split())
     assert "[whole number from 1 up; default: 2000]" in shown
     assert "[default: ot; paper: sft]" in shown
-    assert "[number above 0; default: 0.02; paper: 0.01]" in shown
+    assert "[number above 0, or 0 to have it chosen; default: 0; paper: 0.01]" in shown
 
 
 @contextmanager
@@ -246,7 +246,7 @@ def trained(**settings: Any) -> Trained:
 def test_the_summary_says_how_training_ended() -> None:
     result = trained(steps=400, until="recalled", margin=0.1)
     told = words(train_lines(result, Path("A")))
-    assert told.startswith("A: rank 4 at down_proj@2, 320 parameters. ")
+    assert told.startswith("A: rank 4 at down_proj@2, 320 parameters; learning rate 0.02. ")
     assert f"{result.steps} steps in " in told
     assert told.endswith("nats per token; every target token is ordered with a margin of at least 0.1 nats.")
     assert words(train_lines(trained(steps=400), Path("A"))).endswith("; every target token is ordered.")

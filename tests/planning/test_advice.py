@@ -69,7 +69,7 @@ def advise(
 
 
 def trained(base: Base, facts: MemorySet, **settings: Any) -> Trained:
-    done = memlaw.train(base.model, base.tokenizer, facts, **settings)
+    done = memlaw.train(base.model, base.tokenizer, facts, **{"learning_rate": 2e-2, "protect": 0.0, **settings})
     with done.attached(base.model):
         report = memlaw.recall(base.model, base.tokenizer, facts)
     return Trained(report, History(done.rank, str(done.placement), done.config, done.steps, done.curve))

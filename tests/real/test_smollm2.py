@@ -153,6 +153,13 @@ def test_all_facts_are_certified(base: Base, facts: MemorySet, adapter: Path) ->
     assert memlaw.recall(base.model, base.tokenizer, facts, decode=False).ordered < report.ordered
 
 
+def test_the_facts_cost_the_model_next_to_nothing(base: Base, facts: MemorySet, adapter: Path) -> None:
+    """Unprotected, at the learning rate of the bundled base, they cost 2 nats a token and most of its choices."""
+    effects = memlaw.side_effects(base.model, base.tokenizer, facts, adapter=adapter)
+    assert effects.loss_difference < 0.03
+    assert effects.top1_agreement > 0.94
+
+
 def test_generate_of_transformers_confirms_every_fact(base: Base, facts: MemorySet, tuned: Any) -> None:
     answers = {fact.id: answer(tuned, base.tokenizer, fact.prompt) == fact.target for fact in facts.facts}
     assert [id_ for id_, right in answers.items() if not right] == []

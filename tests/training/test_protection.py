@@ -15,8 +15,10 @@ from memlaw.core.config import Execution, TrainConfig
 from memlaw.losses.divergence import divergence
 from memlaw.model.base import Base
 from memlaw.model.head import frozen_head
+from memlaw.model.outline import Site
 from memlaw.model.parts import frozen
 from memlaw.training.protection import Protection, SecondMoment, measured, own_text
+from memlaw.training.protection import _affordable as affordable
 from memlaw.training.suffix import Suffix
 
 NEUTRAL = torch.randint(3, tiny.VOCABULARY, (24, 12), generator=torch.Generator().manual_seed(5))
@@ -105,6 +107,14 @@ def test_few_vectors_are_kept_as_they_are() -> None:
     many.add(vectors)
     torch.testing.assert_close(whole(few, 8), vectors.T @ vectors / 5, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(whole(many, 8), vectors.T @ vectors / 5)
+
+
+def test_many_wide_modules_are_measured_on_fewer_rows() -> None:
+    narrow, wide = (Site("x", 0, width, width) for width in (64, 20_000))
+    assert affordable([narrow], 128, 65) == 128
+    assert affordable([wide], 128, 65) == 128
+    assert affordable([wide] * 40, 128, 65) == 4
+    assert affordable([wide] * 10_000, 128, 65) == 1
 
 
 def test_a_base_writes_its_own_neutral_text(base: Base) -> None:

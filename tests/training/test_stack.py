@@ -94,7 +94,7 @@ def test_protection_lowers_the_drift_on_the_text_it_is_given() -> None:
     base = tiny.base(dtype=torch.float64)
     neutral = torch.randint(3, tiny.VOCABULARY, (16, 10), generator=torch.Generator().manual_seed(9))
     where = placement_on(None, base.model)
-    runs = [Run(4, where, replace(SHORT, steps=60, protect=weight), neutral=neutral) for weight in (0.0, 10.0)]
+    runs = [Run(4, where, replace(SHORT, steps=60, protect=weight), neutral=neutral) for weight in (0.0, 300.0)]
     bare, protected = train_stack(base, FACTS, runs)
     engine = Engine(base, FACTS, runs)
     assert engine.protection is not None

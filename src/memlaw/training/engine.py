@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -94,8 +95,17 @@ class Engine:
         if self.neutral is None:
             return None
         ids = self.neutral.to(self.device)
-        suffix = Suffix.of_rows(base, self.sites, ids, Execution())
-        return measured(suffix, self.head, base.model, self.sites, ids)
+        try:
+            suffix = Suffix.of_rows(base, self.sites, ids, Execution())
+            return measured(suffix, self.head, base.model, self.sites, ids)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        warnings.warn(
+            "What protects the model does not fit in memory: training goes on without it. Measure the side effects.",
+            stacklevel=2,
+        )
+        return None
 
     def start(self) -> State:
         """All adapters, untrained."""

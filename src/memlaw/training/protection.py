@@ -28,6 +28,7 @@ from memlaw.data import read_text
 from memlaw.losses.divergence import drawn_gradient
 from memlaw.model.base import Base
 from memlaw.model.head import FrozenHead
+from memlaw.model.memory import out_of_memory
 from memlaw.model.outline import Site
 from memlaw.model.sampling import sampled
 from memlaw.model.tokenizer import token_ids
@@ -40,6 +41,9 @@ OWN_SEED = 0
 
 ROWS_AT_ONCE = 4
 """Rows of neutral text in one backward pass: bounds its memory."""
+
+MOMENT_BYTES = 2 << 30
+"""Largest memory of all moments: many modules of a large model are measured on fewer rows."""
 
 _DRAW_SEED = 3
 
@@ -99,15 +103,10 @@ class SecondMoment:
     def times(self, tensor: Tensor) -> Tensor:
         """M T, [..., d, r] -> [..., d, r]."""
         if self._whole is not None:
-            return self._matrix(tensor) @ tensor
+            self._whole = self._whole.to(tensor)  # once: from then on it has the type and the device of the adapters
+            return self._whole @ tensor
         vectors = self._factor(tensor)
         return vectors.T @ (vectors @ tensor) / self.count
-
-    def _matrix(self, like: Tensor) -> Tensor:
-        if self._whole is not None and (self._whole.dtype, self._whole.device) != (like.dtype, like.device):
-            self._whole = self._whole.to(like)
-        assert self._whole is not None
-        return self._whole
 
     def _factor(self, like: Tensor) -> Tensor:
         if len(self._vectors) > 1 or self._vectors[0].dtype != like.dtype:
@@ -161,23 +160,53 @@ def measured(suffix: Suffix, head: FrozenHead, model: nn.Module, sites: Sequence
     A row's first token is left out: it has nothing before it, and many models park a huge state there that no text
     depends on. g sums what a change at one token does to it and to all later tokens of its row.
     """
+    rows = _affordable(sites, *ids.shape)
+    count = rows * (ids.shape[1] - 2)
     modules = [model.get_submodule(site.path) for site in sites]
-    count = len(ids) * (ids.shape[1] - 2)
-    curvatures = [Curvature(SecondMoment(site.d_in, count), SecondMoment(site.d_out, count)) for site in sites]
-    stream = torch.Generator().manual_seed(_DRAW_SEED)
-    for rows in torch.split(torch.arange(len(ids)), ROWS_AT_ONCE):
-        with ExitStack() as hooks:
-            seen = [_Seen() for _ in sites]
-            for module, one in zip(modules, seen, strict=True):
-                hooks.callback(module.register_forward_hook(one.hook, with_kwargs=True).remove)
-            with torch.enable_grad():
-                hidden = suffix.hidden(rows)[:, :-1]
-        back = drawn_gradient(head, hidden.detach().flatten(0, 1), stream).view_as(hidden)
-        gradients = torch.autograd.grad(hidden, [one.added for one in seen], back)
-        for curvature, one, gradient in zip(curvatures, seen, gradients, strict=True):
-            curvature.inputs.add(_inner(one.inputs))
-            curvature.outputs.add(_inner(gradient))
-    return Protection(curvatures)
+    at_once = ROWS_AT_ONCE
+    while True:
+        curvatures = [Curvature(SecondMoment(site.d_in, count), SecondMoment(site.d_out, count)) for site in sites]
+        stream = torch.Generator().manual_seed(_DRAW_SEED)
+        try:
+            for some in torch.split(torch.arange(rows), at_once):
+                for curvature, (inputs, gradients) in zip(
+                    curvatures, _at_sites(suffix, head, modules, some, stream), strict=True
+                ):
+                    curvature.inputs.add(_inner(inputs))
+                    curvature.outputs.add(_inner(gradients))
+            return Protection(curvatures)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or at_once == 1:
+                raise
+        at_once = 1
+
+
+def _at_sites(
+    suffix: Suffix, head: FrozenHead, modules: Sequence[nn.Module], rows: Tensor, stream: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each module its inputs [rows, time, d_in], and the gradients at its outputs of -ln p of tokens drawn."""
+    seen = [_Seen() for _ in modules]
+    with ExitStack() as hooks:
+        for module, one in zip(modules, seen, strict=True):
+            hooks.callback(module.register_forward_hook(one.hook, with_kwargs=True).remove)
+        with torch.enable_grad():
+            hidden = suffix.hidden(rows)[:, :-1]
+    back = drawn_gradient(head, hidden.detach().flatten(0, 1), stream).view_as(hidden)
+    gradients = torch.autograd.grad(hidden, [one.added for one in seen], back)
+    return iter([(one.inputs, gradient) for one, gradient in zip(seen, gradients, strict=True)])
+
+
+def _affordable(sites: Sequence[Site], rows: int, time: int) -> int:
+    """As many of the rows as MOMENT_BYTES allow, in steps of a half; at least one."""
+    widths = [width for site in sites for width in (site.d_in, site.d_out)]
+
+    def needed(rows: int) -> int:
+        count = rows * (time - 2)
+        return sum(8 * width**2 if count >= width else 4 * count * width for width in widths)
+
+    while rows > 1 and needed(rows) > MOMENT_BYTES:
+        rows //= 2
+    return rows
 
 
 def _inner(states: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 from memlaw.core import files
 from memlaw.core.cells import CellResult, result_from_dict
+from memlaw.core.config import ADDED
 from memlaw.core.errors import ConfigError, JournalError
 from memlaw.sweep.journal.journal import CELLS, CHECKPOINTS, FAILURES, QUARANTINE, Journal, cell_files, not_a_probe
 from memlaw.sweep.journal.sealed import UNKNOWN_FIELDS, unseal, unseal_cell
@@ -178,7 +179,9 @@ def _table_state(path: Path, rows: Rows) -> Literal["current", "outdated", "abse
         return "absent"
     except (OSError, pyarrow.ArrowException):  # damaged, but no fault of the journal: the table is never read back
         return "outdated"
-    return "current" if table.equals(table_of(rows)) else "outdated"
+    fresh = table_of(rows)
+    known = [name for name in fresh.column_names if name in table.column_names or name not in ADDED]
+    return "current" if table.equals(fresh.select(known)) else "outdated"
 
 
 def _probe_directory(root: str | os.PathLike[str]) -> Path:
