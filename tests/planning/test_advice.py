@@ -17,7 +17,7 @@ from helpers import sample
 from helpers.paths import FIXTURES, ROOT
 from memlaw.adapter.on_model import placement_on
 from memlaw.api import check
-from memlaw.core.config import TrainConfig
+from memlaw.core.config import AUTO, TrainConfig
 from memlaw.core.facts import Fact, MemorySet
 from memlaw.core.precision import LARGEST_MARGIN, MARGINS
 from memlaw.core.recall import RecallReport
@@ -152,7 +152,7 @@ def test_modules_that_hold_nothing_at_a_rank_that_should_do_are_advised_another_
     advice = before.advice(plan=planned(base, first(6), BORROWED, "k_proj@5"))[0]
     assert (advice.lever, advice.settings) == ("placement", {"placement": "all-linear"})
     assert "Rank 16 is more than the law asks for" in advice.evidence
-    assert trained(base, first(6), **weak | advice.settings).recalled
+    assert trained(base, first(6), **weak | advice.settings | {"learning_rate": AUTO}).recalled  # as `train` does
 
 
 def test_tokens_the_head_cannot_reach_are_advised_other_words_and_they_do(base: Base) -> None:

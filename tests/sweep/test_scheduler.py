@@ -118,7 +118,9 @@ def test_no_secret_is_in_what_a_failed_pack_leaves_behind(base, tmp_path, capfd)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_is_finished_and_rebuilds_the_table(base, quiet, tmp_path, number):
-    out, before = tmp_path / "out", signal.getsignal(signal.SIGTERM)
+    before = signal.SIG_DFL
+    signal.signal(signal.SIGTERM, before)  # as in a process of its own: Ray, which other tests load, leaves a handler
+    out = tmp_path / "out"
 
     def interrupt(event: ProbeProgress) -> None:
         if isinstance(event.news, CellResult) and event.recorded == 5:
