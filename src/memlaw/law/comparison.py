@@ -305,6 +305,8 @@ def _why(
         return f"{why}Only the {best} form is left."
     other = rivals[0]
     lead = aicc.get(other, math.nan) - aicc.get(best, math.nan)
+    # A form that predicts more than the loss there was can be next in rank without having been held against cells.
+    misses = {spec: by_form for spec, by_form in misses.items() if best in by_form and other in by_form}
     if misses:
         without = f"Fitted without {', '.join(misses)}, "
         lower, higher = (f"{_mean_error(misses, form):.2g}%" for form in (best, other))
