@@ -6,7 +6,7 @@ import pytest
 
 from memlaw.report.paths import without_paths
 
-HERE = Path("/work/probes")
+HERE = Path("/srv/probes")
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ HERE = Path("/work/probes")
         ("/home/ada/my facts/phone book.jsonl (JSONL)", "phone book.jsonl (JSONL)"),
         ("C:\\Users\\Ada\\facts.csv", "facts.csv"),
         ("~/facts.jsonl", "facts.jsonl"),
-        ("/work/probes/random/law.json", "random/law.json"),
+        ("/srv/probes/random/law.json", "random/law.json"),
         ("memlaw train /home/ada/f.jsonl --model /opt/m --rank 8", "memlaw train f.jsonl --model m --rank 8"),
         ("memlaw train '/home/ada/my facts.jsonl' --rank 8", "memlaw train 'my facts.jsonl' --rank 8"),
         ("OSError: [Errno 28] No space left: '/scratch/ada/x'", "OSError: [Errno 28] No space left: 'x'"),

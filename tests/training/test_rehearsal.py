@@ -15,6 +15,7 @@ from memlaw.core.errors import ConfigError
 from memlaw.core.facts import EncodedFact
 from memlaw.model.base import Base
 from memlaw.model.parts import frozen
+from memlaw.training.checkpoint import identity
 from memlaw.training.engine import Engine
 from memlaw.training.rehearsal import Rehearsal
 from memlaw.training.run import Run
@@ -92,3 +93,10 @@ def test_what_is_rehearsed_changes_less(base: Base) -> None:
 def test_a_stack_rehearses_one_thing(base: Base) -> None:
     with pytest.raises(ConfigError, match="rehearse the same"):
         train_stack(base, FACTS, runs(base, CONFIG, replace(CONFIG, rehearse=2)))
+
+
+def test_a_checkpoint_belongs_to_all_that_is_rehearsed_and_not_to_its_first_prompt(base: Base) -> None:
+    with frozen(base.model):
+        engines = [Engine(base, FACTS, runs(base, CONFIG, near=near)) for near in (NEAR, NEAR, NEAR[:3])]
+    first, same, fewer = (identity(engine) for engine in engines)
+    assert first == same != fewer

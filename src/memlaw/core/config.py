@@ -158,8 +158,8 @@ UNTIL_RECALLED = TrainConfig(
     method="ot", until="recalled", margin=0.1, steps=2000, batch_size=16, learning_rate=AUTO, protect=3000.0
 )
 """How an adapter is trained for use: steps go to tokens that are not recalled yet, training stops once all are, and the
-model is protected meanwhile.
-The learning rate falls over `steps`, and the last tokens settle only when it is low, so more `steps` take longer."""
+model is protected meanwhile. The learning rate falls over `steps`, and the last tokens settle only when it is low, so
+more `steps` take longer."""
 
 PAPER = TrainConfig(steps=2000, learning_rate=1e-2, scale=1.0, dropout=0.1, init="paper", rule="fallback")
 """The published long-context recipe (arXiv 2605.30260 and its configuration); its placement is `mlp@L`."""

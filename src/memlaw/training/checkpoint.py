@@ -148,7 +148,7 @@ def identity(engine: Engine) -> str:
             "sites": [[site.path for site in run.placement.sites] for run in engine.runs],
             "runs": [[run.rank, settings_of(run.config)] for run in engine.runs],
             "compiled": engine.compiled,
-            **({} if engine.rehearsal is None else {"rehearsed": [run.near_misses[0].id for run in engine.runs[:1]]}),
+            **({} if engine.rehearsal is None else {"rehearsed": [fact.ids for fact in engine.runs[0].near_misses]}),
             **({} if engine.neutral is None else {"neutral": sha256(engine.neutral)}),
             "algorithm": ALGORITHM_VERSION,
             "torch": torch.__version__,
