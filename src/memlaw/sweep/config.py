@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,9 +51,13 @@ class ProbeConfig(Recipe):
     def from_yaml(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> ProbeConfig:
         """Read a YAML file of settings; `overrides`, such as command-line flags, win over it. Raises ConfigError."""
         try:
-            given = yaml.safe_load(Path(path).read_bytes())
+            content = Path(path).read_bytes()
         except OSError as error:
             raise ConfigError(f"Cannot read the settings in {path}: {error.strerror or error}.") from error
+        if _depth(content) > MAX_DEPTH:
+            raise ConfigError(f"{path} opens more than {MAX_DEPTH} brackets at once, and settings need one or two.")
+        try:
+            given = yaml.safe_load(content)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not YAML: {_yaml_fault(error)}. Write one `name: value` per line.") from None
         if not isinstance(given, dict):
@@ -65,6 +70,15 @@ class ProbeConfig(Recipe):
     def train(self, method: Method, seed: int) -> TrainConfig:
         """The training settings of one cell."""
         return TrainConfig(method=method, seed=seed, **{name: getattr(self, name) for name in names(Recipe)})
+
+
+MAX_DEPTH = 16
+"""Brackets open at once: the time to read nested YAML grows with the square of its depth."""
+
+
+def _depth(content: bytes) -> int:
+    """Most brackets open at once, those in quotes and comments included."""
+    return max(accumulate((byte in b"[{") - (byte in b"]}") for byte in content), default=0)
 
 
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
