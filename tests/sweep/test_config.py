@@ -99,7 +99,7 @@ def test_a_value_out_of_range_is_refused(setting, value, sentence):
         ("- ranks", "has no settings"),
         ("ranks: [1", "is not YAML"),
         ("ranks: !!python/object/apply:os.getcwd []", "is not YAML: could not determine a constructor"),
-        ("[" * 2000, "probe.yaml opens more than 16 brackets at once"),
+        ("[" * 2000, r"^\S*grid.yaml opens more than 16 brackets at once"),
         ("- " * 2000, "is not YAML"),
         ("\x00", "is not YAML"),
     ],
