@@ -1,12 +1,14 @@
 """Steps of K adapters as one memlaw stack, against the same adapters one after another in PEFT, on a model of 8B.
 
 Both sides train rank-8 LoRA in float32 on the default placement of a model in bfloat16, on one fact of 200 or 2,000
-random tokens, with AdamW and clipping. PEFT runs the model's own forward pass and `F.cross_entropy`. `ratio` is K times
-PEFT's step over the stack's step; `floor_ms` is what the products of the stack's step take at the rate of large ones.
+random tokens, with AdamW and clipping. PEFT runs the model's own forward pass and `F.cross_entropy` of its bfloat16
+logits. `ratio` is K times PEFT's step over the stack's step; `floor_ms` is what the products of the stack's step take
+at the rate of large ones.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -15,10 +17,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from gpu.models import flops_of_suffix, random_base
-from gpu.section import Peak, Section, synchronize
 from sides import Batch, batch_of, peft_arm, random_fact
 
+from gpu.models import flops_of_suffix, random_base
+from gpu.section import Peak, Section, synchronize
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.placement import Placement
 from memlaw.core.config import Execution, TrainConfig
@@ -79,14 +81,17 @@ class Bench:
         }
 
     def peft(self) -> Mapping[str, Any]:
-        """One step of one adapter, by the code that anybody would write."""
-        peak, times, losses = Peak(self.section.device), [], []
+        """One step of one adapter, by the code that anybody would write: nothing in it waits for the GPU."""
+        peak, losses = Peak(self.section.device), []
         ids, labels = batch_of([self.fact])
         batch: Batch = (ids.to(self.section.device), labels.to(self.section.device))
         config = self.config(0)
         with peft_arm(self.base.model, self.placement, RANK, config) as arm:
             optimizer = torch.optim.AdamW(arm.parameters, lr=RATE, weight_decay=0.0)
-            for step in range(WARM + self.steps):
+            for step in range(config.steps):
+                if step == WARM:
+                    synchronize(self.section.device)
+                    begun = time.perf_counter()
                 for group in optimizer.param_groups:
                     group["lr"] = RATE * (1 - step / config.steps)
                 optimizer.zero_grad()
@@ -95,15 +100,42 @@ class Bench:
                 torch.nn.utils.clip_grad_norm_(arm.parameters, config.clip)
                 optimizer.step()
                 losses.append(loss.detach())
-                synchronize(self.section.device)
-                times.append(time.perf_counter())
+            synchronize(self.section.device)
+            seconds = (time.perf_counter() - begun) / self.steps
             with torch.no_grad():
                 losses.append(arm.loss(batch))
         return {
-            "step_ms": 1e3 * _median_step(times),
+            "step_ms": 1e3 * seconds,
             "loss_first": float(losses[0]),
             "loss_last": float(losses[-1]),
             **peak.read(),
+        }
+
+    def profile(self, count: int) -> Mapping[str, Any]:
+        """What a step of a stack spends on the device: milliseconds in all, and of the kernels that take most."""
+        on_gpu = self.section.device == "cuda"
+        activity = torch.profiler.ProfilerActivity
+        profiler = torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU])
+        ends: list[float] = []
+
+        def mark(progress: StackProgress) -> None:
+            synchronize(self.section.device)
+            if progress.step == WARM:
+                profiler.start()
+            if progress.step >= WARM:
+                ends.append(time.perf_counter())
+            if progress.step == WARM + self.steps:
+                profiler.stop()
+
+        runs = [Run(RANK, self.placement, self.config(seed)) for seed in range(count)]
+        train_stack(self.base, [self.fact], runs, on_step=mark)
+        field = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+        taken = {event.key[:70]: getattr(event, field) / 1e3 / self.steps for event in profiler.key_averages()}
+        most = sorted(taken, key=lambda name: -taken[name])[:12]
+        return {
+            "step_ms": 1e3 * (ends[-1] - ends[0]) / self.steps,
+            "busy_ms": sum(taken.values()),
+            "most": {name: taken[name] for name in most},
         }
 
 
@@ -120,7 +152,7 @@ def in_parts(marks: Sequence[Mark]) -> list[list[Mark]]:
 
 def _median_step(times: list[float]) -> float:
     """Seconds of a step, from the times at which steps ended; the first ones, which warm up, do not count."""
-    between = [late - early for early, late in zip(times, times[1:], strict=False)]
+    between = [late - early for early, late in itertools.pairwise(times)]
     return statistics.median(between[WARM - 1 :] or between)
 
 
@@ -164,15 +196,18 @@ def run(section: Section, model: str) -> None:
         _one_length(section, Bench(section, base, tokens), rate)
 
 
-def run_compiled(section: Section, model: str) -> None:
-    """Stacks whose upper layers `torch.compile` compiles, as `--compile` does, beside stacks as they are."""
+def run_closer(section: Section, model: str) -> None:
+    """Where the time of a step goes; and stacks whose upper layers are compiled, as by `--compile`, beside others."""
     base, _ = _model(section, model)
     if base is None:
         return
-    bench = Bench(section, base, 12 if section.small else 200)
+    short, long = (Bench(section, base, tokens) for tokens in ((12, 40) if section.small else (200, 2000)))
+    section.case("profile, 200 tokens, stack 1", partial(short.profile, 1), takes=8)
+    section.case("profile, 200 tokens, stack 16", partial(short.profile, 16), takes=8)
+    section.case("profile, 2000 tokens, stack 4", partial(long.profile, 4), takes=8)
     for count in (1, 16):
-        section.case(f"stack {count}", partial(bench.stack, count), takes=5)
-        section.case(f"stack {count} compiled", partial(bench.stack, count, compiled=True), takes=30)
+        section.case(f"stack {count}", partial(short.stack, count), takes=5)
+        section.case(f"stack {count} compiled", partial(short.stack, count, compiled=True), takes=30)
 
 
 def _model(section: Section, model: str) -> tuple[Base | None, float]:

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+
 from gpu.section import Section, synchronize
 
 PACKAGES = (
@@ -33,7 +34,7 @@ def machine(section: Section) -> Mapping[str, Any]:
             "multiprocessors": card.multi_processor_count,
             "memory_gib": card.total_memory / 2**30,
             "free_gib": torch.cuda.mem_get_info()[0] / 2**30,
-            "tf32": torch.backends.cuda.matmul.allow_tf32,
+            "float32_products": torch.get_float32_matmul_precision(),
         }
     return found
 

@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from gpu.models import random_base
-from gpu.section import Peak, Section
 from sides import random_fact
 
+from gpu.models import random_base
+from gpu.section import Peak, Section
 from memlaw.adapter.on_model import placement_on
 from memlaw.core.config import Execution, TrainConfig
 from memlaw.model.base import Base

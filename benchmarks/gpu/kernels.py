@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from gpu.section import Section
 from torch import Tensor
 
+from gpu.environment import seconds_each
+from gpu.section import Section
 from memlaw.losses.head_pass import head_pass
 from memlaw.losses.kernels import usable
 from memlaw.losses.kernels.softmax import chunk_gradient, chunk_losses
@@ -107,6 +108,24 @@ def whole_pass(section: Section, dtype: torch.dtype) -> Mapping[str, Any]:
     return found | {"ok": worst < (2e-2 if dtype == torch.bfloat16 else 1e-4)}
 
 
+def rates(section: Section) -> Mapping[str, Any]:
+    """GB/s of the logits that each kernel reads and writes, for as many rows as the pass gives it at a time."""
+    rows, vocabulary = (2, 100) if section.small else (441, 151_936)
+    scores, targets, weights = chunk(section, rows, vocabulary, section.dtype)
+    active, losses, out = torch.arange(rows, device=section.device), chunk_losses(scores, targets), scores.clone()
+
+    def gradient() -> None:
+        chunk_gradient(scores, targets, active, weights, losses, softcap=None, scale=1.0, out=out)
+
+    works = {"losses": lambda: chunk_losses(scores, targets), "gradient": gradient}
+    each = {name: seconds_each(work, section, for_seconds=0.2) for name, work in works.items()}
+    return {
+        "losses_gbs": scores.nbytes / each["losses"] / 1e9,
+        "gradient_gbs": 2 * scores.nbytes / each["gradient"] / 1e9,
+        **{f"{name}_us": 1e6 * seconds for name, seconds in each.items()},
+    }
+
+
 def kernels_are_used(device: str) -> Mapping[str, Any]:
     answers = {str(dtype).removeprefix("torch."): usable(torch.device(device), dtype) for dtype in DTYPES}
     return answers | {"ok": all(answers.values())}
@@ -119,5 +138,6 @@ def run(section: Section) -> None:
             section.case(name, partial(errors, section, rows, vocabulary, softcap, dtype))
     if section.device == "cuda":
         section.case("used", lambda: kernels_are_used(section.device))
+    section.case("rates", lambda: rates(section))
     for dtype in (torch.float32, torch.bfloat16):
         section.case(f"pass {str(dtype).removeprefix('torch.')}", partial(whole_pass, section, dtype))

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from common import medians
-from gpu.section import Peak, Section
 from torch import Tensor
 
+from gpu.section import Peak, Section
 from memlaw.losses import memft_head_loss
 from memlaw.losses.head_pass import head_pass
 from memlaw.model.head import FrozenHead

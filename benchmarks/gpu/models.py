@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from gpu.section import Section
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
+from gpu.section import Section
 from memlaw.model.base import Base, fingerprint
 
 CONTEXT = 32_768

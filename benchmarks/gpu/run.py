@@ -20,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,15 @@ SECTIONS = {
     "llama-3.1-8b": Planned("gpu.adapters", 100, options={"model": "llama-3.1-8b"}),
     "eviction": Planned("gpu.eviction", 120),
     "bundled": Planned("gpu.bundled", 100),
-    "compiled": Planned("gpu.adapters", 120, "run_compiled", {"model": "qwen3-8b"}),
+    "closer": Planned("gpu.adapters", 120, "run_closer", {"model": "qwen3-8b"}),
 }
 """In the order in which they run, the least important last."""
 
 
-def run_here(name: str, out: Path, *, small: bool, seconds: float) -> None:
+def run_here(planned: Planned, out: Path, *, small: bool, seconds: float) -> None:
     """Run a section in this process; an exception outside of its cases is recorded like one inside."""
     from gpu.section import Section
 
-    planned = SECTIONS[name]
     section = Section(out, small=small, seconds=seconds)
     try:
         getattr(importlib.import_module(planned.module), planned.function)(section, **planned.options)
@@ -69,10 +68,11 @@ def run_here(name: str, out: Path, *, small: bool, seconds: float) -> None:
     section.write()
 
 
-def run_apart(name: str, out: Path, *, small: bool, seconds: float) -> None:
+def run_apart(planned: Planned, out: Path, *, small: bool, seconds: float) -> None:
     """Run a section in a process of its own, which is stopped after `seconds`, with whatever it started itself."""
     log = out.with_suffix(".log")
-    command = [sys.executable, "-m", "gpu.run", "--section", name, "--out", str(out), "--seconds", str(seconds - GRACE)]
+    asked = ["--planned", json.dumps(asdict(planned)), "--out", str(out), "--seconds", str(seconds - GRACE)]
+    command = [sys.executable, "-m", "gpu.run", *asked]
     with log.open("w") as lines:
         process = subprocess.Popen(
             [*command, *(["--small"] if small else [])], stdout=lines, stderr=subprocess.STDOUT, start_new_session=True
@@ -108,7 +108,7 @@ def run_all(names: Sequence[str], out: Path, *, small: bool, apart: bool) -> dic
             seconds = min(SECTIONS[name].seconds, TOTAL - (started - begun))
             part = Path(folder) / f"{name}.json"
             if seconds > 2 * GRACE:
-                (run_apart if apart else run_here)(name, part, small=small, seconds=seconds)
+                (run_apart if apart else run_here)(SECTIONS[name], part, small=small, seconds=seconds)
                 sections[name] = read(part)
             else:
                 sections[name] = {"cases": {}, "failed": {}, "skipped": ["everything: no time left"]}
@@ -137,7 +137,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them")
     parser.add_argument("--small", action="store_true", help="tiny shapes on the CPU, in one process")
     parser.add_argument("--apart", action="store_true", help="small too: each section in a process of its own")
-    parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--planned", type=lambda text: Planned(**json.loads(text)), help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=TOTAL, help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.only = given.only.split(",")
@@ -148,8 +148,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
-    if given.section:
-        run_here(given.section, given.out, small=given.small, seconds=given.seconds)
+    if given.planned:
+        run_here(given.planned, given.out, small=given.small, seconds=given.seconds)
         return
     small = given.small or not has_gpu()
     if small:

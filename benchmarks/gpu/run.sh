@@ -13,7 +13,7 @@ PYTHON=${PYTHON:-python3}
 mkdir "$scratch/site"
 if compgen -G '.whl/*.whl' > /dev/null; then
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
-        --upgrade --target "$scratch/site" .whl/*.whl
+        --upgrade --target "$scratch/site" .whl/*.whl || echo "The wheels in .whl cannot be installed." >&2
 fi
 export PYTHONPATH="$PWD/src:$PWD/benchmarks:$scratch/site${PYTHONPATH:+:$PYTHONPATH}"
 export MEMLAW_CACHE="$scratch/cache" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1

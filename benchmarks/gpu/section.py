@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -76,7 +77,8 @@ class Section:
         # A traceback keeps its frames, and with them what they had on the GPU.
         traceback.clear_frames(error.__traceback__)
         if self.device == "cuda":
-            torch.cuda.empty_cache()
+            with contextlib.suppress(RuntimeError):  # a kernel that crashed leaves a device that answers nothing
+                torch.cuda.empty_cache()
 
     def write(self) -> None:
         self.results["seconds"] = rounded(time.monotonic() - self.begun)
