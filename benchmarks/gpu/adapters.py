@@ -130,7 +130,9 @@ class Bench:
         runs = [Run(RANK, self.placement, self.config(seed)) for seed in range(count)]
         train_stack(self.base, [self.fact], runs, on_step=mark)
         field = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-        taken = {event.key[:70]: getattr(event, field) / 1e3 / self.steps for event in profiler.key_averages()}
+        taken: dict[str, float] = defaultdict(float)
+        for event in profiler.key_averages():
+            taken[event.key[:120]] += getattr(event, field) / 1e3 / self.steps
         most = sorted(taken, key=lambda name: -taken[name])[:12]
         return {
             "step_ms": 1e3 * (ends[-1] - ends[0]) / self.steps,
