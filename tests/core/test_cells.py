@@ -56,7 +56,8 @@ OTHER_TRAININGS: dict[str, Any] = {
     "scaling": "lora",
     "init": "paper",
     "optimizer": "muon",
-    "late_rate": 0.1,
+    "average": 8,
+    "anneal": 0.25,
     "protect": 1.0,
     "rehearse": 4,
 }

@@ -16,7 +16,7 @@ from memlaw.core.errors import ConfigError
         ("method", "dft", "sft, ot, sw or curriculum"),
         ("rule", "none", "zero or fallback"),
         ("until", "bored", "budget or recalled"),
-        ("schedule", "cosine", "linear or constant"),
+        ("schedule", "cosine", "linear, constant or share"),
         ("init", "zeros", "peft or paper"),
         ("steps", 1.5, "a whole number from 1 up"),
         ("steps", True, "a whole number from 1 up"),

@@ -21,6 +21,11 @@ RUNS = {
     "ot": [(3, replace(PLAIN, method="ot", until="recalled", learning_rate=5e-2)), (4, replace(PLAIN, method="ot"))],
     "sw": [(3, replace(PLAIN, method="sw")), (4, replace(PLAIN, method="sw", seed=7)), (2, PLAIN)],
     "curriculum": [(3, replace(PLAIN, method="curriculum")), (2, replace(PLAIN, rule="fallback", method="ot"))],
+    "average": [
+        (3, replace(PLAIN, method="ot", schedule="share", average=8, anneal=0.25)),
+        (2, replace(PLAIN, method="ot", until="recalled", schedule="share", learning_rate=5e-2, average=2)),
+        (2, PLAIN),
+    ],
     "dropout": [(3, replace(PLAIN, dropout=0.1)), (2, replace(PLAIN, dropout=0.5, seed=3))],
     "diverging": [(2, replace(PLAIN, learning_rate=1e38, clip=0.0)), (2, PLAIN)],
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,14 +109,20 @@ def train_alone(
     parameters = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     losses = []
+    latest = [torch.full([fact.length], torch.inf) for fact in facts]  # of each token, as at the last step that saw it
+    passed: list[list[Tensor]] = []
     for step, batch in enumerate(batches):
+        left = _left(latest, LN2 - config.margin)
         each = []
         for place, row in enumerate(batch):
             now.step, now.row = step, place
             each.append(nll_of(tuned, facts[row]))
         now.row, nll = None, torch.cat(each)
         losses.append(float(nll.detach().mean()))
-        active = torch.ones_like(nll) if config.method == "sft" else (nll.detach() >= LN2 - config.margin).to(nll)
+        for row, own in zip(batch, each, strict=True):
+            latest[row] = own.detach()
+        critical = (LN2 - config.margin) * (1 - left**config.anneal if config.anneal else 1)
+        active = torch.ones_like(nll) if config.method == "sft" else (nll.detach() >= critical).to(nll)
         if config.rule == "fallback" and not active.any():
             active = torch.ones_like(nll)
         optimizer.zero_grad()
@@ -124,10 +131,32 @@ def train_alone(
             parameter.grad = parameter.grad / (active.sum() + 1e-8)
         if config.clip:
             torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        factors = {
+            "linear": 1 - step / config.steps,
+            "constant": 1.0,
+            "share": math.sqrt(_left(latest, LN2 - config.margin)),
+        }
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * (1 - step / config.steps if config.schedule == "linear" else 1)
+            group["lr"] = config.learning_rate * factors[config.schedule]
         optimizer.step()
+        passed.append([parameter.detach().clone() for parameter in parameters])
+    if config.average:
+        _set_to_mean(parameters, passed, config.average)
     return Alone(tuned, [(a.detach(), b.detach()) for a, b in halves], losses)
+
+
+def _left(latest: Sequence[Tensor], limit: float) -> float:
+    """The share of all target tokens that are not below the limit."""
+    return float((torch.cat(list(latest)) >= limit).double().mean())
+
+
+def _set_to_mean(parameters: Sequence[nn.Parameter], passed: Sequence[Sequence[Tensor]], exponent: int) -> None:
+    """The mean of the weights after each step t = 1, 2, ..., in proportion to t (t + 1) ... (t + exponent - 1)."""
+    counts = [math.prod(range(step, step + exponent)) for step in range(1, len(passed) + 1)]
+    with torch.no_grad():
+        for place, parameter in enumerate(parameters):
+            total = sum(count * step[place] for count, step in zip(counts, passed, strict=True))
+            parameter.copy_(total / sum(counts))
 
 
 def train_with_peft(

@@ -82,7 +82,7 @@ def test_a_missing_axis_is_refused():
         ("scale", math.inf, "Setting scale is inf: choose a number above 0."),
         ("learning_rate", "fast", "Setting learning_rate is 'fast': choose a number above 0"),
         ("dropout", 1.0, "Setting dropout is 1.0: choose a share from 0 to below 1."),
-        ("schedule", "cosine", "Setting schedule is 'cosine': choose linear or constant."),
+        ("schedule", "cosine", "Setting schedule is 'cosine': choose linear, constant or share."),
     ],
 )
 def test_a_value_out_of_range_is_refused(setting, value, sentence):

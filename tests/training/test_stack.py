@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +63,7 @@ def test_a_stack_gives_each_adapter_what_it_would_get_alone(placement: str) -> N
         (4, replace(SHORT, steps=5, dropout=0.1, weight_decay=0.1, init="paper")),
         (2, replace(SHORT, protect=5.0)),
         (3, replace(SHORT, protect=0.5, method="ot", seed=2)),
+        (2, replace(SHORT, method="ot", schedule="share", average=8, anneal=0.25)),
     ]
     together = train(base, runs, placement)
     for run, result in zip(runs, together, strict=True):
@@ -205,6 +207,39 @@ def test_once_no_token_is_under_the_threshold_fallback_trains_on_all_and_zero_on
     assert went_on.loss_final < 0.5 * stopped.loss_final
     tuned, _ = reference.train_with_peft(model, FACTS, placement, 8, fallback, batches=[range(len(FACTS))] * 80)
     assert mean_loss(tuned) == pytest.approx(went_on.loss_final, rel=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"schedule": "share"}, {"average": 3}, {"anneal": 0.25}])
+def test_a_rate_by_share_an_average_and_an_annealed_limit_are_what_their_definitions_say(
+    changes: dict[str, Any],
+) -> None:
+    base = tiny.base(dtype=torch.float64)
+    config = replace(SHORT, method="ot", steps=25, batch_size=2, margin=0.2, **changes)
+    where = placement_on("down_proj@2", base.model)
+    orders = row_order(len(FACTS), config)
+    batches = [next(orders).tolist() for _ in range(config.steps)]
+    alone = reference.train_alone(base.model, FACTS, where, 4, config, batches=batches)
+    (ours,) = train_stack(base, FACTS, [Run(4, where, config)])
+    for (a, b), (c, d) in zip(ours.stack.pairs, alone.pairs, strict=True):
+        torch.testing.assert_close(a[0], c, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(b[0], d, rtol=1e-7, atol=1e-9)
+    (plain,) = train_stack(base, FACTS, [Run(4, where, replace(config, schedule="linear", average=0, anneal=0.0))])
+    assert not torch.allclose(ours.stack.pairs[0][1], plain.stack.pairs[0][1], rtol=1e-3)
+
+
+def test_a_run_ends_once_its_average_is_recalled_though_its_latest_weights_are_not() -> None:
+    """At a constant rate this large the latest weights keep pushing each other's tokens back."""
+    base = tiny.base(dtype=torch.float64)
+    config = TrainConfig(
+        method="ot", until="recalled", margin=0.1, steps=800, learning_rate=0.1, schedule="constant", average=8,
+        optimizer="muon", batch_size=1,
+    )  # fmt: skip
+    (averaged,) = train(base, [(8, config)])
+    (latest,) = train(base, [(8, replace(config, average=0))])
+    assert averaged.recalled
+    assert averaged.steps < latest.steps
+    with averaged.attached(base.model):
+        assert max(float(reference.nll_of(base.model, fact).detach().max()) for fact in FACTS) < LN2 - 0.1
 
 
 def test_the_loss_falls_and_the_base_does_not_change() -> None:

@@ -16,7 +16,7 @@ from memlaw.core.recall import LN2
 from memlaw.core.settings import Choose, settings
 
 Method = Literal["sft", "ot", "sw", "curriculum"]
-Schedule = Literal["linear", "constant"]
+Schedule = Literal["linear", "constant", "share"]
 Rule = Literal["zero", "fallback"]
 Until = Literal["budget", "recalled"]
 Init = Literal["peft", "paper"]
@@ -87,6 +87,9 @@ class Recipe(Weighting):
     until: Until = "budget"
     """Stop after all steps (budget), or as soon as every target token is ordered by the margin (recalled). Cells of a
     law need budget."""
+    anneal: Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 to turn it off")] = 0.0
+    """ot trains the tokens above (ln 2 - margin)(1 - u^anneal), where a share u of the target tokens is not ordered by
+    the margin yet: all of them at first, in the end those above ln 2 - margin; 0 = these throughout."""
     boundaries: Epochs = (20, 40, 60, 80, 300)
     """Of the curriculum: epochs until which 20, 40, 60, 80 and 100% of the records are exposed. Since `steps` is the
     budget, only their proportions count: the last epoch ends with the last step."""
@@ -94,10 +97,11 @@ class Recipe(Weighting):
     """adamw; muon: the momentum of A and of B with its singular values made alike (Newton-Schulz)."""
     learning_rate: Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 to have it chosen")] = 2e-2
     """Initial learning rate; 0 = auto: the smallest of several that gets far in a few steps."""
-    late_rate: Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 for no change")] = 0.0
-    """Learning rate from half of the steps on, for runs that are not done by then; auto sets it too; 0 = no change."""
     schedule: Schedule = "linear"
-    """linear: to 0 over `steps`, no warm-up (the published recipe); constant."""
+    """linear: to 0 over `steps`, no warm-up (the published recipe); constant; share: by the square root of the share of
+    target tokens that are not ordered by the margin yet, so that it ends with the work and not with the budget."""
+    average: Annotated[Whole, Field(ge=0), Choose("a whole number from 1 up, or 0 for none")] = 0
+    """What counts are the weights averaged over the steps t so far, in proportion to about t^average; 0 = the last."""
     batch_size: Annotated[
         Whole, Field(ge=0), Choose("a whole number of records from 1 up, or 0 for all of them", unit="records")
     ] = 0
@@ -108,8 +112,8 @@ class Recipe(Weighting):
     """Decoupled weight decay."""
     protect: Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 to turn it off")] = 0.0
     """Weight in the loss of what the adapter will cost the model on neutral text: the KL divergence from the base, in
-    nats a token, as its weights predict it. It halves 30 times over `steps`, so that facts that do not fit otherwise go
-    first in the end; 0 = no protection."""
+    nats a token, as its weights predict it. It halves every 16 steps, so that facts that do not fit otherwise go first
+    in the end; 0 = no protection."""
     rehearse: Annotated[
         Whole, Field(ge=0), Choose("a whole number of prompts from 1 up, or 0 for none", unit="prompts")
     ] = 0
@@ -144,7 +148,7 @@ class TrainConfig(Recipe):
 AUTO = 0.0
 """The learning rate that leaves the choice to the training."""
 
-ADDED = ("optimizer", "late_rate", "protect", "rehearse")
+ADDED = ("anneal", "optimizer", "average", "protect", "rehearse")
 """Settings that came after the first cells and adapters were trained: their defaults are what was done before."""
 
 
@@ -155,11 +159,20 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 
 
 UNTIL_RECALLED = TrainConfig(
-    method="ot", until="recalled", margin=0.1, steps=2000, batch_size=16, learning_rate=AUTO, protect=3000.0
+    method="ot",
+    until="recalled",
+    margin=0.1,
+    anneal=0.25,
+    steps=10_000,
+    batch_size=50,
+    optimizer="muon",
+    learning_rate=AUTO,
+    schedule="share",
+    average=8,
+    protect=3000.0,
 )
 """How an adapter is trained for use: steps go to tokens that are not recalled yet, training stops once all are, and the
-model is protected meanwhile. The learning rate falls over `steps`, and the last tokens settle only when it is low, so
-more `steps` take longer."""
+model is protected meanwhile. Nothing follows the budget, so `steps` is a limit and costs nothing if it is generous."""
 
 PAPER = TrainConfig(steps=2000, learning_rate=1e-2, scale=1.0, dropout=0.1, init="paper", rule="fallback")
 """The published long-context recipe (arXiv 2605.30260 and its configuration); its placement is `mlp@L`."""

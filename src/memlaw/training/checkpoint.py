@@ -1,8 +1,8 @@
 """A stack in training on disk: interrupted anywhere, it resumes to the same last bit.
 
 A checkpoint is a folder of two files and a manifest of their SHA-256; it gets its name when all three are on disk. The
-tensors are the adapters, both moments of their optimizer, the last loss of each token and the sliding windows. All else
-that a step needs is a function of the settings and the number of the step.
+tensors are the adapters and their averages, the moments of their optimizer, the last loss of each token and the sliding
+windows. All else that a step needs is a function of the settings and the number of the step.
 """
 
 from __future__ import annotations
@@ -201,6 +201,8 @@ def _tensors(engine: Engine, snapshot: Snapshot) -> dict[str, Tensor]:
     for number, state in enumerate(snapshot.states):
         named[f"{number}.latest"] = state.latest
         named |= _by_place(f"{number}.adapter", state.stack.tensors)
+        if state.average is not None:
+            named |= _by_place(f"{number}.average", state.average.tensors)
         for name, moments in state.optimizer.moments.items():
             named |= _by_place(f"{number}.{name}", moments)
     for run, result in snapshot.results.items():
@@ -238,6 +240,7 @@ class _SavedTensors:
             stack=stack,
             optimizer=optimizer,
             latest=self.tensors[f"{place}.latest"].to(self.engine.device),
+            average=self._stack(numbers.runs, self.engine.sites, f"{place}.average") if self.engine.averages else None,
             step=numbers.step,
             rows_at_once=numbers.rows_at_once,
             risen_for=numbers.risen_for,

@@ -58,6 +58,7 @@ class Engine:
         self.neutral = self._neutral(base)
         self.rehearsal = self._rehearsal(base)
         self.protection = self._protection(base)
+        self.averages = any(run.config.average for run in runs)
         self.windows = WindowState(len(runs) * len(self.rows), device=base.device)
         self.evaluation_tokens = EVALUATION_TOKENS
         self._orders = [RowOrder(len(facts), run.config) for run in runs]
@@ -72,9 +73,13 @@ class Engine:
         gradients = [g * _clipping(state.settings.clip, norms).to(g.dtype) for g in step.gradients]
         for window in step.windows:
             window.commit()
-        rates = state.settings.learning_rates(state.step)
+        rates = state.settings.learning_rates(state.step, self.left(step.latest, state.settings.limit))
         state.optimizer.step(state.stack.tensors, gradients, rates, state.settings.weight_decay)
         state.step += 1
+        if state.average is not None:
+            newest = state.settings.newest(state.step)
+            for mean, tensor in zip(state.average.tensors, state.stack.tensors, strict=True):
+                mean.lerp_(tensor.detach(), newest.to(mean).view(-1, 1, 1))
 
     def _neutral(self, base: Base) -> Tensor | None:
         """The text that protected runs are to leave as it is, if there are any."""
@@ -118,6 +123,7 @@ class Engine:
             stack=stack,
             optimizer=OPTIMIZERS[self.runs[0].config.optimizer](stack.tensors, stack.ranks),
             latest=torch.full((len(self.runs), *self.rows.mask.shape), torch.inf, device=self.device),
+            average=stack.select(range(len(stack))) if self.averages else None,
         )
 
     def step(self, state: State) -> Step:
@@ -135,14 +141,15 @@ class Engine:
             again = self._summed(state, parts, lambda batch, _hidden: _all_tokens_of(back, batch))
             sums.gradients = [a + b for a, b in zip(sums.gradients, again.gradients, strict=True)]
             sums.weight = sums.weight + again.weight
-        waiting = bool(state.settings.until_recalled.any())
+        settings = state.settings
+        watching = bool((settings.until_recalled | settings.by_share | (settings.anneal > 0)).any())
         gradients = [gradient / (sums.weight + EPS).view(-1, 1, 1) for gradient in sums.gradients]
         return Step(
             gradients=self._protected(state, gradients),
             loss=sums.nll / sums.tokens,
             ordered=sums.ordered,
             tokens=sums.tokens,
-            latest=with_losses(state.latest, sums.parts) if waiting else state.latest,
+            latest=with_losses(state.latest, sums.parts) if watching else state.latest,
             windows=windows,
         )
 
@@ -174,7 +181,8 @@ class Engine:
     def _by_method(self, state: State, batch: Batch, hidden: Tensor, windows: list[WindowPass]) -> Weigh:
         """The weights of each adapter's method; passes of a sliding window are added to `windows`."""
         settings = state.settings
-        every, limit, windowed = (t[batch.owners] for t in (settings.every, settings.limit, settings.windowed))
+        critical = settings.training_limit(self.left(state.latest, settings.limit))
+        every, limit, windowed = (t[batch.owners] for t in (settings.every, critical, settings.windowed))
         window: Weigh | None = None
         if windowed.any():
             slots = torch.tensor(state.runs, device=self.device)[batch.owners] * len(self.rows) + batch.samples
@@ -239,9 +247,13 @@ class Engine:
         """Mean over target tokens: [K, rows, tokens] -> [K], summed in float64."""
         return nll[:, self.rows.mask].double().mean(dim=1)
 
+    def left(self, nll: Tensor, limit: Tensor) -> Tensor:
+        """Share of the target tokens that are not below `limit` [K] nats: [K, rows, tokens] -> [K]."""
+        return (~(nll < limit.view(-1, 1, 1)))[:, self.rows.mask].double().mean(dim=1)
+
     def all_ordered(self, nll: Tensor, limit: Tensor) -> Tensor:
         """Whether all target tokens are below `limit` [K] nats: [K, rows, tokens] -> [K] bool."""
-        return ((nll < limit.view(-1, 1, 1)) | ~self.rows.mask).flatten(1).all(dim=1)
+        return self.left(nll, limit) == 0
 
 
 def bytes_per_token(base: Base, fact: EncodedFact, placement: Placement, rank: int) -> float:

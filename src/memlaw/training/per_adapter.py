@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from memlaw.core.config import TrainConfig
 from memlaw.core.recall import LN2
 
-HALVINGS = 30
-"""From any useful weight down to none: by a factor of a billion."""
+HALF_LIFE = 16
+"""Steps in which the weight of the drift halves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,8 @@ class PerAdapter:
     """bool, the run ends once every token is ordered with the margin."""
     limit: Tensor
     """ln 2 - margin, in nats: every token must get below it."""
+    anneal: Tensor
+    """Exponent with which the limit of training rises to `limit`; 0 where it is there from the start."""
     protect: Tensor
     """Weight of the predicted drift at the first step."""
     clip: Tensor
@@ -38,11 +41,13 @@ class PerAdapter:
     weight_decay: Tensor
     learning_rate: Tensor
     """At the first step."""
-    late_rate: Tensor
-    """From half of the steps on; 0 where it goes on as it is."""
     steps: Tensor
     falling: Tensor
-    """1 for a learning rate that falls linearly to 0 over `steps`, 0 for a constant one."""
+    """1 for a learning rate that falls linearly to 0 over `steps`, 0 for others."""
+    by_share: Tensor
+    """bool, the learning rate follows the share of tokens that are still to be ordered."""
+    average: Tensor
+    """Exponent of the weights in the average over steps; 0 for none."""
 
     @classmethod
     def from_configs(cls, configs: Sequence[TrainConfig], device: str) -> PerAdapter:
@@ -57,24 +62,41 @@ class PerAdapter:
             fallback=each([c.rule == "fallback" for c in configs], torch.bool),
             until_recalled=each([c.until == "recalled" for c in configs], torch.bool),
             limit=each([LN2 - c.margin for c in configs]),
+            anneal=each([c.anneal for c in configs]),
             protect=each([c.protect for c in configs]),
             clip=each([c.clip or torch.inf for c in configs]),
             weight_decay=each([c.weight_decay for c in configs]),
             learning_rate=each([c.learning_rate for c in configs]),
-            late_rate=each([c.late_rate for c in configs]),
             steps=each([c.steps for c in configs]),
             falling=each([c.schedule == "linear" for c in configs]),
+            by_share=each([c.schedule == "share" for c in configs], torch.bool),
+            average=each([c.average for c in configs]),
         )
 
+    def training_limit(self, left: Tensor) -> Tensor:
+        """Loss [K] above which a token is trained while a share `left` [K] of all is not below `limit`.
+
+        Tokens that have just crossed the limit keep their weight while many others may still push them back.
+        """
+        return torch.where(self.anneal > 0, self.limit * (1 - left**self.anneal), self.limit)
+
     def protections(self, step: int) -> Tensor:
-        """Weight [K] of the drift at `step` (from 0): it halves HALVINGS times over `steps`.
+        """Weight [K] of the drift at `step` (from 0): it halves every HALF_LIFE steps.
 
         A run that ends once all is recalled thus ends near the strongest protection under which the facts still fit.
         """
-        return self.protect * torch.exp2(-HALVINGS * step / self.steps)
+        return self.protect * math.exp(-LN2 * step / HALF_LIFE)
 
-    def learning_rates(self, step: int) -> Tensor:
-        """[K] at `step` (from 0)."""
-        rates = self.learning_rate * (1 - self.falling * step / self.steps)
-        late = self.late_rate * (1 - self.falling * (2 * step / self.steps - 1))
-        return torch.where((self.late_rate > 0) & (2 * step >= self.steps), late, rates)
+    def learning_rates(self, step: int, left: Tensor) -> Tensor:
+        """[K] at `step` (from 0), where a share `left` [K] of the target tokens is not ordered by the margin."""
+        factor = torch.where(self.by_share, left.sqrt(), 1 - self.falling * step / self.steps)
+        return self.learning_rate * factor
+
+    def newest(self, step: int) -> Tensor:
+        """Weight [K] of the weights after `step` (from 1) in their average: (p + 1) / (t + p), and 1 without one.
+
+        That is polynomial-decay averaging (Shamir and Zhang, 2013): step t counts in proportion to about t^p, so the
+        average looks back over a fixed share of all steps, however many there will be.
+        """
+        averaged = (self.average + 1) / (step + self.average)
+        return torch.where(self.average > 0, averaged, 1.0)

@@ -27,6 +27,12 @@ from memlaw.training.state import State
 from memlaw.training.step import Step
 from memlaw.training.step_size import settled
 
+CHECK_EVERY = 10
+"""Steps between two evaluations of averaged weights, which no step sees by the way."""
+
+NEAR = 0.25
+"""Share of the tokens that the latest weights leave unordered at most when averaged ones are worth an evaluation."""
+
 UNMOVED = (
     "its gradient was zero at every step, so training changed nothing: the modules it adapts do not influence the "
     "loss; adapt other modules or layers"
@@ -124,19 +130,36 @@ class _Training:
         return remaining
 
     def _recalled(self, state: State) -> list[int]:
-        """Places of the adapters that have every token ordered.
+        """Places of the adapters that have every token ordered, by their averaged weights or by their latest.
 
         `latest`, each token's nll at the last step that saw it, costs nothing to look at; only when it says that all
-        tokens are ordered does an evaluation of all rows confirm it.
+        tokens are ordered, or for an average that it may soon be so, does an evaluation of all rows confirm it.
         """
-        if not any(config.until == "recalled" for config in state.configs):
+        settings = state.settings
+        if not settings.until_recalled.any():
             return []
-        limit = state.settings.limit
-        likely = _true_places(self.engine.all_ordered(state.latest, limit) & state.settings.until_recalled)
-        if not likely:
+        left = self.engine.left(state.latest, settings.limit).where(settings.until_recalled, 1.0)
+        averaged: list[int] = []
+        if state.average is not None and state.step % CHECK_EVERY == 0:
+            likely = _true_places((left <= NEAR) & (settings.average > 0))
+            averaged = self._ordered(likely, state, self._evaluated(state.average, likely))
+        likely = [k for k in _true_places(left == 0) if k not in averaged]
+        if likely:
+            state.latest[likely] = self._evaluated(state.stack, likely).to(state.latest.dtype)
+        latest = self._ordered(likely, state, state.latest[likely])
+        state.keep_latest(latest)
+        return sorted([*averaged, *latest])
+
+    def _evaluated(self, stack: AdapterStack, places: Sequence[int]) -> Tensor:
+        """nll [places, rows, tokens] of the adapters at `places`."""
+        return self.engine.evaluate(stack.select(places)) if places else stack.scale.new_empty(0)
+
+    def _ordered(self, places: Sequence[int], state: State, nll: Tensor) -> list[int]:
+        """Those of `places` that have every token ordered according to `nll` [places, rows, tokens]."""
+        if not places:
             return []
-        state.latest[likely] = self.engine.evaluate(state.stack.select(likely)).to(state.latest.dtype)
-        return [k for k in likely if self.engine.all_ordered(state.latest[[k]], limit[[k]])]
+        ordered = self.engine.all_ordered(nll, state.settings.limit[list(places)])
+        return [k for k, all_of_it in zip(places, ordered.tolist(), strict=True) if all_of_it]
 
     def _risen(self, state: State, risen_for: Sequence[int]) -> list[int]:
         """Places of the adapters that an evaluation of all rows confirms to be clearly above where they started."""
@@ -150,7 +173,7 @@ class _Training:
         """Record the results of the adapters at `places`."""
         if not places:
             return
-        leaving = state.stack.select(places)
+        leaving = state.lasting.select(places)
         nll = self.engine.evaluate(leaving)
         means, ordered = self.engine.mean(nll), self.engine.all_ordered(nll, state.settings.limit[list(places)])
         for place, k in enumerate(places):

@@ -25,6 +25,8 @@ class State:
     optimizer: StackedOptimizer
     latest: Tensor
     """[K, rows, tokens]: nll of each target token at the last step that saw it; infinite before, and in padding."""
+    average: AdapterStack | None = None
+    """The averages of the adapters over the steps so far, of an adapter without one the adapter itself; None: all."""
     step: int = 0
     rows_at_once: int | None = None
     """Rows of a step that go through the model together; None for all of them."""
@@ -41,6 +43,17 @@ class State:
     def settings(self) -> PerAdapter:
         return PerAdapter.from_configs(self.configs, str(self.latest.device))
 
+    @property
+    def lasting(self) -> AdapterStack:
+        """The adapters as they would be if training ended now."""
+        return self.average or self.stack
+
+    def keep_latest(self, places: Sequence[int]) -> None:
+        """Make the latest weights of the adapters at `places` the lasting ones."""
+        if self.average is not None:
+            for lasting, latest in zip(self.average.tensors, self.stack.tensors, strict=True):
+                lasting[list(places)] = latest.detach()[list(places)]
+
     def select(self, keep: Sequence[int]) -> State:
         """The adapters at the places `keep`, with tensors of their own."""
         stack = self.stack.select(keep)
@@ -50,6 +63,7 @@ class State:
             stack=stack,
             optimizer=self.optimizer.select(keep, stack.tensors),
             latest=self.latest[list(keep)],
+            average=self.average and self.average.select(keep),
             step=self.step,
             rows_at_once=self.rows_at_once,
             risen_for=tuple(self.risen_for[k] for k in keep),

@@ -2,26 +2,29 @@
 
 The step size that an adapter bears depends on the model, on where it sits and on how many modules it changes, so no
 number serves all. The rates train as one stack, unprotected, on a few of the facts. Of those that get at least half as
-far as the best, the smallest wins, since large steps cost the model more. Facts that an adapter can barely hold need
-large steps all the same: a run that is not done at half of its steps goes on at the rate that got furthest.
+far as the best, the smallest wins, since large steps cost the model more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from memlaw.core.config import AUTO, TrainConfig
+from memlaw.core.config import AUTO, Optimizer, TrainConfig
 from memlaw.core.facts import EncodedFact
 from memlaw.model.base import Base
 from memlaw.model.memory import out_of_memory
 from memlaw.training.engine import Engine
 from memlaw.training.run import Run
 
-RATES = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
+RATES: Mapping[Optimizer, tuple[float, ...]] = {
+    "adamw": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2),
+    "muon": (2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
+}
+"""Rates to choose from: a step of AdamW moves each weight by about the rate, one of Muon each direction."""
 
 STEPS = 12
 """Enough for a rate that is too large to show it: B starts at zero, so the first step changes nothing but B."""
@@ -37,16 +40,15 @@ def settled(base: Base, facts: Sequence[EncodedFact], runs: Sequence[Run]) -> li
 
     The same arguments give the same rates.
     """
-    known: dict[tuple[object, ...], tuple[float, float]] = {}
+    known: dict[tuple[object, ...], float] = {}
     settled_runs = []
     for run in runs:
         config = run.config
         if config.learning_rate == AUTO:
             same = (run.rank, str(run.placement), config)
             if same not in known:
-                known[same] = _rates(base, _some(facts), run)
-            first, late = known[same]
-            config = replace(config, learning_rate=first, late_rate=late if config.until == "recalled" else 0.0)
+                known[same] = _rate(base, _some(facts), run)
+            config = replace(config, learning_rate=known[same])
         settled_runs.append(replace(run, config=config))
     return settled_runs
 
@@ -57,14 +59,12 @@ def _some(facts: Sequence[EncodedFact]) -> list[EncodedFact]:
     return [facts[int(place * step)] for place in range(min(RECORDS, len(facts)))]
 
 
-def _rates(base: Base, facts: Sequence[EncodedFact], run: Run) -> tuple[float, float]:
-    """The smallest rate that gets far, and the one that gets furthest."""
-    gains = _gains(base, facts, run, RATES).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
-    best = int(gains.argmax())
-    if not gains[best] > 0:
-        return RATES[0], RATES[0]
-    far = (gains >= FAR * gains[best]).nonzero()
-    return RATES[int(far[0])], RATES[best]
+def _rate(base: Base, facts: Sequence[EncodedFact], run: Run) -> float:
+    """The smallest rate that gets far."""
+    rates = RATES[run.config.optimizer]
+    gains = _gains(base, facts, run, rates).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+    far = (gains >= FAR * gains.max()).nonzero()
+    return rates[int(far[0])] if gains.max() > 0 else rates[0]
 
 
 def _gains(base: Base, facts: Sequence[EncodedFact], run: Run, rates: Sequence[float]) -> Tensor:
@@ -86,4 +86,5 @@ def _gains(base: Base, facts: Sequence[EncodedFact], run: Run, rates: Sequence[f
 
 
 def _trial(config: TrainConfig, rate: float) -> TrainConfig:
-    return replace(config, learning_rate=rate, batch_size=0, protect=0.0, rehearse=0)
+    """Of a few steps on a few facts, with the latest weights, which is all that a few steps have."""
+    return replace(config, learning_rate=rate, schedule="constant", average=0, batch_size=0, protect=0.0, rehearse=0)
