@@ -44,6 +44,16 @@ def check_parallelism(config: Any) -> None:
         )
 
 
+def check_unsharded(trainer: Any) -> None:
+    """Raises ConfigError if a process may hold only a part of a matrix, whose singular values are not the whole's."""
+    engines = {"DeepSpeed": trainer.is_deepspeed_enabled, "FSDP": trainer.is_fsdp_enabled}
+    if used := [name for name, enabled in engines.items() if enabled]:
+        raise ConfigError(
+            f"{used[0]} splits the matrices of an adapter over processes, and Muon needs them whole: it would "
+            "orthogonalise each part by itself. Train with plain data parallelism, or leave optimizer out."
+        )
+
+
 def check_packing(inputs: Mapping[str, Any]) -> None:
     """Raises ConfigError for a packed batch in which samples see one another, or positions do not restart at 0.
 
