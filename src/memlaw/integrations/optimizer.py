@@ -31,7 +31,7 @@ class _Chosen:
 
     optimizer: Annotated[Literal["muon"], Choose("muon, or leave it out for the optimizer of the trainer itself")]
     """What updates A and B of LoRA."""
-    adamw_learning_rate: Positive | None = None
+    adamw_learning_rate: Annotated[Positive | None, Choose("a number above 0")] = None
     """Learning rate of everything else that trains."""
 
 
