@@ -38,6 +38,11 @@ def run_sw(out: Path, accumulation: int = 1, *, steps: int = 5, method: str = "s
     return seen
 
 
+def by_muon(out: Path, accumulation: int = 1, **changes: Any) -> Any:
+    """A trainer of a few steps at a rate for Muon."""
+    return trainer(out, accumulation, max_steps=3, num_train_epochs=3, learning_rate=2e-2, **changes)
+
+
 FACTS = MemorySet(tuple(Fact(f"{name}:", target, name) for name, target in (("a", "Xq7"), ("b", "k9!Z"))), True, "test")
 
 

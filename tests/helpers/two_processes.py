@@ -58,6 +58,10 @@ try:
 except ConfigError as refused:
     results["unaveraged"] += str(refused)
 
+moved = memft(single.by_muon(OUT, 2, per_device_train_batch_size=2), optimizer="muon")
+moved.train()
+results["muon"] = {name: p.detach() for name, p in moved.model.named_parameters() if p.requires_grad}
+
 callback = RecallCallback(single.FACTS, every=5)
 learning = single.learning(OUT, [callback], per_device_train_batch_size=1)
 learning.train()

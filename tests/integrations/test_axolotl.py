@@ -93,6 +93,13 @@ def test_the_plugin_makes_memft_the_loss(key: str, tmp_path: Path) -> None:
     assert_same(seen.steps[0], whole_batch(rows, **settings)[1])
 
 
+def test_the_plugin_passes_the_optimizer_on(tmp_path: Path) -> None:
+    built = trainers.trainer(tmp_path)
+    cfg = Configuration(memlaw=Configuration(method="ot", optimizer="muon"))
+    load_by_name(NAME)().post_trainer_create(cfg, built)
+    assert {group["optimizer"] for group in built.create_optimizer().param_groups} == {"muon"}
+
+
 def read_by_axolotl(schema: type[Schema], values: dict[str, Any]) -> dict[str, Any]:
     """`values` as Axolotl reads them: by a class that inherits from its own schema first, then from the plugin's."""
     merged = type("AxolotlInputConfig", (schema, load_by_name(load_by_name(NAME)().get_input_args())), {})

@@ -28,7 +28,7 @@ from helpers import slow_side_effects, tiny, trainers
 from helpers.paths import TESTS
 from helpers.texts import answer, character_tokenizer
 from helpers.trainers import Gradients, assert_same, trainer, whole_batch
-from helpers.transformers_runs import FACTS, HALF, LONG, LOSSES, ROWS, SETTINGS, TOP, learning, run_sw
+from helpers.transformers_runs import FACTS, HALF, LONG, LOSSES, ROWS, SETTINGS, TOP, by_muon, learning, run_sw
 from memlaw.core.errors import ConfigError
 from memlaw.data import encode
 from memlaw.diagnosis.neutral import file_text
@@ -193,9 +193,16 @@ def test_two_processes_take_the_same_step_as_one(tmp_path: Path) -> None:
         assert_same(found["trl"][0][0], gradient)
         assert found["trl"][1] == [pytest.approx(loss, rel=1e-5)]
         assert found["unaveraged"].count("average_tokens_across_devices=False") == 2
+        assert_same(found["muon"], muon_alone(tmp_path))
         certified, steps = found["recall"]
         assert certified == 2
         assert steps < 200
+
+
+def muon_alone(out: Path) -> dict[str, torch.Tensor]:
+    built = memft(by_muon(out), optimizer="muon")
+    built.train()
+    return {name: p.detach() for name, p in built.model.named_parameters() if p.requires_grad}
 
 
 def sw_steps(count: int) -> list[dict[str, torch.Tensor]]:

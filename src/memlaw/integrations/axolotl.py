@@ -24,7 +24,8 @@ class MemlawArgs(BaseModel):
     """The key that the plugin adds to Axolotl's configuration."""
 
     memlaw: dict[str, Any] | None = None
-    """Settings of `memlaw.losses.settings.MemFT`: method, threshold, margin, rule, position, focus."""
+    """Settings of `memlaw.losses.settings.MemFT`: method, threshold, margin, rule, position, focus; and those of
+    `use_optimizer`: optimizer, adamw_learning_rate."""
 
 
 class MemFTArgs(MemlawArgs):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from memlaw.core.errors import ConfigError
 from memlaw.integrations.step import processes
@@ -41,6 +42,20 @@ def check_parallelism(config: Any) -> None:
         raise ConfigError(
             f"Under sequence or tensor parallelism ({split}) a custom loss sees a part of each sequence, or is not "
             "called at all. MemFT works under data parallelism: set these sizes to 1."
+        )
+
+
+def check_unsharded(trainer: Any) -> None:
+    """Raises ConfigError if a process may hold only a part of a matrix, whose singular values are not the whole's."""
+    engines = {
+        "DeepSpeed": trainer.is_deepspeed_enabled,
+        "FSDP": trainer.is_fsdp_enabled,
+        "Tensor parallelism": any(isinstance(p, DTensor) for p in trainer.model.parameters() if p.requires_grad),
+    }
+    if used := [name for name, enabled in engines.items() if enabled]:
+        raise ConfigError(
+            f"{used[0]} splits the matrices of an adapter over processes, and Muon needs them whole: it would "
+            "orthogonalise each part by itself. Train with plain data parallelism, or leave optimizer out."
         )
 
 

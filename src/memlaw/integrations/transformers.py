@@ -1,9 +1,10 @@
-"""MemFT in `transformers.Trainer`: the loss, the recall of a memory set during training, and the curriculum.
+"""MemFT in `transformers.Trainer`: the loss, the recall of a memory set during training, curriculum and optimizer.
 
     trainer = Trainer(..., compute_loss_func=MemFTLoss("ot"))     # as an argument, or
     memft(trainer, "sw")                                          # on a trainer, also for packed samples and sw
     watch_recall(trainer, memory_set, every=50)
     use_curriculum(trainer, boundaries=(20, 40, 60, 80, 300))
+    use_optimizer(trainer, "muon")                            # or memft(trainer, optimizer="muon")
 
 A loss function gets only the outputs and labels of a micro-batch, yet the gradient is that of the whole optimizer step
 (`integrations.step`). Which micro-batch is the last of a step it learns from accelerate's GradientState, which the
@@ -28,13 +29,22 @@ from memlaw.core.config import Method
 from memlaw.core.errors import ConfigError
 from memlaw.integrations.curriculum import CurriculumSampler, use_curriculum
 from memlaw.integrations.loss import StepLoss
+from memlaw.integrations.optimizer import choose_optimizer, use_optimizer
 from memlaw.integrations.recall import RecallCallback, watch_recall
 from memlaw.integrations.refusals import UNAVERAGED, check_averaging, check_parallelism, check_trainer
 from memlaw.integrations.samples import windows_from_json, windows_to_json
 from memlaw.integrations.step import accelerator, processes
 from memlaw.losses import MemFT, WindowState
 
-__all__ = ["CurriculumSampler", "MemFTLoss", "RecallCallback", "memft", "use_curriculum", "watch_recall"]
+__all__ = [
+    "CurriculumSampler",
+    "MemFTLoss",
+    "RecallCallback",
+    "memft",
+    "use_curriculum",
+    "use_optimizer",
+    "watch_recall",
+]
 
 
 class MemFTLoss:
@@ -107,18 +117,29 @@ class MemFTLoss:
         self._averaged = GradientState().sync_gradients  # a whole step was checked
 
 
-def memft(trainer: Any, method: Method = "ot", **settings: Any) -> Any:
+def memft(
+    trainer: Any,
+    method: Method = "ot",
+    *,
+    optimizer: str | None = None,
+    adamw_learning_rate: float | None = None,
+    **settings: Any,
+) -> Any:
     """Make MemFT the loss of a Trainer, and return the trainer.
 
     Like `compute_loss_func=MemFTLoss(...)`, but it also sees the batches. So packed samples are separated by their
     `position_ids`, and sw keeps a window for every sample, identified by its tokens, from step to step, in all
     processes, and in the Trainer's checkpoints. Raises ConfigError for a trainer in which MemFT would be wrong.
+
+    `optimizer="muon"` also trains A and B of LoRA by Muon, and what else there is by AdamW at `adamw_learning_rate`
+    (`use_optimizer`); by default the optimizer of the trainer is left alone.
     """
     loss = MemFTLoss(method, **settings)
     if not isinstance(trainer, Trainer):
         raise ConfigError(f"memft changes the loss of a transformers Trainer, but this is a {type(trainer).__name__}.")
     check_trainer(trainer)
     check_averaging(trainer.args)
+    choose_optimizer(trainer, optimizer, adamw_learning_rate)
     trainer.compute_loss_func = loss
     trainer.__class__ = type(f"MemFT{type(trainer).__name__}", (_Watched, type(trainer)), {})
     if loss.step.windows is not None:

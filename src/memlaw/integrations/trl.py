@@ -20,18 +20,29 @@ from trl import SFTTrainer
 from memlaw.core.config import Method
 from memlaw.core.errors import ConfigError
 from memlaw.integrations.loss import StepLoss
+from memlaw.integrations.optimizer import choose_optimizer
 from memlaw.integrations.refusals import check_trainer
 from memlaw.integrations.transformers import keep_windows
 from memlaw.losses import MemFT
 from memlaw.model.tokenizer import stop_ids
 
 
-def memft(trainer: Any, method: Method = "ot", **settings: Any) -> Any:
+def memft(
+    trainer: Any,
+    method: Method = "ot",
+    *,
+    optimizer: str | None = None,
+    adamw_learning_rate: float | None = None,
+    **settings: Any,
+) -> Any:
     """Make MemFT the training loss of an SFTTrainer, and return the trainer.
 
     Settings are those of `memlaw.losses.settings.MemFT`. Neither gradient accumulation, nor data-parallel processes,
     nor packing changes the gradient; evaluation does not change. Raises ConfigError for a trainer in which MemFT would
     be wrong, and warns if `max_length` may have cut a target.
+
+    `optimizer="muon"` also trains A and B of LoRA by Muon, and what else there is by AdamW at `adamw_learning_rate`
+    (`memlaw.integrations.transformers.use_optimizer`); by default the optimizer of the trainer is left alone.
     """
     step = StepLoss(MemFT(method=method, **settings))
     if not isinstance(trainer, SFTTrainer):
@@ -44,6 +55,7 @@ def memft(trainer: Any, method: Method = "ot", **settings: Any) -> Any:
     check_trainer(trainer)
     _check_sft(trainer)
     _warn_of_cuts(trainer)
+    choose_optimizer(trainer, optimizer, adamw_learning_rate)
     trainer.__class__ = type(f"MemFT{type(trainer).__name__}", (_MemFT, type(trainer)), {"memft_step": step})
     trainer.loss_is_scaled_for_ga = True
     if step.windows is not None:
