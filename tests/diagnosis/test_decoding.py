@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import peft
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -20,6 +21,20 @@ def test_a_saved_repetition_penalty_does_not_change_the_argmax() -> None:
     base.model.generation_config = GenerationConfig(repetition_penalty=50.0, do_sample=True, temperature=9.0)
     assert measure(base, FACTS, decode=True) == expected
     assert base.model.generation_config.repetition_penalty == 50.0
+
+
+def test_inside_a_wrapper_that_lets_the_model_generate_its_settings_do_not_count_either() -> None:
+    """A PeftModel without a task type has no generation settings of its own."""
+    plain = tiny.base()
+    expected = measure(plain, FACTS, decode=True)
+    wrapped = peft.get_peft_model(tiny.model(), peft.LoraConfig(r=2, target_modules=["down_proj"]))
+    inner = wrapped.get_base_model()
+    inner.generation_config = GenerationConfig(repetition_penalty=50.0, eos_token_id=list(range(tiny.VOCABULARY)))
+    found = measure(tiny.wrap(wrapped, tiny.tokenizer(), name="wrapped"), FACTS, decode=True)
+    assert [item.tokens.decoded for item in found.items] == [
+        (item.tokens.decoded[0], *[False] * (len(item.tokens.decoded) - 1)) for item in expected.items
+    ]
+    assert inner.generation_config.repetition_penalty == 50.0
 
 
 def test_nothing_after_the_end_of_sequence_counts_as_recalled() -> None:

@@ -106,11 +106,13 @@ def _plain_generation(model: Any) -> Iterator[None]:
     """Plain greedy decoding: with a model's saved repetition penalty or forced tokens, the output is not its argmax."""
     from transformers import GenerationConfig
 
-    saved = model.generation_config
-    model.generation_config = GenerationConfig(
-        pad_token_id=0
-    )  # without an end token, every row runs to its full length
+    # A wrapper such as a plain PeftModel lets the model inside generate, with the settings of that one.
+    generating = [module for module in model.modules() if "generation_config" in vars(module)]
+    saved = [module.generation_config for module in generating]
+    for module in generating:  # without an end token, every row runs to its full length
+        module.generation_config = GenerationConfig(pad_token_id=0)
     try:
         yield
     finally:
-        model.generation_config = saved
+        for module, config in zip(generating, saved, strict=True):
+            module.generation_config = config

@@ -47,9 +47,9 @@ def test_each_adapter_moves_as_by_the_definition_alone() -> None:
         ours.step(tensors, gradients, RATES, DECAYS)
         for k, rank in enumerate(ranks):
             for x, m, g in zip(singles[k], momenta[k], alone(gradients, k, rank), strict=True):
-                m.mul_(0.95).add_(g)
+                m.mul_(StackedMuon.momentum).add_(g)
                 scale = max(1.0, x.shape[0] / x.shape[1]) ** 0.5
-                x.mul_(1 - RATES[k] * DECAYS[k]).sub_(RATES[k] * scale * slow_orthogonal(g + 0.95 * m))
+                x.mul_(1 - RATES[k] * DECAYS[k]).sub_(RATES[k] * scale * slow_orthogonal(g + StackedMuon.momentum * m))
     for k, rank in enumerate(ranks):
         for found, wanted in zip(alone(tensors, k, rank), singles[k], strict=True):
             torch.testing.assert_close(found, wanted)
@@ -61,7 +61,7 @@ def test_it_is_torch_muon_up_to_the_bfloat16_of_torch() -> None:
     stream = torch.Generator().manual_seed(0)
     tensors = [tensor.float() for tensor in pairs(stream, [4])]
     copies = [tensor[0].clone().requires_grad_(True) for tensor in tensors]
-    theirs = torch.optim.Muon(copies, lr=0.05, weight_decay=0.0)
+    theirs = torch.optim.Muon(copies, lr=0.05, weight_decay=0.0, momentum=StackedMuon.momentum)
     ours = StackedMuon(tensors, [4])
     before = [tensor[0].clone() for tensor in tensors]
     for _ in range(3):

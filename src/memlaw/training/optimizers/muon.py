@@ -21,7 +21,8 @@ class StackedMuon(StackedOptimizer):
     """
 
     MOMENTS = ("first",)
-    momentum = 0.95
+    momentum = 0.9
+    """Against 0.95, usual elsewhere: 100 phone numbers at rank 64 end after 190 steps instead of 310 (docs/log.md)."""
 
     def _direction(self, place: int, gradient: Tensor) -> Tensor:
         m = self.moments["first"][place].mul_(self.momentum).add_(gradient)
