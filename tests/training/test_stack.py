@@ -231,7 +231,7 @@ def test_a_run_ends_once_its_average_is_recalled_though_its_latest_weights_are_n
     """At a constant rate this large the latest weights keep pushing each other's tokens back."""
     base = tiny.base(dtype=torch.float64)
     config = TrainConfig(
-        method="ot", until="recalled", margin=0.1, steps=800, learning_rate=0.1, schedule="constant", average=8,
+        method="ot", until="recalled", margin=0.1, steps=800, learning_rate=0.2, schedule="constant", average=8,
         optimizer="muon", batch_size=1,
     )  # fmt: skip
     (averaged,) = train(base, [(8, config)])
