@@ -32,6 +32,7 @@ from memlaw.model.tensor_file import sha256
 from memlaw.training.engine import Engine
 from memlaw.training.optimizers.by_name import OPTIMIZERS
 from memlaw.training.result import Ending, Trained
+from memlaw.training.stalling import Fewest
 from memlaw.training.state import State
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -48,6 +49,7 @@ class _StateNumbers:
     """Of its optimizer."""
     risen_for: tuple[int, ...] = ()
     """Empty in the checkpoints of older versions."""
+    fewest: tuple[Fewest, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,9 @@ def _numbers(engine: Engine, snapshot: Snapshot) -> _Numbers:
         step=max(steps, default=0),
         seconds=snapshot.seconds,
         states=tuple(
-            _StateNumbers(state.runs, state.step, state.rows_at_once, state.optimizer.updates, state.risen_for)
+            _StateNumbers(
+                state.runs, state.step, state.rows_at_once, state.optimizer.updates, state.risen_for, state.fewest
+            )
             for state in snapshot.states
         ),
         results={run: _ending(result) for run, result in snapshot.results.items()},
@@ -244,6 +248,7 @@ class _SavedTensors:
             step=numbers.step,
             rows_at_once=numbers.rows_at_once,
             risen_for=numbers.risen_for,
+            fewest=numbers.fewest,
         )
 
     def result(self, number: int, ending: Ending) -> Trained:

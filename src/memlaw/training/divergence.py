@@ -16,10 +16,8 @@ SMALLER = 4.0
 """By what factor to lower the learning rate after a divergence: from 2e-2, at which every layer of a real model at once
 diverges, to 5e-3, at which none that was tried does."""
 
-PATIENCE = 100
-"""Steps in a row, at least, whose loss must be risen before a training ends early; and at least this share of all:"""
-
-PATIENT_SHARE = 0.1
+PATIENCE = 200
+"""Steps in a row whose loss must be risen before a training ends early."""
 
 NOT_FINITE = "the loss was no longer a finite number at step {step}; use a lower learning rate, such as {lower:.3g}"
 
@@ -46,25 +44,17 @@ def risen_in_a_row(before: Sequence[int], losses: Tensor, start: float) -> tuple
     return tuple(n + 1 if is_risen(loss, start) else 0 for n, loss in zip(before, losses.tolist(), strict=True))
 
 
-def patience(config: TrainConfig) -> int | None:
-    """Risen steps in a row after which an adapter leaves its stack; None for a budget, which is judged at its end.
-
-    A budget may still come back when its learning rate has fallen, and the cells of a law must not depend on a guess.
-    """
-    if config.until == "budget":
-        return None
-    return max(PATIENCE, round(PATIENT_SHARE * config.steps))
-
-
 def out_of_patience(in_a_row: Sequence[int], configs: Sequence[TrainConfig]) -> list[int]:
-    """Places of the adapters whose loss has been risen for too many steps in a row.
+    """Places of the adapters whose loss has been risen for PATIENCE steps in a row, or a multiple of these.
 
     A step sees some of the records only, which may be harder than the others: have all of them evaluated before ending
-    an adapter.
+    an adapter. A training to its budget is judged at its end alone: it may still come back when its learning rate has
+    fallen, and the cells of a law must not depend on a guess.
     """
-    limits = [patience(config) for config in configs]
     return [
-        k for k, (n, limit) in enumerate(zip(in_a_row, limits, strict=True)) if limit and n >= limit and n % limit == 0
+        k
+        for k, (n, config) in enumerate(zip(in_a_row, configs, strict=True))
+        if config.until == "recalled" and n and n % PATIENCE == 0
     ]
 
 

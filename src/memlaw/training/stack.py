@@ -23,6 +23,7 @@ from memlaw.training.engine import Engine
 from memlaw.training.result import StackProgress, Status, Trained
 from memlaw.training.rows import rows_per_step
 from memlaw.training.run import Run
+from memlaw.training.stalling import stalled
 from memlaw.training.state import State
 from memlaw.training.step import Step
 from memlaw.training.step_size import settled
@@ -106,7 +107,7 @@ class _Training:
     def _after_step(self, state: State) -> list[State]:
         """The state after one more step, without the adapters that have ended; empty if all have.
 
-        Only `latest` changes before the last operation that can run out of memory, so the step can be repeated.
+        What changes before the last operation that can run out of memory may change again, so the step can be repeated.
         """
         out_of_steps = [k for k, config in enumerate(state.configs) if state.step >= config.steps]
         if out_of_steps:
@@ -114,20 +115,28 @@ class _Training:
             return _without(state, out_of_steps)
         step = self.engine.step(state)
         state.latest = step.latest
-        diverged = _true_places(~(step.loss.isfinite() & step.norms.isfinite()))
-        recalled = [k for k in self._recalled(state) if k not in diverged]
-        risen_for = risen_in_a_row(state.risen_for, step.loss, self.loss_init)
-        risen = [k for k in self._risen(state, risen_for) if k not in diverged and k not in recalled]
-        self._end(state, [*recalled, *risen])
+        diverged, ended = self._leaving(state, step)
+        self._end(state, ended)
         self._end(state, diverged, diverged=True)
-        state.risen_for = risen_for
         self._report(state, step)
-        remaining = _without(state, [*recalled, *risen, *diverged])
+        remaining = _without(state, [*ended, *diverged])
         for rest in remaining:
             if rest is not state:  # some adapters left: drop their part of the step too
                 step = step.select([state.runs.index(run) for run in rest.runs], rest.stack.tensors)
             self.engine.advance(rest, step)
         return remaining
+
+    def _leaving(self, state: State, step: Step) -> tuple[list[int], list[int]]:
+        """Places of the adapters whose numbers are no longer finite, and of those that end for another reason."""
+        diverged = _true_places(~(step.loss.isfinite() & step.norms.isfinite()))
+        recalled = self._recalled(state)
+        risen_for = risen_in_a_row(state.risen_for, step.loss, self.loss_init)
+        risen = self._risen(state, risen_for)
+        left = self.engine.left(state.latest, state.settings.limit).tolist()
+        state.risen_for = risen_for
+        state.fewest = tuple(best.after(now, state.step) for best, now in zip(state.fewest, left, strict=True))
+        ended = {*recalled, *risen, *stalled(state.fewest, state.step, state.configs)}
+        return diverged, sorted(ended.difference(diverged))
 
     def _recalled(self, state: State) -> list[int]:
         """Places of the adapters that have every token ordered, by their averaged weights or by their latest.

@@ -12,6 +12,7 @@ from memlaw.adapter.stack import AdapterStack
 from memlaw.core.config import TrainConfig
 from memlaw.training.optimizers.base import StackedOptimizer
 from memlaw.training.per_adapter import PerAdapter
+from memlaw.training.stalling import Fewest
 
 
 @dataclass(eq=False)
@@ -32,9 +33,12 @@ class State:
     """Rows of a step that go through the model together; None for all of them."""
     risen_for: tuple[int, ...] = ()
     """For each adapter, its latest steps in a row whose loss was clearly above the start (`training.divergence`)."""
+    fewest: tuple[Fewest, ...] = ()
+    """For each adapter, the fewest tokens it had left (`training.stalling`)."""
 
     def __post_init__(self) -> None:
         self.risen_for = self.risen_for or (0,) * len(self.runs)
+        self.fewest = self.fewest or (Fewest(),) * len(self.runs)
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -67,4 +71,5 @@ class State:
             step=self.step,
             rows_at_once=self.rows_at_once,
             risen_for=tuple(self.risen_for[k] for k in keep),
+            fewest=tuple(self.fewest[k] for k in keep),
         )
