@@ -112,8 +112,8 @@ class Recipe(Weighting):
     """Decoupled weight decay."""
     protect: Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 to turn it off")] = 0.0
     """Weight in the loss of what the adapter will cost the model on neutral text: the KL divergence from the base, in
-    nats a token, as its weights predict it. It halves every 16 steps, so that facts that do not fit otherwise go first
-    in the end; 0 = no protection."""
+    nats a token, as its weights predict it. It halves every 32 steps, or every 4 while no fact comes closer, so that
+    facts that do not fit otherwise go first in the end; 0 = no protection."""
     rehearse: Annotated[
         Whole, Field(ge=0), Choose("a whole number of prompts from 1 up, or 0 for none", unit="prompts")
     ] = 0

@@ -50,6 +50,7 @@ class _StateNumbers:
     risen_for: tuple[int, ...] = ()
     """Empty in the checkpoints of older versions."""
     fewest: tuple[Fewest, ...] = ()
+    halvings: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,13 @@ def _numbers(engine: Engine, snapshot: Snapshot) -> _Numbers:
         seconds=snapshot.seconds,
         states=tuple(
             _StateNumbers(
-                state.runs, state.step, state.rows_at_once, state.optimizer.updates, state.risen_for, state.fewest
+                runs=state.runs,
+                step=state.step,
+                rows_at_once=state.rows_at_once,
+                updates=state.optimizer.updates,
+                risen_for=state.risen_for,
+                fewest=state.fewest,
+                halvings=state.halvings,
             )
             for state in snapshot.states
         ),
@@ -249,6 +256,7 @@ class _SavedTensors:
             rows_at_once=numbers.rows_at_once,
             risen_for=numbers.risen_for,
             fewest=numbers.fewest,
+            halvings=numbers.halvings,
         )
 
     def result(self, number: int, ending: Ending) -> Trained:

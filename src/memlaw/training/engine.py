@@ -24,6 +24,7 @@ from memlaw.training.protection import Protection, measured, own_text
 from memlaw.training.rehearsal import Rehearsal
 from memlaw.training.rows import Batch, Rows
 from memlaw.training.run import Run
+from memlaw.training.stalling import halving
 from memlaw.training.state import State
 from memlaw.training.step import Part, RowOrder, Step, StepSums, dropout_mask, with_losses
 from memlaw.training.suffix import Suffix
@@ -75,6 +76,9 @@ class Engine:
             window.commit()
         rates = state.settings.learning_rates(state.step, self.left(step.latest, state.settings.limit))
         state.optimizer.step(state.stack.tensors, gradients, rates, state.settings.weight_decay)
+        state.halvings = tuple(
+            halved + halving(best, state.step) for halved, best in zip(state.halvings, state.fewest, strict=True)
+        )
         state.step += 1
         if state.average is not None:
             newest = state.settings.newest(state.step)
@@ -160,7 +164,8 @@ class Engine:
             gradients = [gradient + own for gradient, own in zip(gradients, near, strict=True)]
         if self.protection is None:
             return gradients
-        weight = state.settings.protections(state.step).to(gradients[0]).view(-1, 1, 1)
+        halved = torch.tensor(state.halvings, dtype=torch.float64, device=self.device)
+        weight = (state.settings.protect * torch.exp2(-halved)).to(gradients[0]).view(-1, 1, 1)
         drift = self.protection.gradients(state.stack)
         return [gradient + weight * own for gradient, own in zip(gradients, drift, strict=True)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,9 +10,6 @@ from torch import Tensor
 
 from memlaw.core.config import TrainConfig
 from memlaw.core.recall import LN2
-
-HALF_LIFE = 16
-"""Steps in which the weight of the drift halves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,13 +75,6 @@ class PerAdapter:
         Tokens that have just crossed the limit keep their weight while many others may still push them back.
         """
         return torch.where(self.anneal > 0, self.limit * (1 - left**self.anneal), self.limit)
-
-    def protections(self, step: int) -> Tensor:
-        """Weight [K] of the drift at `step` (from 0): it halves every HALF_LIFE steps.
-
-        A run that ends once all is recalled thus ends near the strongest protection under which the facts still fit.
-        """
-        return self.protect * math.exp(-LN2 * step / HALF_LIFE)
 
     def learning_rates(self, step: int, left: Tensor) -> Tensor:
         """[K] at `step` (from 0), where a share `left` [K] of the target tokens is not ordered by the margin."""

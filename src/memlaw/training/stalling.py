@@ -1,4 +1,4 @@
-"""When a training that follows the work that is left has none it can still do."""
+"""What a training does that comes no closer: it gives way to the facts sooner, and in the end it gives up."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ PATIENCE = 300
 PATIENT_PART = 0.5
 
 
+HALF_LIFE = 32
+"""Steps in which the weight of protection halves while the facts come closer; otherwise it takes:"""
+
+SHORT_HALF_LIFE = 4
+
+
 @dataclass(frozen=True)
 class Fewest:
     """The lowest share of target tokens that an adapter has left unordered, and the step that first reached it."""
@@ -22,6 +28,14 @@ class Fewest:
 
     def after(self, left: float, step: int) -> Fewest:
         return Fewest(left, step) if left < self.left else self
+
+
+def halving(fewest: Fewest, step: int) -> float:
+    """How often the weight of protection halves at this step.
+
+    A training that ends once all is recalled thus ends near the strongest protection under which the facts still fit.
+    """
+    return 1 / (HALF_LIFE if step - fewest.step < SHORT_HALF_LIFE else SHORT_HALF_LIFE)
 
 
 def stalled(fewest: Sequence[Fewest], step: int, configs: Sequence[TrainConfig]) -> list[int]:

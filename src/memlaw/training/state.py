@@ -36,7 +36,11 @@ class State:
     fewest: tuple[Fewest, ...] = ()
     """For each adapter, the fewest tokens it had left (`training.stalling`)."""
 
+    halvings: tuple[float, ...] = ()
+    """For each adapter, how often the weight of its protection has halved."""
+
     def __post_init__(self) -> None:
+        self.halvings = self.halvings or (0.0,) * len(self.runs)
         self.risen_for = self.risen_for or (0,) * len(self.runs)
         self.fewest = self.fewest or (Fewest(),) * len(self.runs)
 
@@ -72,4 +76,5 @@ class State:
             rows_at_once=self.rows_at_once,
             risen_for=tuple(self.risen_for[k] for k in keep),
             fewest=tuple(self.fewest[k] for k in keep),
+            halvings=tuple(self.halvings[k] for k in keep),
         )
