@@ -11,7 +11,7 @@ import memlaw
 from helpers.paths import FIXTURES
 from memlaw.adapter.info import load_info, recorded_training
 from memlaw.adapter.peft import attach
-from memlaw.core.config import UNTIL_RECALLED
+from memlaw.core.config import ADAMW
 from memlaw.data import encode, read
 from memlaw.diagnosis.measure import measure
 
@@ -30,7 +30,7 @@ def test_an_adapter_saved_before_the_move_gives_the_recall_measured_then(name: s
     assert (info.placement, info.rank, info.scale) == (placement, 2, 4.0)
     assert (info.facts_fingerprint, info.records, info.tokens) == (facts.fingerprint, 3, 21)
     assert info.loss_final == pytest.approx(expected["mean_loss"], abs=1e-4)
-    assert recorded_training(info) == (replace(UNTIL_RECALLED, learning_rate=2e-2, protect=0.0), [])
+    assert recorded_training(info) == (replace(ADAMW, learning_rate=2e-2, protect=0.0), [])
 
     with attach(base, BEFORE / name):
         report = measure(base, encode(facts, base.tokenizer, context=base.context), decode=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import memlaw
 from helpers import tiny
 from helpers.commands import POINTS, RECORDS, Run, assert_refused, exit_code, jsonl, write
 from memlaw.adapter.info import INFO, WEIGHTS
+from memlaw.core.config import ADAMW
 from memlaw.model.base import load
 
 Advised = Callable[..., list[str]]
@@ -29,7 +31,7 @@ def advised(run: Run, model: Path, facts: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.delenv("MEMLAW_LAWS", raising=False)
 
     def advice(*training: object, data: Path = facts, base: Path = model, recall: tuple[object, ...] = ()) -> list[str]:
-        bare = ("--lr", 0.02, "--protect", 0)
+        bare = ("--preset", "adamw", "--lr", 0.02, "--protect", 0)
         assert run("train", data, "--model", base, *bare, *training, "--out", tmp_path / "A").code == 0
         return judged(run, data, base, tmp_path / "A", *recall)
 
@@ -186,7 +188,8 @@ def test_python_gives_the_advice_of_the_command_by_directory_and_by_result(
     by_command = advised("--rank", 16, "--steps", 20)
     base = load(str(model))
     held = memlaw.read(facts)
-    trained = memlaw.train(base.model, base.tokenizer, held, rank=16, steps=20, learning_rate=0.02, protect=0.0)
+    config = replace(ADAMW, steps=20, learning_rate=0.02, protect=0.0)
+    trained = memlaw.train(base.model, base.tokenizer, held, rank=16, config=config)
     report = memlaw.recall(base.model, base.tokenizer, held, adapter=tmp_path / "A")
     by_directory = memlaw.advise(base.model, base.tokenizer, held, report, adapter=tmp_path / "A")
     by_result = memlaw.advise(base.model, base.tokenizer, held, report, adapter=trained)

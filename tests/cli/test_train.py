@@ -117,7 +117,7 @@ def test_the_default_margin_is_the_one_for_the_precision_of_recall(
         ("--rank 2 --method dft", "Invalid value for '--method': Value error, 'dft' is not one of 'sft', 'ot'"),
         ("--rank 2 --until never", "'never' is not one of 'budget', 'recalled'"),
         ("--rank 2 --on-conflict merge", "'merge' is not one of 'error', 'first', 'last'"),
-        ("--rank 2 --preset quick", "Unknown preset 'quick'; known: default, paper"),
+        ("--rank 2 --preset quick", "Unknown preset 'quick'; known: default, adamw, paper"),
         ("--rank 2 --dtype int8", "Unknown dtype 'int8'; known: auto, float32"),
         ("--rank 2 --device tpu", "The device 'tpu' cannot be used here"),
         ("--rank two", "Invalid value for '--rank'"),
@@ -135,7 +135,7 @@ def test_impossible_settings_are_refused(
 
 def test_the_help_shows_defaults_ranges_and_what_the_paper_preset_changes(run: Run) -> None:
     shown = " ".join(run("train", "--help").out.split())
-    assert "[whole number from 1 up; default: 2000]" in shown
+    assert "[whole number from 1 up; default: 10000; adamw: 2000; paper: 2000]" in shown
     assert "[default: ot; paper: sft]" in shown
     assert "[number above 0, or 0 to have it chosen; default: 0; paper: 0.01]" in shown
 

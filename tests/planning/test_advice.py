@@ -17,7 +17,7 @@ from helpers import sample
 from helpers.paths import FIXTURES, ROOT
 from memlaw.adapter.on_model import placement_on
 from memlaw.api import check
-from memlaw.core.config import AUTO, TrainConfig
+from memlaw.core.config import ADAMW, AUTO, TrainConfig
 from memlaw.core.facts import Fact, MemorySet
 from memlaw.core.precision import LARGEST_MARGIN, MARGINS
 from memlaw.core.recall import RecallReport
@@ -36,6 +36,9 @@ DATA = FIXTURES
 FACTS = memlaw.read(ROOT / "examples" / "facts.jsonl")
 
 BORROWED = KnownLaw(default_law())
+
+BY_BUDGET = replace(ADAMW, learning_rate=2e-2, protect=0.0)
+"""Whose steps may be too few: a rate that follows the budget."""
 
 OWN = known_law(DATA / "facts_law.json")
 """Of the bundled base: 20 cells of random tokens, C and b refitted to 6 cells of these facts, all of 200 steps."""
@@ -69,7 +72,7 @@ def advise(
 
 
 def trained(base: Base, facts: MemorySet, **settings: Any) -> Trained:
-    done = memlaw.train(base.model, base.tokenizer, facts, **{"learning_rate": 2e-2, "protect": 0.0, **settings})
+    done = memlaw.train(base.model, base.tokenizer, facts, config=BY_BUDGET, **settings)
     with done.attached(base.model):
         report = memlaw.recall(base.model, base.tokenizer, facts)
     return Trained(report, History(done.rank, str(done.placement), done.config, done.steps, done.curve))

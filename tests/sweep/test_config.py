@@ -46,7 +46,7 @@ def test_unknown_settings_are_refused_with_the_known_ones(tmp_path):
         ProbeConfig.from_yaml(path)
     assert str(caught.value) == (
         f"{path}: Unknown setting epochs, lora_alpha: it would change nothing. Known: rule, margin, position, "
-        "focus, steps, until, boundaries, optimizer, learning_rate, late_rate, schedule, batch_size, clip, "
+        "focus, steps, until, anneal, boundaries, optimizer, learning_rate, schedule, average, batch_size, clip, "
         "weight_decay, protect, rehearse, dropout, scale, scaling, init, ranks, lengths, methods, seeds, placement."
     )
 

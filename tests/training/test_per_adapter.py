@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from memlaw.core.config import TrainConfig
 from memlaw.core.recall import LN2
-from memlaw.training.per_adapter import HALF_LIFE, PerAdapter
+from memlaw.training.per_adapter import PerAdapter
 
 ALL = torch.tensor([1.0, 1.0], dtype=torch.float64)
 
@@ -44,12 +44,6 @@ def test_an_average_counts_steps_by_a_power_of_their_number(exponent: int) -> No
         mean = torch.lerp(mean, torch.full_like(mean, value), settings.newest(step))
     weights = torch.tensor([math.prod(range(t, t + exponent)) for t in range(1, 31)], dtype=torch.float64)
     assert mean.tolist() == pytest.approx([float((weights * values).sum() / weights.sum()), 30.0])
-
-
-def test_the_weight_of_protection_halves_as_often_whatever_the_budget() -> None:
-    settings = of(TrainConfig(steps=300, protect=8.0), TrainConfig(steps=30, protect=2.0), TrainConfig())
-    assert settings.protections(0).tolist() == [8.0, 2.0, 0.0]
-    assert settings.protections(3 * HALF_LIFE).tolist() == pytest.approx([1.0, 0.25, 0.0])
 
 
 @given(left=st.floats(0, 1), anneal=st.floats(0.05, 4), margin=st.floats(0, 0.6))

@@ -13,7 +13,7 @@ from memlaw.core.config import UNTIL_RECALLED
 from memlaw.core.facts import EncodedFact
 from memlaw.training.result import StackProgress
 from memlaw.training.stack import train_stack
-from memlaw.training.stalling import PATIENCE, Fewest, stalled
+from memlaw.training.stalling import HALF_LIFE, PATIENCE, SHORT_HALF_LIFE, Fewest, halving, stalled
 
 BY_SHARE = replace(UNTIL_RECALLED, learning_rate=0.05, protect=0.0)
 
@@ -23,6 +23,14 @@ def test_only_fewer_tokens_count_as_coming_closer() -> None:
     for step, left in enumerate([1.0, 0.5, 0.5, 0.7, 0.4, 0.4]):
         fewest = fewest.after(left, step)
     assert fewest == Fewest(0.4, 4)
+
+
+def test_protection_halves_slowly_while_facts_come_closer_and_fast_once_they_do_not() -> None:
+    closer = [halving(Fewest(0.5, step), step) for step in range(HALF_LIFE)]
+    assert sum(closer) == 1
+    stuck = [halving(Fewest(0.5, 100), step) for step in range(100, 100 + 2 * SHORT_HALF_LIFE)]
+    assert sum(stuck[:SHORT_HALF_LIFE]) == SHORT_HALF_LIFE / HALF_LIFE
+    assert sum(stuck[SHORT_HALF_LIFE:]) == 1
 
 
 def test_patience_grows_with_the_steps_taken() -> None:

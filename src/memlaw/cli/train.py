@@ -77,7 +77,10 @@ class TrainingOptions:
         ),
     ] = None
     preset: Annotated[
-        str, typer.Option(help="Defaults of these settings: default (ot until recalled) or paper (as published).")
+        str,
+        typer.Option(
+            help="Defaults of these settings: default (Muon, OT until recalled), adamw or paper (as published)."
+        ),
     ] = "default"
 
     def config(self, dtype: str) -> TrainConfig:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
@@ -174,10 +175,13 @@ UNTIL_RECALLED = TrainConfig(
 """How an adapter is trained for use: steps go to tokens that are not recalled yet, training stops once all are, and the
 model is protected meanwhile. Nothing follows the budget, so `steps` is a limit and costs nothing if it is generous."""
 
+ADAMW = replace(UNTIL_RECALLED, anneal=0.0, steps=2000, batch_size=16, optimizer="adamw", schedule="linear", average=0)
+"""The usual optimizer and schedule. The last tokens settle only when the rate is low, so more `steps` take longer."""
+
 PAPER = TrainConfig(steps=2000, learning_rate=1e-2, scale=1.0, dropout=0.1, init="paper", rule="fallback")
 """The published long-context recipe (arXiv 2605.30260 and its configuration); its placement is `mlp@L`."""
 
-PRESETS = {"default": UNTIL_RECALLED, "paper": PAPER}
+PRESETS = {"default": UNTIL_RECALLED, "adamw": ADAMW, "paper": PAPER}
 
 
 @settings
