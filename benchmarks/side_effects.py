@@ -24,7 +24,7 @@ from common import rounded
 from torch import Tensor
 
 from memlaw.adapter.on_model import placement_on
-from memlaw.core.config import UNTIL_RECALLED, TrainConfig
+from memlaw.core.config import ADAMW, UNTIL_RECALLED, TrainConfig
 from memlaw.core.facts import MemorySet
 from memlaw.data import encode, read
 from memlaw.data.near_misses import encoded_near_misses
@@ -44,9 +44,11 @@ HELDOUT = ROOT / "tests" / "fixtures" / "heldout.txt"
 WINDOW, WINDOWS = 256, 8
 
 RECIPES: Mapping[str, TrainConfig] = {
-    "before": replace(UNTIL_RECALLED, learning_rate=2e-2, protect=0.0),
-    "small steps": replace(UNTIL_RECALLED, learning_rate=5e-3, protect=0.0),
+    "before": replace(ADAMW, learning_rate=2e-2, protect=0.0),
+    "small steps": replace(ADAMW, learning_rate=5e-3, protect=0.0),
+    "adamw": ADAMW,
     "default": UNTIL_RECALLED,
+    "unprotected": replace(UNTIL_RECALLED, protect=0.0),
     "rehearsed": replace(UNTIL_RECALLED, rehearse=8),
     "sft": replace(UNTIL_RECALLED, method="sft"),
 }
