@@ -186,9 +186,15 @@ def train(
         note(f"Training raised the loss: try a quarter of the learning rate, {lower:.3g}.")
     elif not trained.recalled:
         note(
-            f"Some facts are not recalled yet. Try more --steps or a higher --rank (`memlaw plan` suggests one); "
+            f"Some facts are not recalled yet{_what_to_try(trained)} (`memlaw plan` suggests one); "
             f"`memlaw recall {inputs.data} --model {inputs.model} --adapter {out} --decode` shows what is missing."
         )
+
+
+def _what_to_try(trained: Trained) -> str:
+    if trained.steps < trained.config.steps:
+        return ", and training came no closer for half of its steps or more. Try a higher --rank"
+    return ". Try more --steps or a higher --rank"
 
 
 def train_lines(trained: Trained, out: Path) -> Iterator[str]:
