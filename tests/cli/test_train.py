@@ -50,7 +50,7 @@ def test_train_and_recall_make_it_stick_and_certify_it(run: Run, model: Path, fa
 def test_a_training_that_came_no_closer_is_not_told_to_take_more_steps(
     run: Run, model: Path, facts: Path, tmp_path: Path
 ) -> None:
-    bare = ("--lr", 1e-9, "--protect", 0, "--no-side-effects")
+    bare = ("--lr", 1e-5, "--protect", 0, "--no-side-effects")
     ran = run("train", facts, "--model", model, "--rank", 1, *bare, "--out", tmp_path / "A", "--json")
     assert ran.document["steps"] == 300
     assert "came no closer for half of its steps or more. Try a higher --rank" in ran.err
