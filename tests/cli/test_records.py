@@ -31,7 +31,7 @@ def test_choices_that_the_command_line_lists_anyway_are_not_repeated() -> None:
 
 def test_presets_that_differ_in_a_setting_are_named() -> None:
     assert help_of(setting(TrainConfig, "batch_size", presets=PRESETS)).endswith("default: 32; adamw: 16; paper: 0]")
-    assert help_of(setting(TrainConfig, "steps", presets=PRESETS)).endswith("default: 10000; adamw: 2000; paper: 2000]")
+    assert help_of(setting(TrainConfig, "steps", presets=PRESETS)).endswith("default: 3000; adamw: 2000; paper: 2000]")
 
 
 def test_a_switch_and_a_setting_without_a_default_show_none() -> None:

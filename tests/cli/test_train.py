@@ -144,7 +144,7 @@ def test_impossible_settings_are_refused(
 
 def test_the_help_shows_defaults_ranges_and_what_the_paper_preset_changes(run: Run) -> None:
     shown = " ".join(run("train", "--help").out.split())
-    assert "[whole number from 1 up; default: 10000; adamw: 2000; paper: 2000]" in shown
+    assert "[whole number from 1 up; default: 3000; adamw: 2000; paper: 2000]" in shown
     assert "[default: ot; paper: sft]" in shown
     assert "[number above 0, or 0 to have it chosen; default: 0; paper: 0.01]" in shown
 

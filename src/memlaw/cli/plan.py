@@ -131,7 +131,7 @@ def _plan_rows(plan: Plan) -> dict[str, str]:
     if plan.cost is not None:
         rows["adapter"] = (
             f"{plan.cost.adapter_parameters:,} parameters, {human_bytes(plan.cost.adapter_bytes)} in float32; "
-            f"{human_bytes(plan.cost.optimizer_bytes)} more in training, for gradients and AdamW"
+            f"{human_bytes(plan.cost.optimizer_bytes)} more in training, for gradients and averages"
         )
         if work := _work(plan.cost):
             rows["training"] = work

@@ -9,7 +9,7 @@ from memlaw.core.canonical import to_dict
 from memlaw.law import Axis, Form, LawFit
 from memlaw.planning.target import Target
 
-# Per parameter, in float32: the weight itself; its gradient and AdamW's two moments.
+# Per parameter, in float32: the weight itself; its gradient, momentum and average over the steps.
 _BYTES = 4
 _OPTIMIZER_BYTES = 12
 
@@ -131,7 +131,7 @@ class Cost:
     adapter_bytes: int
     """Weights in float32."""
     optimizer_bytes: int
-    """Gradient and AdamW's two moments in float32."""
+    """Gradient, momentum and average over the steps, in float32; AdamW's two moments take as much."""
     steps: int | None
     training_flops: float | None
     seconds: float | None
