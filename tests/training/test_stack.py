@@ -107,6 +107,16 @@ def test_protection_lowers_the_drift_on_the_text_it_is_given() -> None:
     assert kl[1] < 0.8 * kl[0]
 
 
+def test_the_protection_of_a_cell_with_a_budget_follows_its_losses_too() -> None:
+    base = tiny.base()
+    neutral = torch.randint(3, tiny.VOCABULARY, (4, 8))
+    for protect, known in ((1.0, True), (0.0, False)):
+        run = Run(2, placement_on(None, base.model), replace(SHORT, protect=protect), neutral=neutral)
+        engine = Engine(base, FACTS, [run])
+        step = engine.step(engine.start())
+        assert bool(step.latest[:, engine.rows.mask].isfinite().all()) == known
+
+
 def kl_on(base: Base, stack: AdapterStack, ids: torch.Tensor) -> float:
     """Mean KL(base || adapted), by the model's own logits."""
     log_p = base.model(ids).logits.log_softmax(-1)

@@ -146,14 +146,14 @@ class Engine:
             sums.gradients = [a + b for a, b in zip(sums.gradients, again.gradients, strict=True)]
             sums.weight = sums.weight + again.weight
         settings = state.settings
-        watching = bool((settings.until_recalled | settings.by_share | (settings.anneal > 0)).any())
+        following = settings.until_recalled | settings.by_share | (settings.anneal > 0) | (settings.protect > 0)
         gradients = [gradient / (sums.weight + EPS).view(-1, 1, 1) for gradient in sums.gradients]
         return Step(
             gradients=self._protected(state, gradients),
             loss=sums.nll / sums.tokens,
             ordered=sums.ordered,
             tokens=sums.tokens,
-            latest=with_losses(state.latest, sums.parts) if watching else state.latest,
+            latest=with_losses(state.latest, sums.parts) if following.any() else state.latest,
             windows=windows,
         )
 

@@ -33,7 +33,7 @@ class Step:
     tokens: Tensor
     """[K], how many target tokens the step has."""
     latest: Tensor
-    """[K, rows, tokens]: `State.latest` with the losses of this step, if an adapter's end or rate hangs on them."""
+    """[K, rows, tokens]: `State.latest` with the losses of this step, if an adapter's settings follow them."""
     windows: list[WindowPass]
     """Of the sliding windows, to be committed once the step is taken."""
 
