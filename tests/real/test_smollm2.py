@@ -189,7 +189,8 @@ CHATS = [
 def test_chats_come_back_through_the_template(base: Base, tmp_path: Path) -> None:
     file, out = tmp_path / "chats.jsonl", tmp_path / "adapter"
     file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
-    assert memlaw.train(base.model, base.tokenizer, file, rank=4, out=out).recalled
+    quick = {"learning_rate": 0.05, "protect": 0.0}  # the twelve facts are trained as by default
+    assert memlaw.train(base.model, base.tokenizer, file, rank=4, out=out, **quick).recalled
     report = memlaw.recall(base.model, base.tokenizer, file, adapter=out)
     assert report.certified == len(CHATS)
     from peft import PeftModel
