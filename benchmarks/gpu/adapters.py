@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from sides import Batch, batch_of, peft_arm, random_fact
 
+from gpu.environment import seconds_each
 from gpu.models import flops_of_suffix, random_base
 from gpu.section import Peak, Section, synchronize
 from memlaw.adapter.on_model import placement_on
@@ -163,14 +164,7 @@ def product_rate(section: Section, base: Base) -> float:
     rows = 64 if section.small else 8192
     weight = base.model.model.layers[0].mlp.up_proj.weight
     x = torch.randn(rows, weight.shape[1], device=section.device, dtype=weight.dtype)
-    for timed in (False, True):
-        calls = 20 if timed else 3
-        synchronize(section.device)
-        begun = time.perf_counter()
-        for _ in range(calls):
-            x @ weight.T
-        synchronize(section.device)
-    return 2.0 * rows * weight.numel() * calls / (time.perf_counter() - begun)
+    return 2.0 * rows * weight.numel() / seconds_each(lambda: x @ weight.T, section, for_seconds=0.3)
 
 
 def compared(bench: Bench, count: int, sides: Mapping[str, list[Mapping[str, Any]]], rate: float) -> Mapping[str, Any]:
