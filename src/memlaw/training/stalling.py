@@ -12,7 +12,6 @@ PATIENCE = 300
 
 PATIENT_PART = 0.5
 
-
 HALF_LIFE = 32
 """Steps in which the weight of protection halves while the facts come closer; otherwise it takes:"""
 

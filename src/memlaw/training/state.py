@@ -35,14 +35,13 @@ class State:
     """For each adapter, its latest steps in a row whose loss was clearly above the start (`training.divergence`)."""
     fewest: tuple[Fewest, ...] = ()
     """For each adapter, the fewest tokens it had left (`training.stalling`)."""
-
     halvings: tuple[float, ...] = ()
     """For each adapter, how often the weight of its protection has halved."""
 
     def __post_init__(self) -> None:
-        self.halvings = self.halvings or (0.0,) * len(self.runs)
         self.risen_for = self.risen_for or (0,) * len(self.runs)
         self.fewest = self.fewest or (Fewest(),) * len(self.runs)
+        self.halvings = self.halvings or (0.0,) * len(self.runs)
 
     def __len__(self) -> int:
         return len(self.runs)
