@@ -30,6 +30,7 @@ def test_train_and_recall_make_it_stick_and_certify_it(run: Run, model: Path, fa
     assert trained.err == ""
     document = trained.document
     assert {"adapter", "steps", "seconds", "recalled", "loss_init", "loss_final"} <= document.keys()
+    assert document["tokens_forwarded"] > document["steps"]
     assert (document["adapter"], document["recalled"]) == (str(out), True)
     assert document["loss_final"] < 0.6 < 6 < document["loss_init"]
 
