@@ -1,6 +1,6 @@
 """What MemFT changes on the bundled base: every method at equal steps, over ranks, tasks and seeds.
 
-    python benchmarks/memft.py [--out DIR] [--only records|random|rule]
+    python benchmarks/memft.py [--out DIR] [--only records|random|rule] [--recipe adamw|default] [--arms sft,ot,...]
 
 - records: the first 50 of the published PB1000, batches of 10; share of records and of tokens that greedy decoding
   gets right, and the share certified.
@@ -10,7 +10,8 @@
 
 One JSON line for each task, method and rank: means over three seeds with their standard deviation; and one for each
 task and method: the mean difference to SFT at the same ranks and seeds with its 95% interval (bootstrap over ranks and
-seeds). Both probes go on where they were interrupted if --out is given.
+seeds). Both probes go on where they were interrupted if --out is given. With --recipe default the optimizer, schedule,
+average and annealed threshold are those of `memlaw train`, with the steps and batches left as they are.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ from common import rounded
 
 from memlaw.adapter.on_model import placement_on
 from memlaw.cli.demo_chain import published_phonebook
-from memlaw.core.config import TrainConfig
+from memlaw.core.config import UNTIL_RECALLED, TrainConfig
 from memlaw.core.facts import MemorySet
 from memlaw.data import encode
 from memlaw.data.tasks import linear_rule, random_tokens
@@ -41,8 +43,25 @@ from memlaw.sweep.probe import probe
 from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
-RANKS, RULE_RANKS, SEEDS = (4, 6, 8, 10, 12), (1, 2, 4, 8, 16), (0, 1, 2)
-"""Around the transition: below it no method recalls anything, above it all of them recall everything."""
+RULE_RANKS, SEEDS = (1, 2, 4, 8, 16), (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How all arms are optimised, and the ranks around the transition: below it none recalls, above it all of them."""
+
+    settings: Mapping[str, Any]
+    ranks: Mapping[str, Sequence[int]]
+
+
+_DEFAULT = ("optimizer", "schedule", "average", "anneal")
+RECIPES = {
+    "adamw": Way({}, {"records": (4, 6, 8, 10, 12), "random": (4, 6, 8, 10, 12)}),
+    "default": Way(
+        {"learning_rate": 5e-2, **{name: getattr(UNTIL_RECALLED, name) for name in _DEFAULT}},  # the rate auto chooses
+        {"records": (2, 3, 4, 6, 8), "random": (4, 6, 8, 10, 12)},
+    ),
+}
 ARMS = {
     "sft": {},
     "ot": {"method": "ot"},
@@ -64,7 +83,7 @@ def probed(
 ) -> Scores:
     method = arm.get("method", "sft")
     more = {name: value for name, value in arm.items() if name != "method"}
-    config = ProbeConfig(ranks=RANKS, lengths=[length], methods=[method], seeds=SEEDS, **settings, **more)
+    config = ProbeConfig(lengths=[length], methods=[method], seeds=SEEDS, **settings, **more)
     probe(base, facts, config, out)
     scores = {}
     for result in Journal(out).results():
@@ -78,11 +97,11 @@ def probed(
     return scores
 
 
-def ruled(base: Base, arm: Mapping[str, object]) -> Scores:
+def ruled(base: Base, arm: Mapping[str, object], way: Way) -> Scores:
     """Adapters of all ranks and seeds as one stack on 500 pairs of the linear rule."""
     train, unseen = (encode(facts, base.tokenizer, context=base.context) for facts in linear_rule(500))
     placement = placement_on(None, base.model)
-    configs = [TrainConfig(steps=1000, batch_size=20, seed=seed, **arm) for seed in SEEDS]
+    configs = [TrainConfig(steps=1000, batch_size=20, seed=seed, **arm, **way.settings) for seed in SEEDS]
     runs = [Run(rank, placement, config) for rank in RULE_RANKS for config in configs]
     scores = {}
     for trained in train_stack(base, train, runs):
@@ -115,17 +134,20 @@ def _difference(scores: Scores, other: Scores, measure: str) -> dict[str, float]
     return {"mean": rounded(float(each.mean())), "low": rounded(float(low)), "high": rounded(float(high))}
 
 
-def run(task: str, base: Base, out: Path) -> dict[str, Scores]:
+def run(task: str, base: Base, out: Path, way: Way, names: Sequence[str]) -> dict[str, Scores]:
     if task == "rule":
-        return {name: ruled(base, ARMS[name]) for name in ("sft", "ot")}
+        return {name: ruled(base, ARMS[name], way) for name in ("sft", "ot")}
+    common = {"ranks": way.ranks[task], **way.settings}
     if task == "random":
-        noise = random_tokens(tokens=256, seed=0, ids=reachable_ids(base))
-        return {name: probed(base, noise, 256, ARMS[name], out / f"random {name}", steps=600) for name in ONE_TARGET}
+        noise, names = random_tokens(tokens=256, seed=0, ids=reachable_ids(base)), [n for n in names if n in ONE_TARGET]
+        return {
+            name: probed(base, noise, 256, ARMS[name], out / f"random {name}", steps=600, **common) for name in names
+        }
     book = published_phonebook()
     some = replace(book, facts=book.facts[:50])
     return {
-        name: probed(base, some, 550, arm, out / f"records {name}", steps=900, batch_size=10)
-        for name, arm in ARMS.items()
+        name: probed(base, some, 550, ARMS[name], out / f"records {name}", steps=900, batch_size=10, **common)
+        for name in names
     }
 
 
@@ -133,12 +155,16 @@ def main(tasks: Sequence[str] = ("records", "random", "rule")) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", choices=tasks)
+    parser.add_argument("--recipe", choices=RECIPES, default="adamw")
+    parser.add_argument("--arms", default=",".join(ARMS))
     given = parser.parse_args()
     torch.set_num_threads(1)
     base = load()
     with tempfile.TemporaryDirectory() as scratch:
         for task in [given.only] if given.only else tasks:
-            for line in lines(task, run(task, base, given.out or Path(scratch))):
+            for line in lines(
+                task, run(task, base, given.out or Path(scratch), RECIPES[given.recipe], given.arms.split(","))
+            ):
                 print(json.dumps(line, allow_nan=False), flush=True)
 
 
