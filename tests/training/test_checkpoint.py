@@ -37,9 +37,12 @@ from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
 
+SAME = ("rank", "config", "status", "steps", "tokens_forwarded", "loss_init", "loss_final", "recalled", "message")
+
+
 def assert_same(found: list[Trained], expected: list[Trained]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
-        for name in ("rank", "config", "status", "steps", "loss_init", "loss_final", "recalled", "message", "tokens_forwarded"):
+        for name in SAME:
             assert getattr(ours, name) == getattr(theirs, name)
         for a, b in zip(ours.stack.tensors, theirs.stack.tensors, strict=True):
             assert torch.equal(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))

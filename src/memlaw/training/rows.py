@@ -42,7 +42,7 @@ class Rows:
             target[row, : fact.length] = torch.tensor(fact.target)
             mask[row, : fact.length] = True
         lengths = torch.tensor([len(fact.ids) for fact in facts])
-        return cls(*(tensor.to(device) for tensor in (ids, predictor, target, mask)), lengths)
+        return cls(ids.to(device), predictor.to(device), target.to(device), mask.to(device), lengths)
 
     def __len__(self) -> int:
         return len(self.ids)
