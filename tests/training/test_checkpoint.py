@@ -36,7 +36,6 @@ from memlaw.training.result import Trained
 from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
-
 SAME = ("rank", "config", "status", "steps", "tokens_forwarded", "loss_init", "loss_final", "recalled", "message")
 
 
