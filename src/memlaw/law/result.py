@@ -65,6 +65,8 @@ class Origin:
     """Kind of text, in words."""
     data_fingerprint: str | None = None
     method: str | None = None
+    optimizer: str = "adamw"
+    """Files that do not name it are older than any other optimizer of a probe."""
     steps: int | None = None
     dtype: str | None = None
     date: str | None = None

@@ -97,6 +97,7 @@ def _origin(results: Sequence[CellResult], source: Path) -> Origin:
         data=about.get("data"),
         data_fingerprint=cell.data,
         method=cell.train.method,
+        optimizer=cell.train.optimizer,
         steps=cell.train.steps,
         dtype=cell.dtype,
         date=datetime.date.today().isoformat(),
