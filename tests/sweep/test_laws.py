@@ -59,8 +59,8 @@ def test_a_probe_gives_the_better_form_with_its_origin_and_recall(tmp_path: Path
     assert replace(known.law, origin=None) == best
     assert known.law.origin == Origin(
         model="tiny", model_fingerprint="m" * 64, outline="o" * 64, tokenizer_fingerprint="t" * 64, placement="mlp@3",
-        parameters_per_rank=256.0, data="codes", data_fingerprint="d" * 64, method="sft", steps=1000, dtype="float32",
-        date=datetime.date.today().isoformat(), version=__version__,
+        parameters_per_rank=256.0, data="codes", data_fingerprint="d" * 64, method="sft", optimizer="adamw",
+        steps=1000, dtype="float32", date=datetime.date.today().isoformat(), version=__version__,
     )  # fmt: skip
     assert known.cells == cell_recalls(results)
 

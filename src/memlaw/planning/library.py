@@ -143,8 +143,8 @@ def library(folder: Path) -> Library:
 def nearest(laws: Iterable[KnownLaw], context: PlanContext) -> KnownLaw:
     """The law nearest to this context, adapted to it; the published law if none here has error bars.
 
-    Compared in this order: same model, same placement, same data, same optimizer, status ok, similar losses before training (a similar
-    kind of data), and a fitted length near this one.
+    Compared in this order: same model, same placement, same data, same optimizer, status ok, similar losses before
+    training (a similar kind of data), and a fitted length near this one.
     """
     usable = [known for known in laws if known.law.covariance is not None]
     if not usable:
