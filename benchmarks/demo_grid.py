@@ -1,6 +1,6 @@
 """The demo's whole grid, every cell and all its steps: memlaw's probe against sequential PEFT.
 
-    python benchmarks/demo_grid.py [--steps 10]
+    python benchmarks/demo_grid.py [--steps 10 --out DIR]
 
 memlaw's side is `sweep.probe` as `memlaw demo` calls it, timed whole: caching, training, measuring, decoding, journal.
 PEFT's side trains one cell after another with the full forward and AdamW, for as many steps as that takes to store as
@@ -10,7 +10,8 @@ whose speed changes serves both sides alike. Loading the model counts on neither
 
 What PEFT would store is what memlaw's engine stores with the same settings: its cells are trained too, which gives
 `engine`, the factor without the other optimizer, and their losses are held to PEFT's. `gain` is by how many nats dL is
-larger with memlaw's settings than with PEFT's: the mean over all cells and the least.
+larger with memlaw's settings than with PEFT's: the mean over all cells and the least. `--out` keeps the four probes,
+for `memlaw fit`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from common import report, rounded
@@ -69,8 +71,8 @@ class Sides:
 class Race:
     """Both sides on one grid."""
 
-    def __init__(self, base: Base, facts: MemorySet, usual: ProbeConfig, steps: int) -> None:
-        self.base, self.facts, self.usual, self.steps = base, facts, usual, steps
+    def __init__(self, base: Base, facts: MemorySet, usual: ProbeConfig, steps: int, out: Path) -> None:
+        self.base, self.facts, self.usual, self.steps, self.out = base, facts, usual, steps, out
         self.encoded = encode(facts, base.tokenizer, context=base.context)
         self.model = copy.deepcopy(base.model)  # PEFT replaces modules of the model that it wraps
         self.sides = Sides()
@@ -101,10 +103,10 @@ class Race:
             elsewhere += time.process_time() - begun
 
         begun = time.process_time()
-        with tempfile.TemporaryDirectory() as out:
-            probe(self.base, self.facts, config, out, ProbeRun(on_progress=on_progress))
-            seconds = time.process_time() - begun - elsewhere
-            found = Journal(out).results()
+        out = self.out / config.optimizer
+        probe(self.base, self.facts, config, out, ProbeRun(on_progress=on_progress))
+        seconds = time.process_time() - begun - elsewhere
+        found = Journal(out).results()
         return seconds, {(it.cell.rank, it.cell.length): it.delta_loss for it in found if it.delta_loss is not None}
 
     def _peft(self, progress: ProbeProgress) -> None:
@@ -151,17 +153,23 @@ def whole(grids: Sequence[Sides]) -> Sides:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10, help="steps of each cell for which PEFT is timed")
-    steps = parser.parse_args().steps
+    parser.add_argument("--out", type=Path, help="empty directory for the probes")
+    given = parser.parse_args()
     torch.set_num_threads(1)
     base = load()
     noise = random_tokens(tokens=max(RANDOM.lengths), seed=0, ids=reachable_ids(base))
     grids = {"random tokens": (noise, RANDOM), "phone book": (published_phonebook(), PHONEBOOK)}
-    found = {name: Race(base, facts, USUAL[name], steps).run(config) for name, (facts, config) in grids.items()}
+    with tempfile.TemporaryDirectory() as temporary:
+        out = given.out or Path(temporary)
+        found = {
+            name: Race(base, facts, USUAL[name], given.steps, out / name.replace(" ", "_")).run(config)
+            for name, (facts, config) in grids.items()
+        }
     for name, sides in {**found, "whole grid": whole(list(found.values()))}.items():
         report(
             "demo_grid", name, sides.peft / sides.memlaw, cells=sides.cells,
             memlaw_s=rounded(sides.memlaw), engine_s=rounded(sides.engine), peft_s=rounded(sides.peft),
-            engine=rounded(sides.peft / sides.engine), extrapolated=True, steps_timed=steps,
+            engine=rounded(sides.peft / sides.engine), extrapolated=True, steps_timed=given.steps,
             loss_difference=rounded(sides.difference),
             gain_mean=rounded(statistics.fmean(sides.gains)), gain_least=rounded(min(sides.gains)),
         )  # fmt: skip
