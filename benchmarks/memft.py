@@ -64,7 +64,9 @@ def probed(
 ) -> Scores:
     method = arm.get("method", "sft")
     more = {name: value for name, value in arm.items() if name != "method"}
-    config = ProbeConfig(ranks=RANKS, lengths=[length], methods=[method], seeds=SEEDS, **settings, **more)
+    config = ProbeConfig(
+        ranks=RANKS, lengths=[length], methods=[method], seeds=SEEDS, optimizer="adamw", **settings, **more
+    )
     probe(base, facts, config, out)
     scores = {}
     for result in Journal(out).results():
