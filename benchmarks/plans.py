@@ -5,9 +5,9 @@
 Three kinds of facts: random tokens, a phone book, hexadecimal keys. For each a probe of one set, at lengths up to 44
 target tokens; then seven other sets of the kind, four to six times as long, each planned with the law of that probe and
 trained, at every rank of a ladder, as the cells were (SFT, 600 steps of AdamW). One JSON line a set: the rank planned,
-its 95% interval, and the smallest rank of the ladder at which every record came back verbatim; one line a kind and one for all:
-how often the interval holds that rank, and how often the planned rank is within a factor of 1.5 of it. All probes go on
-where they were interrupted if --out is given.
+its 95% interval, and the smallest rank of the ladder at which every record came back verbatim; one line a kind and one
+for all: how often the interval holds that rank, and how often the planned rank is within a factor of 1.5 of it. All
+probes go on where they were interrupted if --out is given.
 """
 
 from __future__ import annotations
