@@ -505,3 +505,15 @@ def test_importing_the_probe_loads_no_torch():
     heavy = "{'torch', 'transformers', 'pyarrow'}"
     script = f"import sys, json, memlaw.sweep; print(json.dumps(sorted({heavy} & sys.modules.keys())))"
     assert json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout) == []
+
+
+def test_cells_that_cannot_be_decoded_together_are_decoded_one_by_one(base, uninterrupted, tmp_path, monkeypatch):
+    def too_large(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("memlaw.diagnosis.decoding.greedy_by_each", too_large)
+    assert probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out").failed == 0
+    assert cells_of(tmp_path / "out").keys() == cells_of(uninterrupted).keys()
+    alone, together = (Journal(out).results_by_key() for out in (tmp_path / "out", uninterrupted))
+    for key, result in alone.items():
+        assert (result.acc_token, result.acc_em) == (together[key].acc_token, together[key].acc_em)
