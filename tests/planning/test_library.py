@@ -379,6 +379,7 @@ def test_a_file_that_names_no_optimizer_is_of_cells_that_adamw_trained() -> None
     assert KnownLaw.from_json(json.dumps(values), name="x").law.origin.optimizer == "muon"
     del values["origin"]["optimizer"]
     assert KnownLaw.from_json(json.dumps(values), name="x") == known(optimizer="adamw")
+    assert json.loads(known(optimizer="adamw").to_json()) == values
 
 
 def test_other_data_are_named_as_what_the_cells_stored() -> None:
