@@ -10,7 +10,7 @@ import pytest
 
 from helpers.commands import OFFICIAL
 from memlaw.adapter.on_model import placement_on
-from memlaw.core.config import ADAMW, UNTIL_RECALLED, TrainConfig
+from memlaw.core.config import UNTIL_RECALLED, TrainConfig
 from memlaw.core.facts import EncodedFact
 from memlaw.data import encode, read
 from memlaw.model.base import Base, load
