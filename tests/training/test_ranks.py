@@ -33,7 +33,7 @@ def base() -> Base:
 
 
 @pytest.fixture(scope="module")
-def phone_numbers(base: Base) -> list[EncodedFact]:
+def phone_numbers(base: Base) -> tuple[EncodedFact, ...]:
     few = read(OFFICIAL, tokenizer=base.tokenizer)
     facts = replace(few, facts=few.facts[:RECORDS])
     return encode(facts, base.tokenizer, context=base.context, stops=base.stops)
@@ -56,14 +56,14 @@ def worse(steps: Mapping[int, float]) -> list[tuple[int, int]]:
 
 
 @pytest.mark.slow
-def test_more_rank_is_never_worse(base: Base, phone_numbers: list[EncodedFact]) -> None:
+def test_more_rank_is_never_worse(base: Base, phone_numbers: tuple[EncodedFact, ...]) -> None:
     steps = steps_at((4, 8, 16, 64, 160), DEFAULT, base, phone_numbers)
     assert all(count < DEFAULT.steps for count in steps.values()), steps
     assert worse(steps) == [], steps
 
 
 @pytest.mark.slow
-def test_adamw_at_one_rate_is_worse_with_more_rank(base: Base, phone_numbers: list[EncodedFact]) -> None:
+def test_adamw_at_one_rate_is_worse_with_more_rank(base: Base, phone_numbers: tuple[EncodedFact, ...]) -> None:
     """Proof that these facts and this tolerance can tell: each weight moves by the rate, so more rank moves further."""
     config = replace(DEFAULT, optimizer="adamw", learning_rate=5e-2)
     assert worse(steps_at((16, 160), config, base, phone_numbers)) == [(16, 160)]
