@@ -117,10 +117,13 @@ class Engine:
         return None
 
     def start(self) -> State:
-        """All adapters, untrained."""
+        """All adapters before the first step: untrained, or as the adapters that they go on from."""
         own = [run.placement.sites for run in self.runs]
         ranked = [(run.rank, run.config) for run in self.runs]
         stack = AdapterStack.start(self.sites, ranked, device=self.device, dtype=self.dtype, own=own)
+        for k, run in enumerate(self.runs):
+            if run.start is not None:
+                stack.continue_from(run.start, k)
         return State(
             runs=tuple(range(len(self.runs))),
             configs=tuple(run.config for run in self.runs),
