@@ -13,21 +13,13 @@ from memlaw.core import files
 from memlaw.core.cells import CellResult, result_from_dict
 from memlaw.core.config import ADDED
 from memlaw.core.errors import ConfigError, JournalError
+from memlaw.core.sealed import UNKNOWN_FIELDS, Fault, unseal
 from memlaw.sweep.journal.journal import CELLS, CHECKPOINTS, FAILURES, QUARANTINE, Journal, cell_files, not_a_probe
-from memlaw.sweep.journal.sealed import UNKNOWN_FIELDS, unseal, unseal_cell
+from memlaw.sweep.journal.sealed import unseal_cell
 from memlaw.sweep.journal.spec import PROBE, ProbeSpec
 from memlaw.sweep.journal.table import FORMATS, TABLE, Rows, rows_of, table_of
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A file that cannot be used, and why."""
-
-    path: str
-    """Relative to the probe's directory."""
-    why: str
 
 
 @dataclass(frozen=True)
