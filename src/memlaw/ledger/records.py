@@ -264,11 +264,12 @@ def duplicates(values: Iterable[T]) -> set[T]:
 
 def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
     """Inverse of `core.canonical.to_dict` for a record. Raises ValidationError for the content of another version."""
-    return _reader(kind).validate_python(values)
+    reader: TypeAdapter[T] = _reader(kind)  # type: ignore[arg-type]  # a class is hashable
+    return reader.validate_python(values)
 
 
 @cache
-def _reader(kind: type[T]) -> TypeAdapter[T]:
+def _reader(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 

@@ -61,24 +61,28 @@ class Texts:
     """The texts of a version's facts, as far as they are known."""
 
     known: Mapping[Pair, Fact]
-    kept: bool
-    """Whether the ledger keeps texts; if not, only those of given originals are known."""
+    kept_in: Path | None
+    """The folder of the versions; None if the ledger keeps no texts, so that only given originals are known."""
 
     def of(self, records: Sequence[Held | Retracted]) -> tuple[Fact, ...]:
         """The facts of the records, in their order. Raises LedgerError, which names the ids of those without text."""
         missing = self.missing(records)
         if missing:
-            lack = "Their texts are not in it" if self.kept else "It keeps no texts (--no-text)"
             raise LedgerError(
-                f"The ledger does not know the prompt and target of {_some(missing)}. {lack}, and they are needed to "
-                "ask for these facts. Add their original records to the file of the update: a record that is stored "
-                "already changes nothing."
+                f"The texts of {_some(missing)} are needed to ask for these facts, but {self._lack(records)}. Add the "
+                "original records to the file of the update: a record that is stored already changes nothing."
             )
         return tuple(dataclasses.replace(self.known[record.pair], id=record.id) for record in records)
 
     def missing(self, records: Iterable[Held | Retracted]) -> tuple[str, ...]:
         """Ids of the records whose text is not known."""
         return tuple(record.id for record in records if record.pair not in self.known)
+
+    def _lack(self, records: Sequence[Held | Retracted]) -> str:
+        if self.kept_in is None:
+            return "the ledger keeps no texts (--no-text)"
+        since = sorted({record.since for record in records if record.pair not in self.known})
+        return f"{_some(str(self.kept_in / _folder(number) / TEXTS) for number in since)} is missing or damaged"
 
 
 class Store:
@@ -185,13 +189,13 @@ class Store:
         `originals` are facts that a user gives again; only those that the version knows count.
         """
         settings = self.settings()
-        wanted = {record.pair: record for record in (*version.held, *version.retracted)}
-        known: dict[Pair, Fact] = {}
+        records: list[Held | Retracted] = [*version.held, *version.retracted]
+        given = {pair_of(fact, settings.key): fact for fact in originals}
         if settings.texts:
-            for number in sorted({record.since for record in wanted.values()}):
-                known |= self._texts_of(number)
-        known |= {pair_of(fact, settings.key): fact for fact in originals}
-        return Texts({pair: known[pair] for pair in wanted if pair in known}, settings.texts)
+            for number in sorted({record.since for record in records}):
+                given |= self._texts_of(number)
+        known = {record.pair: given[record.pair] for record in records if record.pair in given}
+        return Texts(known, self.root / VERSIONS if settings.texts else None)
 
     def audit(self, number: int) -> Audit | None:
         """The latest audit of a version; None if there is none."""
@@ -289,13 +293,13 @@ class Store:
 
     def folder(self, number: int) -> Path:
         """The folder of a version."""
-        return self.root / VERSIONS / f"{number:06d}"
+        return self.root / VERSIONS / _folder(number)
 
     def _manifest_file(self, number: int) -> Path:
         return self.folder(number) / MANIFEST
 
     def _audit_file(self, number: int) -> Path:
-        return self.root / AUDITS / f"{number:06d}.json"
+        return self.root / AUDITS / f"{_folder(number)}.json"
 
     def _build(
         self,
@@ -346,18 +350,15 @@ class Store:
         return "".join(f"{canonical_json(row)}\n" for row in rows).encode("utf-8", "surrogatepass")
 
     def _texts_of(self, number: int) -> dict[Pair, Fact]:
-        """The facts that a version introduced, its file checked."""
-        manifest, path = self.manifest(number), self.folder(number) / TEXTS
-        expected = manifest.files.get(TEXTS)
-        content = self._content(path) if expected else b""
-        if content is None or (expected and hashlib.sha256(content).hexdigest() != expected):
-            raise LedgerError(
-                f"{path} is {'missing' if content is None else 'damaged'}, so facts cannot be asked for again. "
-                f"{self._way_back()}"
-            )
+        """The facts in the file of a version. Their hashes name what they are, so a damaged one is found by nobody."""
+        content = self._content(self.folder(number) / TEXTS) or b""
         key = self.settings().key
-        facts = (_fact(json.loads(line)) for line in content.decode("utf-8", "surrogatepass").split("\n") if line)
-        return {pair_of(fact, key): fact for fact in facts}
+        known = {}
+        for line in content.split(b"\n"):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                fact = _fact(json.loads(line.decode("utf-8", "surrogatepass")))
+                known[pair_of(fact, key)] = fact
+        return known
 
     def _refuse_occupied(self) -> None:
         if self.exists:
@@ -375,8 +376,8 @@ class Store:
         )
         if strangers:
             raise LedgerError(
-                f"{self.root} is not empty: it holds {strangers[0]}{' and more' if len(strangers) > 1 else ''}. Nothing "
-                "was written there. Choose another directory."
+                f"{self.root} is not empty: it holds {strangers[0]}{' and more' if len(strangers) > 1 else ''}. "
+                "Nothing was written there. Choose another directory."
             )
 
     def _tidy(self) -> None:
@@ -469,6 +470,10 @@ def _audit(number: int, content: bytes) -> Audit:
     if audit.version != number:
         raise ValueError(f"it is of version {audit.version}")
     return audit
+
+
+def _folder(number: int) -> str:
+    return f"{number:06d}"
 
 
 def _row(fact: Fact) -> dict[str, Any]:
