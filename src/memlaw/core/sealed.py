@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -20,6 +22,9 @@ UNKNOWN_FIELDS = (KeyError, TypeError, ConfigError, ValidationError)
 """What reading an intact body raises if another version of memlaw wrote it."""
 
 _SEALED = re.compile(rb'\{"body":(.*),"sha256":"([0-9a-f]{64})"\}\n', re.DOTALL)
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,3 +49,29 @@ def unseal(content: bytes) -> Any:
     if hashlib.sha256(parts[1]).hexdigest().encode() != parts[2]:
         raise ValueError("its SHA-256 does not match")
     return json.loads(parts[1])
+
+
+class Inspection:
+    """Reads the files of a directory, changing nothing, and collects the faults that it meets."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.damaged: list[Fault] = []
+        """Files whose content has changed since they were written."""
+        self.unreadable: list[Fault] = []
+        """Files that the system cannot read, or that another version of memlaw wrote."""
+
+    def read(self, path: Path, parse: Callable[[bytes], T]) -> T | None:
+        """What `parse` makes of a file; None if it has a fault, which is then in one of the lists."""
+        try:
+            return parse(path.read_bytes())
+        except OSError as error:
+            self.unreadable.append(self.fault(path, error.strerror or str(error)))
+        except UNKNOWN_FIELDS:
+            self.unreadable.append(self.fault(path, "it has fields or values of another version of memlaw"))
+        except ValueError as error:
+            self.damaged.append(self.fault(path, str(error)))
+        return None
+
+    def fault(self, path: Path, why: str) -> Fault:
+        return Fault(path.relative_to(self.root).as_posix(), why)

@@ -16,3 +16,25 @@ No decision depends on a clock. Kills, full disks and damaged files are covered;
 Manifests name facts by id and by keyed hashes of prompt and target. Texts are in facts.jsonl alone, readable by their
 owner only, or nowhere.
 """
+
+from memlaw.ledger.ledger import Ledger, open  # noqa: A004 - memlaw.ledger.open, as gzip.open
+from memlaw.ledger.records import Change, Effort, Held, Retracted, Room, Settings, Status, Version
+from memlaw.ledger.upkeep import VerifyReport
+from memlaw.ledger.view import Entry, Log, Seen
+
+__all__ = [
+    "Change",
+    "Effort",
+    "Entry",
+    "Held",
+    "Ledger",
+    "Log",
+    "Retracted",
+    "Room",
+    "Seen",
+    "Settings",
+    "Status",
+    "VerifyReport",
+    "Version",
+    "open",
+]

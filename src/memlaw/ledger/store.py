@@ -20,7 +20,7 @@ from memlaw.core.canonical import canonical_json, to_dict
 from memlaw.core.config import identity
 from memlaw.core.errors import LedgerError, MemlawError
 from memlaw.core.facts import Fact
-from memlaw.core.sealed import UNKNOWN_FIELDS, seal, unseal
+from memlaw.core.sealed import UNKNOWN_FIELDS, Fault, seal, unseal
 from memlaw.ledger.records import (
     FORMAT,
     Audit,
@@ -103,7 +103,7 @@ class Store:
         if self._settings is None:
             if not self.exists:
                 raise not_a_ledger(self.root)
-            self._settings = self._record(self.root / LEDGER, _settings)
+            self._settings = self._record(self.root / LEDGER, parse_settings)
         return self._settings
 
     def head(self) -> Version:
@@ -124,19 +124,19 @@ class Store:
     def head_entry(self) -> tuple[int, str]:
         """What HEAD says: the number of the current version and the SHA-256 of its manifest."""
         self.settings()
-        return self._record(self.root / HEAD, _head, self._way_back)
+        return self._record(self.root / HEAD, parse_head, self._way_back)
 
     def version(self, number: int) -> Version:
         """A complete version, its manifest checked."""
+        self.settings()
         return self.manifest(number).version
 
     def manifest(self, number: int) -> Manifest:
         """A version with the hashes of its files, which are not read."""
-        self.settings()
         path = self._manifest_file(number)
         if not path.parent.is_dir():
             raise LedgerError(f"{self.root} has no version {number}; it has {_some(map(str, self.numbers()))}.")
-        return self._record(path, lambda content: _manifest(number, content), self._way_back)
+        return self._record(path, lambda content: parse_manifest(number, content), self._way_back)
 
     def numbers(self) -> tuple[int, ...]:
         """The numbers of all versions, also of those that HEAD never reached, in order."""
@@ -170,18 +170,29 @@ class Store:
 
     def check_files(self, manifest: Manifest) -> None:
         """Raise LedgerError unless the files beside the manifest are those that were published, to the last bit."""
+        for fault in self.faults(manifest):
+            raise LedgerError(
+                f"{self.root / fault.path} cannot be trusted: {fault.why}. Version {manifest.version.number} is not "
+                f"what was published. {self._way_back()}"
+            )
+
+    def faults(self, manifest: Manifest) -> tuple[Fault, ...]:
+        """The files beside a manifest that are missing, foreign or not what was published."""
         folder = self.folder(manifest.version.number)
         try:
             actual = _hashes(folder)
         except OSError as error:
             raise _unreadable(folder, error) from error
-        for name in sorted(actual.keys() | manifest.files.keys()):
-            if actual.get(name) != manifest.files.get(name):
-                state = "missing" if name not in actual else "foreign" if name not in manifest.files else "changed"
-                raise LedgerError(
-                    f"{folder / name} is {state}, so version {manifest.version.number} is not what was published. "
-                    f"{self._way_back()}"
-                )
+        why = {
+            name: "it is missing"
+            if name not in actual
+            else "it was not published with its version"
+            if name not in manifest.files
+            else "its SHA-256 does not match"
+            for name in sorted(actual.keys() | manifest.files.keys())
+            if actual.get(name) != manifest.files.get(name)
+        }
+        return tuple(Fault((folder / name).relative_to(self.root).as_posix(), reason) for name, reason in why.items())
 
     def texts(self, version: Version, originals: Sequence[Fact] = ()) -> Texts:
         """The texts of everything that a version holds or has retracted, from the files of the versions `since`.
@@ -203,7 +214,7 @@ class Store:
         path = self._audit_file(number)
         if not path.exists():
             return None
-        return self._record(path, lambda content: _audit(number, content), lambda: "Audit the version again.")
+        return self._record(path, lambda content: parse_audit(number, content), lambda: "Audit the version again.")
 
     def create(self, settings: Settings) -> Version:
         """Make the ledger, with the empty version 0. Its directory must be new, empty, or of a killed `create`.
@@ -437,7 +448,8 @@ def not_a_ledger(directory: Path) -> LedgerError:
     )
 
 
-def _settings(content: bytes) -> Settings:
+def parse_settings(content: bytes) -> Settings:
+    """The content of ledger.json. Raises LedgerError for a later format, ValueError, or one of UNKNOWN_FIELDS."""
     body = unseal(content)
     written = body.get("format") if isinstance(body, dict) else None
     if isinstance(written, int) and written > FORMAT:
@@ -452,12 +464,14 @@ def _settings_to_dict(settings: Settings) -> dict[str, Any]:
     return to_dict(settings) | {"train": identity(settings.train)}
 
 
-def _head(content: bytes) -> tuple[int, str]:
+def parse_head(content: bytes) -> tuple[int, str]:
+    """The content of HEAD. Raises ValueError, or one of UNKNOWN_FIELDS."""
     body = unseal(content)
     return int(body["version"]), str(body["manifest"])
 
 
-def _manifest(number: int, content: bytes) -> Manifest:
+def parse_manifest(number: int, content: bytes) -> Manifest:
+    """The content of a manifest. Raises ValueError, or one of UNKNOWN_FIELDS."""
     body = unseal(content)
     version = from_dict(Version, body["version"])
     if version.number != number:
@@ -465,7 +479,8 @@ def _manifest(number: int, content: bytes) -> Manifest:
     return Manifest(version, dict(body["files"]), hashlib.sha256(content).hexdigest())
 
 
-def _audit(number: int, content: bytes) -> Audit:
+def parse_audit(number: int, content: bytes) -> Audit:
+    """The content of an audit. Raises ValueError, or one of UNKNOWN_FIELDS."""
     audit = from_dict(Audit, unseal(content))
     if audit.version != number:
         raise ValueError(f"it is of version {audit.version}")
