@@ -96,7 +96,7 @@ class Store:
     @property
     def exists(self) -> bool:
         """Whether there is a ledger here."""
-        return (self.root / LEDGER).exists()
+        return _present(self.root / LEDGER)
 
     def settings(self) -> Settings:
         """What all versions share. Read once: it never changes."""
@@ -109,7 +109,7 @@ class Store:
     def head(self) -> Version:
         """The current version, checked against HEAD and its own seal."""
         number, sha256 = self.head_entry()
-        if not self.folder(number).is_dir():
+        if not _present(self.folder(number)):
             raise LedgerError(
                 f"{HEAD} names version {number}, but {self.folder(number)} is missing. {self._way_back()}"
             )
@@ -134,7 +134,7 @@ class Store:
     def manifest(self, number: int) -> Manifest:
         """A version with the hashes of its files, which are not read."""
         path = self._manifest_file(number)
-        if not path.parent.is_dir():
+        if not _present(path.parent):
             raise LedgerError(f"{self.root} has no version {number}; it has {_some(map(str, self.numbers()))}.")
         return self._record(path, lambda content: parse_manifest(number, content), self._way_back)
 
@@ -212,7 +212,7 @@ class Store:
         """The latest audit of a version; None if there is none."""
         self.settings()
         path = self._audit_file(number)
-        if not path.exists():
+        if not _present(path):
             return None
         return self._record(path, lambda content: parse_audit(number, content), lambda: "Audit the version again.")
 
@@ -289,6 +289,7 @@ class Store:
     def move_head(self, number: int) -> Version:
         """Make a complete version the current one, back or forth, after checking all of its files."""
         with self.locked():
+            self.settings()
             manifest = self.manifest(number)
             self.check_files(manifest)
             with self._writing("HEAD was not moved", "The current version is the one before."):
@@ -324,7 +325,7 @@ class Store:
         with files.new_folder(self.folder(version.number), replace=replace) as built:
             if adapter is not None:
                 adapter(built / ADAPTER)
-            if texts is not None:
+            if texts:
                 files.write(built / TEXTS, texts, mode=PRIVATE)
             content = seal({"files": _hashes(built), "version": to_dict(version)})
             files.write(built / MANIFEST, content)
@@ -374,7 +375,7 @@ class Store:
     def _refuse_occupied(self) -> None:
         if self.exists:
             raise LedgerError(f"{self.root} is a ledger already. Update it, or choose another directory.")
-        if self.root.exists() and not self.root.is_dir():
+        if _present(self.root) and not self.root.is_dir():
             raise LedgerError(f"{self.root} is a file; a ledger is a directory. Choose another.")
         if any(number for number in self.numbers()):
             raise LedgerError(
@@ -485,6 +486,17 @@ def parse_audit(number: int, content: bytes) -> Audit:
     if audit.version != number:
         raise ValueError(f"it is of version {audit.version}")
     return audit
+
+
+def _present(path: Path) -> bool:
+    """Whether there is such a file or folder. Raises LedgerError if that cannot be known."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return True
 
 
 def _folder(number: int) -> str:
