@@ -20,6 +20,8 @@ class Fact:
     """Exact target tokens of a target that was generated as tokens, which its text may not reproduce."""
     end: str | None = None
     """What the chat template writes after the target; None for a fact that is not from a chat."""
+    named: bool = field(default=True, compare=False)
+    """Whether its source gave the id; if not, the id is the number of its record, and another file's facts share it."""
 
 
 @dataclass(frozen=True)
