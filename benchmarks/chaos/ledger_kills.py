@@ -19,6 +19,7 @@ import select
 import signal
 import tempfile
 import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +49,11 @@ def main() -> None:
     while left:
         kills = min(left, KILLS_PER_LEDGER)
         with tempfile.TemporaryDirectory() as folder:
-            counts += Trial(Path(folder) / "KB", options.writers, chance).run(kills)
+            counts += Trial(Path(folder), options.writers, chance).run(kills)
         left -= kills
     print(json.dumps({
         "benchmark": "chaos", "case": f"ledger, SIGKILL of {options.writers} racing writers", "kills": options.kills,
-        "acknowledged": 0, "lost_facts": 0, "half_versions": 0, **counts,
+        "acknowledged": 0, "lost_facts": 0, "half_versions": 0, "failed_writers": 0, **counts,
         "seconds": round(time.monotonic() - begun), "seed": options.seed,
     }), flush=True)  # fmt: skip
 
@@ -96,12 +97,16 @@ class Trial:
         if process:
             os.close(writing)
             return Writer(process, reading)
-        write_versions(self.root, self.generation, writing)
-        raise AssertionError  # it only ends by a kill
+        try:
+            write_versions(self.root, self.generation, writing)  # until it is killed
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)  # and not back into the code of the parent
 
     def _kill(self, writer: Writer) -> None:
         os.kill(writer.process, signal.SIGKILL)
-        os.waitpid(writer.process, 0)
+        _, status = os.waitpid(writer.process, 0)
+        self.counts["failed_writers"] += not os.WIFSIGNALED(status)
         with os.fdopen(writer.pipe) as lines:
             for line in lines:
                 number, held = json.loads(line)
@@ -154,17 +159,11 @@ class Trial:
 def write_versions(root: Path, generation: int, pipe: int) -> None:
     store, chance = Store(root), random.Random(generation)
     while True:
-        with store.locked(wait=60.0) if root.exists() else store_made(store):
+        with store.locked(wait=60.0):
             if not store.exists:
                 store.create(SETTINGS)
             version, held = publish_next(store, generation, chance)
             os.write(pipe, f"{json.dumps([version.number, held])}\n".encode())
-
-
-def store_made(store: Store):  # type: ignore[no-untyped-def]
-    """The lock of a ledger whose directory does not exist yet."""
-    store.root.mkdir(exist_ok=True)
-    return store.locked(wait=60.0)
 
 
 def publish_next(store: Store, generation: int, chance: random.Random) -> tuple[Version, dict[str, str]]:
