@@ -12,6 +12,7 @@ by the writers as well.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -143,8 +144,10 @@ class Trial:
         self.counts["published_but_not_acknowledged"] += len(set(store.numbers()[1:]) - self.expected.keys())
         self.counts["aside"] += len(report.aside)
         for number, held in self.expected.items():
-            version = store.version(number)
-            facts = {fact.id: fact.target for fact in store.texts(version).of(version.held)}
+            facts = {}
+            with contextlib.suppress(MemlawError):
+                version = store.version(number)
+                facts = {fact.id: fact.target for fact in store.texts(version).of(version.held)}
             self.counts["lost_facts"] += len(held.items() - facts.items())
         for number in store.lineage()[1:]:
             version = store.version(number)

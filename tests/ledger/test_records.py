@@ -50,6 +50,15 @@ def test_values_of_another_version_are_refused(change):
         from_dict(type(held_by(some_facts("a"), 1)[0]), body | change)
 
 
+def test_unknown_fields_are_refused_in_every_record():
+    facts = held_by(some_facts("a"), 3)
+    old = drop(facts[0], 4, log_p=-20.5, log_p_base=-30.25)
+    for record in (SETTINGS, facts[0], old, Change(), Effort(9, 70, 0.5, 2.0, None), Room(100.0, 50.0, None)):
+        assert from_dict(type(record), to_dict(record)) == record
+        with pytest.raises(ValidationError, match="later"):
+            from_dict(type(record), to_dict(record) | {"later": 1})
+
+
 @given(st.text(), st.text(), st.text())
 def test_hashes_are_equal_only_for_equal_texts_under_the_same_key(prompt, other, target):
     assert (prompt_hash(prompt, KEY) == prompt_hash(other, KEY)) == (prompt == other)
