@@ -303,13 +303,13 @@ def test_a_damaged_file_is_named_with_a_way_out_and_nothing_is_written(store, na
     assert snapshot(store.root) == before
 
 
-def test_every_single_flipped_bit_of_head_and_of_a_manifest_is_noticed(tmp_path):
+def test_a_flipped_bit_in_any_byte_of_head_or_of_a_manifest_is_noticed(tmp_path):
     store = a_ledger(tmp_path / "KB")
     for path in (store.root / "HEAD", store.folder(0) / "manifest.json"):
         good = path.read_bytes()
-        for bit in range(8 * len(good)):
+        for place in range(len(good)):
             bad = bytearray(good)
-            bad[bit // 8] ^= 1 << bit % 8
+            bad[place] ^= 1 << place % 8
             path.write_bytes(bad)
             with pytest.raises(LedgerError):
                 store.head()
@@ -357,6 +357,7 @@ def test_numbers_are_never_used_twice_even_if_a_folder_is_gone(store):
 # kills and failing disks
 
 
+@pytest.mark.slow
 def test_an_update_killed_at_any_call_leaves_the_version_before_or_the_new_one(tmp_path):
     assert killed_at_every_call(tmp_path, make, publish, check_published) > 40
 
@@ -365,10 +366,12 @@ def test_a_rollback_killed_at_any_call_leaves_either_version(tmp_path):
     assert killed_at_every_call(tmp_path, make_two, go_back, check_moved) > 10
 
 
+@pytest.mark.slow
 def test_a_creation_killed_at_any_call_is_done_or_can_be_repeated(tmp_path):
     assert killed_at_every_call(tmp_path, nothing, a_ledger, check_created) > 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_an_update_that_fails_at_any_call_says_so_and_loses_nothing(tmp_path, code):
     for number in itertools.count():

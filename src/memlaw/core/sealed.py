@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from memlaw.core.canonical import canonical_json, digest
-from memlaw.core.errors import ConfigError
+from memlaw.core.errors import ConfigError, MemlawError
 
 UNKNOWN_FIELDS = (KeyError, TypeError, ConfigError, ValidationError)
 """What reading an intact body raises if another version of memlaw wrote it."""
@@ -65,10 +65,12 @@ class Inspection:
         """What `parse` makes of a file; None if it has a fault, which is then in one of the lists."""
         try:
             return parse(path.read_bytes())
-        except OSError as error:
-            self.unreadable.append(self.fault(path, error.strerror or str(error)))
         except UNKNOWN_FIELDS:
             self.unreadable.append(self.fault(path, "it has fields or values of another version of memlaw"))
+        except MemlawError:  # what `parse` has to say to the user
+            raise
+        except OSError as error:
+            self.unreadable.append(self.fault(path, error.strerror or str(error)))
         except ValueError as error:
             self.damaged.append(self.fault(path, str(error)))
         return None

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, with_config
+from pydantic import ConfigDict, TypeAdapter
 
 from memlaw.core.canonical import canonical_json
 from memlaw.core.config import Number, TrainConfig, Whole
@@ -33,6 +33,9 @@ Pair = tuple[str, str]
 T = TypeVar("T")
 
 _NO_OTHER_FIELDS = ConfigDict(extra="forbid")
+
+_DESCRIBED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+"""The string under a field becomes its description in the schema of a document."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ class Effort:
 class Room:
     """How many more target tokens like the stored ones fit, with a 95% interval."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _NO_OTHER_FIELDS
+    __pydantic_config__: ClassVar[ConfigDict] = _DESCRIBED
 
     tokens: Number
     low: Number
@@ -203,6 +206,8 @@ class Audit:
 @dataclass(frozen=True)
 class Status:
     """A ledger in a few numbers: what `memlaw ledger status` prints."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _DESCRIBED
 
     version: int
     facts: int
@@ -275,7 +280,3 @@ def _reader(kind: Any) -> TypeAdapter[Any]:
 
 def _hash(text: str, key: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, key=bytes.fromhex(key)).hexdigest()
-
-
-for _kind in (Status, Room):
-    with_config(use_attribute_docstrings=True)(_kind)  # the string under a field becomes its description in the schema
