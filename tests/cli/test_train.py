@@ -30,6 +30,7 @@ def test_train_and_recall_make_it_stick_and_certify_it(run: Run, model: Path, fa
     assert trained.err == ""
     document = trained.document
     assert {"adapter", "steps", "seconds", "recalled", "loss_init", "loss_final"} <= document.keys()
+    assert document["tokens_forwarded"] > document["steps"]
     assert (document["adapter"], document["recalled"]) == (str(out), True)
     assert document["loss_final"] < 0.6 < 6 < document["loss_init"]
 
@@ -124,6 +125,7 @@ def test_the_default_margin_is_the_one_for_the_precision_of_recall(
         ("--rank 2 --margin 0.7", "Setting margin is 0.7"),
         ("--rank 2 --seed -1", "Setting seed is -1: choose a whole number from 0 to 4294967295"),
         ("--rank 2 --method dft", "Invalid value for '--method': Value error, 'dft' is not one of 'sft', 'ot'"),
+        ("--rank 2 --optimizer moun", "'moun' is not one of 'adamw', 'muon'"),
         ("--rank 2 --until never", "'never' is not one of 'budget', 'recalled'"),
         ("--rank 2 --on-conflict merge", "'merge' is not one of 'error', 'first', 'last'"),
         ("--rank 2 --preset quick", "Unknown preset 'quick'; known: default, adamw, paper"),

@@ -26,6 +26,11 @@ RUNS = {
         (2, replace(PLAIN, method="ot", until="recalled", schedule="share", learning_rate=5e-2, average=2)),
         (2, PLAIN),
     ],
+    "muon": [
+        (1, replace(PLAIN, method="ot", optimizer="muon", until="recalled", schedule="share", average=8, anneal=0.25)),
+        (4, replace(PLAIN, method="ot", optimizer="muon", rule="fallback", seed=5)),
+        (2, replace(PLAIN, optimizer="muon", learning_rate=1e38, clip=0.0)),
+    ],
     "dropout": [(3, replace(PLAIN, dropout=0.1)), (2, replace(PLAIN, dropout=0.5, seed=3))],
     "diverging": [(2, replace(PLAIN, learning_rate=1e38, clip=0.0)), (2, PLAIN)],
 }

@@ -21,12 +21,12 @@ import pytest
 import torch
 
 from helpers import cuts, tiny
-from helpers.interrupted import FACTS, RUNS, InterruptedTrainingError, train
+from helpers.interrupted import FACTS, PLAIN, RUNS, InterruptedTrainingError, stop_at, train
 from helpers.paths import FIXTURES
 from helpers.runs import runs_at
 from memlaw.adapter.on_model import placement_on
 from memlaw.core import files
-from memlaw.core.config import TrainConfig
+from memlaw.core.config import Optimizer, TrainConfig
 from memlaw.core.errors import ConfigError
 from memlaw.core.facts import EncodedFact
 from memlaw.model.base import load
@@ -36,10 +36,12 @@ from memlaw.training.result import Trained
 from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
+SAME = ("rank", "config", "status", "steps", "tokens_forwarded", "loss_init", "loss_final", "recalled", "message")
+
 
 def assert_same(found: list[Trained], expected: list[Trained]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
-        for name in ("rank", "config", "status", "steps", "loss_init", "loss_final", "recalled", "message"):
+        for name in SAME:
             assert getattr(ours, name) == getattr(theirs, name)
         for a, b in zip(ours.stack.tensors, theirs.stack.tensors, strict=True):
             assert torch.equal(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
@@ -168,6 +170,19 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         train("ot", path)
     with pytest.raises(ConfigError, match="is the checkpoint of another training"):
         train("sft", path, seed=5)
+
+
+@pytest.mark.parametrize(("first", "then"), [("adamw", "muon"), ("muon", "adamw")])
+def test_the_state_of_another_optimizer_is_refused(first: Optimizer, then: Optimizer, tmp_path: Path) -> None:
+    base = tiny.base()
+    path, where = tmp_path / "checkpoint", placement_on(None, base.model)
+    runs = {name: [Run(2, where, replace(PLAIN, optimizer=name))] for name in (first, then)}
+    with pytest.raises(InterruptedTrainingError):
+        train_stack(base, FACTS, runs[first], checkpoint=Checkpoint(path, minutes=0), on_step=stop_at(5))
+    with pytest.raises(ConfigError, match=r"is the checkpoint of another training: .* the settings, .* Repeat the"):
+        train_stack(base, FACTS, runs[then], checkpoint=Checkpoint(path))
+    (resumed,) = train_stack(base, FACTS, runs[first], checkpoint=Checkpoint(path))
+    assert_same([resumed], train_stack(base, FACTS, runs[first]))
 
 
 def test_an_intact_checkpoint_of_another_version_is_refused_and_stays(tmp_path: Path) -> None:

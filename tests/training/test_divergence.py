@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,8 +47,11 @@ def mean_loss(trained: Trained) -> float:
         return float(torch.cat([reference.nll_of(model, fact) for fact in known_facts()]).mean())
 
 
-def test_a_loss_that_stays_above_its_start_is_divergence_and_ends_the_run_early() -> None:
-    (wild,) = train(FAR_TOO_HIGH)
+@pytest.mark.parametrize(
+    "changes", [{}, {"optimizer": "muon"}, {"optimizer": "muon", "schedule": "share", "average": 8, "anneal": 0.25}]
+)
+def test_a_loss_that_stays_above_its_start_is_divergence_and_ends_the_run_early(changes: dict[str, Any]) -> None:
+    (wild,) = train(replace(FAR_TOO_HIGH, **changes))
     assert (wild.status, wild.loss_final, wild.recalled) == ("diverged", None, False)
     assert PATIENCE <= wild.steps < FAR_TOO_HIGH.steps
     after = mean_loss(wild)

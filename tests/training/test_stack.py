@@ -296,6 +296,38 @@ def test_a_budget_run_takes_exactly_its_steps_even_if_all_is_recalled() -> None:
     assert result.steps == 150
 
 
+def test_tokens_forwarded_are_those_of_the_rows_of_every_step() -> None:
+    base = tiny.base()
+    config = replace(SHORT, batch_size=2, steps=7)
+    orders = row_order(len(FACTS), config)
+    rows = torch.cat([next(orders) for _ in range(7)]).tolist()
+    once = sum(len(FACTS[row].ids) for row in rows)
+    other = replace(config, method="ot", seed=1, steps=3)
+    (ours, shorter) = train(base, [(2, config), (3, other)])
+    assert ours.tokens_forwarded == once
+    assert shorter.tokens_forwarded == train(base, [(3, other)])[0].tokens_forwarded
+
+
+def test_a_fallback_forwards_the_rows_of_its_step_twice() -> None:
+    base = tiny.base()
+    zero = TrainConfig(method="ot", steps=80, learning_rate=2e-2, schedule="constant")
+    stopped, went_on = train(base, [(8, zero), (8, replace(zero, rule="fallback"))])
+    all_rows = sum(len(fact.ids) for fact in FACTS)
+    assert stopped.tokens_forwarded == 80 * all_rows
+    (until,) = train(base, [(8, replace(zero, until="recalled"))])
+    after = 80 - until.steps
+    assert 80 * all_rows < went_on.tokens_forwarded <= (80 + after) * all_rows
+
+
+def test_tokens_forwarded_count_the_checks_of_all_rows_too() -> None:
+    """`recalled` is confirmed at a step that is then not taken: its rows and the check come on top."""
+    config = TrainConfig(method="ot", until="recalled", steps=80, learning_rate=2e-2, schedule="constant")
+    (ended,) = train(tiny.base(), [(8, config)])
+    assert ended.recalled
+    assert ended.steps < 80
+    assert ended.tokens_forwarded == (ended.steps + 2) * sum(len(fact.ids) for fact in FACTS)
+
+
 def test_a_diverging_run_leaves_the_stack_and_the_others_finish_as_if_alone() -> None:
     base = tiny.base()
     wild = replace(SHORT, learning_rate=1e38, clip=0.0)

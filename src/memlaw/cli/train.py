@@ -163,6 +163,7 @@ def train(
     document = {
         "adapter": str(out),
         "steps": trained.steps,
+        "tokens_forwarded": trained.tokens_forwarded,
         "seconds": round(trained.seconds, 3),
         "recalled": trained.recalled,
         "other_text": list(trained.other_text),

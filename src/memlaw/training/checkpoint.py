@@ -51,6 +51,7 @@ class _StateNumbers:
     """Empty in the checkpoints of older versions."""
     fewest: tuple[Fewest, ...] = ()
     halvings: tuple[float, ...] = ()
+    forwarded: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ def _numbers(engine: Engine, snapshot: Snapshot) -> _Numbers:
                 risen_for=state.risen_for,
                 fewest=state.fewest,
                 halvings=state.halvings,
+                forwarded=state.forwarded,
             )
             for state in snapshot.states
         ),
@@ -257,6 +259,7 @@ class _SavedTensors:
             risen_for=numbers.risen_for,
             fewest=numbers.fewest,
             halvings=numbers.halvings,
+            forwarded=numbers.forwarded,
         )
 
     def result(self, number: int, ending: Ending) -> Trained:

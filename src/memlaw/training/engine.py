@@ -139,7 +139,9 @@ class Engine:
         Each adapter's loss is the mean over the weighted tokens of its whole step (`losses.weighted_mean`): parts of a
         step are summed and divided at the end.
         """
-        rows = torch.stack([self._orders[run].rows_of(state.step) for run in state.runs]).to(self.device)
+        chosen = torch.stack([self._orders[run].rows_of(state.step) for run in state.runs])
+        forwarded = self.rows.lengths[chosen].sum(dim=1)
+        rows = chosen.to(self.device)
         parts = self._parts(rows, state.rows_at_once or rows.shape[1])
         windows: list[WindowPass] = []
         sums = self._summed(state, parts, lambda batch, hidden: self._by_method(state, batch, hidden, windows))
@@ -148,6 +150,7 @@ class Engine:
             again = self._summed(state, parts, lambda batch, _hidden: _all_tokens_of(back, batch))
             sums.gradients = [a + b for a, b in zip(sums.gradients, again.gradients, strict=True)]
             sums.weight = sums.weight + again.weight
+            forwarded = forwarded * (1 + back.cpu().long())
         settings = state.settings
         following = settings.until_recalled | settings.by_share | (settings.anneal > 0) | (settings.protect > 0)
         gradients = [gradient / (sums.weight + EPS).view(-1, 1, 1) for gradient in sums.gradients]
@@ -156,6 +159,7 @@ class Engine:
             loss=sums.nll / sums.tokens,
             ordered=sums.ordered,
             tokens=sums.tokens,
+            forwarded=forwarded,
             latest=with_losses(state.latest, sums.parts) if following.any() else state.latest,
             windows=windows,
         )

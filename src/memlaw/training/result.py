@@ -55,6 +55,8 @@ class Ending:
     """Whether every target token ended with nll < ln 2 - margin; what `train_adapter` returns also says whether the
     tokens decode to the targets (`other_text`)."""
     message: str = ""
+    tokens_forwarded: int = 0
+    """Tokens that steps, and checks of all rows between them, put through the model: prompts included, padding not."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -27,6 +27,8 @@ class Rows:
     """[rows, tokens]"""
     mask: Tensor
     """[rows, tokens] bool, False in padding."""
+    lengths: Tensor
+    """[rows], prompt and target; on the CPU, where steps choose their rows."""
 
     @classmethod
     def from_facts(cls, facts: Sequence[EncodedFact], device: str) -> Rows:
@@ -39,10 +41,16 @@ class Rows:
             predictor[row, : fact.length] = torch.arange(fact.length) + fact.prompt_length - 1
             target[row, : fact.length] = torch.tensor(fact.target)
             mask[row, : fact.length] = True
-        return cls(*(tensor.to(device) for tensor in (ids, predictor, target, mask)))
+        lengths = torch.tensor([len(fact.ids) for fact in facts])
+        return cls(ids.to(device), predictor.to(device), target.to(device), mask.to(device), lengths)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def all_tokens(self) -> int:
+        """Tokens of all rows, prompts included."""
+        return int(self.lengths.sum())
 
 
 @dataclass(frozen=True, eq=False)

@@ -115,6 +115,7 @@ class _Training:
             return _without(state, out_of_steps)
         step = self.engine.step(state)
         state.latest = step.latest
+        state.count_forwarded(range(len(state)), step.forwarded.tolist())
         diverged, ended = self._leaving(state, step)
         self._end(state, ended)
         self._end(state, diverged, diverged=True)
@@ -151,17 +152,20 @@ class _Training:
         averaged: list[int] = []
         if state.average is not None and state.step % CHECK_EVERY == 0:
             likely = _true_places((left <= NEAR) & (settings.average > 0))
-            averaged = self._ordered(likely, state, self._evaluated(state.average, likely))
+            averaged = self._ordered(likely, state, self._evaluated(state, state.average, likely))
         likely = [k for k in _true_places(left == 0) if k not in averaged]
         if likely:
-            state.latest[likely] = self._evaluated(state.stack, likely).to(state.latest.dtype)
+            state.latest[likely] = self._evaluated(state, state.stack, likely).to(state.latest.dtype)
         latest = self._ordered(likely, state, state.latest[likely])
         state.keep_latest(latest)
         return sorted([*averaged, *latest])
 
-    def _evaluated(self, stack: AdapterStack, places: Sequence[int]) -> Tensor:
-        """nll [places, rows, tokens] of the adapters at `places`."""
-        return self.engine.evaluate(stack.select(places)) if places else stack.scale.new_empty(0)
+    def _evaluated(self, state: State, stack: AdapterStack, places: Sequence[int]) -> Tensor:
+        """nll [places, rows, tokens] of the adapters at `places`, by the weights in `stack`."""
+        if not places:
+            return stack.scale.new_empty(0)
+        state.count_forwarded(places, [self.engine.rows.all_tokens] * len(places))
+        return self.engine.evaluate(stack.select(places))
 
     def _ordered(self, places: Sequence[int], state: State, nll: Tensor) -> list[int]:
         """Those of `places` that have every token ordered according to `nll` [places, rows, tokens]."""
@@ -175,7 +179,7 @@ class _Training:
         likely = out_of_patience(risen_for, state.configs)
         if not likely:
             return []
-        means = self.engine.mean(self.engine.evaluate(state.stack.select(likely))).tolist()
+        means = self.engine.mean(self._evaluated(state, state.stack, likely)).tolist()
         return [k for k, mean in zip(likely, means, strict=True) if is_risen(mean, self.loss_init)]
 
     def _end(self, state: State, places: Sequence[int], *, diverged: bool = False) -> None:
@@ -201,6 +205,7 @@ class _Training:
                 recalled=finished and recalled,
                 stack=alone,
                 message=message,
+                tokens_forwarded=state.forwarded[k],
             )
 
     def _smaller(self, state: State) -> list[State]:

@@ -37,11 +37,14 @@ class State:
     """For each adapter, the fewest tokens it had left (`training.stalling`)."""
     halvings: tuple[float, ...] = ()
     """For each adapter, how often the weight of its protection has halved."""
+    forwarded: tuple[int, ...] = ()
+    """For each adapter, the tokens of rows that its steps and checks have put through the model."""
 
     def __post_init__(self) -> None:
         self.risen_for = self.risen_for or (0,) * len(self.runs)
         self.fewest = self.fewest or (Fewest(),) * len(self.runs)
         self.halvings = self.halvings or (0.0,) * len(self.runs)
+        self.forwarded = self.forwarded or (0,) * len(self.runs)
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -54,6 +57,13 @@ class State:
     def lasting(self) -> AdapterStack:
         """The adapters as they would be if training ended now."""
         return self.average or self.stack
+
+    def count_forwarded(self, places: Sequence[int], tokens: Sequence[int]) -> None:
+        """Add `tokens` to what the adapters at `places` have put through the model."""
+        counts = list(self.forwarded)
+        for place, count in zip(places, tokens, strict=True):
+            counts[place] += count
+        self.forwarded = tuple(counts)
 
     def keep_latest(self, places: Sequence[int]) -> None:
         """Make the latest weights of the adapters at `places` the lasting ones."""
@@ -76,4 +86,5 @@ class State:
             risen_for=tuple(self.risen_for[k] for k in keep),
             fewest=tuple(self.fewest[k] for k in keep),
             halvings=tuple(self.halvings[k] for k in keep),
+            forwarded=tuple(self.forwarded[k] for k in keep),
         )

@@ -32,6 +32,8 @@ class Step:
     """[K], how many of them have p > 1/2."""
     tokens: Tensor
     """[K], how many target tokens the step has."""
+    forwarded: Tensor
+    """[K] on the CPU, how many tokens went through the model for them, prompts included."""
     latest: Tensor
     """[K, rows, tokens]: `State.latest` with the losses of this step, if an adapter's settings follow them."""
     windows: list[WindowPass]
@@ -51,6 +53,7 @@ class Step:
             loss=self.loss[index],
             ordered=self.ordered[index],
             tokens=self.tokens[index],
+            forwarded=self.forwarded[index],
             latest=self.latest[index],
             windows=self.windows,
         )
