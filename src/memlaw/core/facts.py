@@ -62,6 +62,9 @@ class EncodedFact:
     text: str | None = field(default=None, repr=False)
     """What the target's tokens must spell after the prompt, the token that ends it aside: the fact's target, and what a
     template writes between it and its end. None for a target made of tokens."""
+    floor: tuple[float, ...] = ()
+    """For a target that must *not* come back: nats that the loss of each of its tokens must reach, such as that of the
+    base alone. Empty for a fact to recall."""
 
     @property
     def target(self) -> tuple[int, ...]:

@@ -54,6 +54,7 @@ class Engine:
         self.compiled = execution.compiled
         self.dtype = "float64" if base.dtype == "float64" else "float32"
         self.rows = Rows.from_facts(facts, base.device)
+        self.forgets = bool(self.rows.unwanted.any())
         self.head = frozen_head(base.model)
         self.suffix = Suffix.of_rows(base, self.sites, self.rows.ids, execution)
         self.neutral = self._neutral(base)
@@ -129,9 +130,13 @@ class Engine:
             configs=tuple(run.config for run in self.runs),
             stack=stack,
             optimizer=OPTIMIZERS[self.runs[0].config.optimizer](stack.tensors, stack.ranks),
-            latest=torch.full((len(self.runs), *self.rows.mask.shape), torch.inf, device=self.device),
+            latest=self._unknown().expand(len(self.runs), -1, -1).clone(),
             average=stack.select(range(len(stack))) if self.averages else None,
         )
+
+    def _unknown(self) -> Tensor:
+        """[rows, tokens] losses before any step has seen them: as far from where they should be as can be."""
+        return torch.where(self.rows.unwanted, -torch.inf, torch.inf).to(self.device)
 
     def step(self, state: State) -> Step:
         """The next step of all adapters. Nothing changes, so it may be computed again after running out of memory.
@@ -156,7 +161,7 @@ class Engine:
         gradients = [gradient / (sums.weight + EPS).view(-1, 1, 1) for gradient in sums.gradients]
         return Step(
             gradients=self._protected(state, gradients),
-            loss=sums.nll / sums.tokens,
+            loss=sums.nll / sums.tokens.clamp(min=1),  # a step may see nothing but what is to be forgotten
             ordered=sums.ordered,
             tokens=sums.tokens,
             forwarded=forwarded,
@@ -195,6 +200,7 @@ class Engine:
         settings = state.settings
         critical = settings.training_limit(self.left(state.latest, settings.limit))
         every, limit, windowed = (t[batch.owners] for t in (settings.every, critical, settings.windowed))
+        floor = batch.floor if self.forgets else None
         window: Weigh | None = None
         if windowed.any():
             slots = torch.tensor(state.runs, device=self.device)[batch.owners] * len(self.rows) + batch.samples
@@ -203,7 +209,9 @@ class Engine:
 
         def in_order(nll: Tensor, hit: Tensor, part: slice) -> Tensor:
             weights = pointwise_weights(nll, every=every[part], critical=limit[part])
-            return weights if window is None else torch.where(windowed[part], window(nll, hit, part), weights)
+            if window is not None:
+                weights = torch.where(windowed[part], window(nll, hit, part), weights)
+            return weights if floor is None else unwanted_weights(weights, nll, floor[part])
 
         if not (settings.position.any() or settings.focus.any()):
             return in_order
@@ -256,16 +264,19 @@ class Engine:
         return batch.padded(token_scores(self.head, hidden, batch.targets)[0])
 
     def mean(self, nll: Tensor) -> Tensor:
-        """Mean over target tokens: [K, rows, tokens] -> [K], summed in float64."""
-        return nll[:, self.rows.mask].double().mean(dim=1)
+        """Mean over the target tokens to recall: [K, rows, tokens] -> [K], summed in float64."""
+        return nll[:, self.rows.wanted].double().mean(dim=1)
 
     def left(self, nll: Tensor, limit: Tensor) -> Tensor:
-        """Share of the target tokens that are not below `limit` [K] nats: [K, rows, tokens] -> [K]."""
-        above = ~(nll < limit.view(-1, 1, 1)) & self.rows.mask  # not picked out by the mask: a GPU would wait for that
-        return above.flatten(1).sum(dim=1).double() / self.rows.mask.sum()
+        """Share of the target tokens that are not below `limit` [K] nats, or, of those that must not come back, below
+        their floor: [K, rows, tokens] -> [K]."""
+        there = ~(nll < limit.view(-1, 1, 1)) & self.rows.mask  # not picked out by the mask: a GPU would wait for that
+        if self.forgets:
+            there = torch.where(self.rows.unwanted, nll < self.rows.floor, there)
+        return there.flatten(1).sum(dim=1).double() / self.rows.mask.sum()
 
     def all_ordered(self, nll: Tensor, limit: Tensor) -> Tensor:
-        """Whether all target tokens are below `limit` [K] nats: [K, rows, tokens] -> [K] bool."""
+        """Whether all target tokens are where they should be (`left`): [K, rows, tokens] -> [K] bool."""
         return self.left(nll, limit) == 0
 
 
@@ -279,6 +290,15 @@ def bytes_per_token(base: Base, fact: EncodedFact, placement: Placement, rank: i
         with counting_saved([*base.model.parameters(), *base.model.buffers()]) as saved:
             engine.step(engine.start())
     return 2 * saved() / fact.length
+
+
+def unwanted_weights(weights: Tensor, nll: Tensor, floor: Tensor) -> Tensor:
+    """`weights` [n], but of tokens with a floor -1 below it and 0 above: the mirror image of the threshold loss.
+
+    A negative weight raises the loss of a token. It gets none once the loss has reached the floor, so that nothing is
+    forgotten beyond that.
+    """
+    return torch.where(floor > -torch.inf, -(nll < floor).to(weights.dtype), weights)
 
 
 def _all_tokens_of(chosen: Tensor, batch: Batch) -> Weigh:

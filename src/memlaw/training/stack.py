@@ -91,7 +91,7 @@ class _Training:
         self.started = time.monotonic()
 
     def run(self) -> list[Trained]:
-        self.loss_init = float(self.engine.mean(self.engine.evaluate(None))[0])
+        self._look()
         self._resume()
         while self.waiting:
             state = self.waiting.pop()
@@ -103,6 +103,16 @@ class _Training:
                 self.waiting += self._smaller(state)
             self._save()
         return [self.results[run] for run in range(len(self.engine.runs))]
+
+    def _look(self) -> None:
+        """Evaluate everything before the first step. What the adapters that training goes on from hold is known then."""
+        (state,) = self.waiting
+        going_on = any(run.start is not None for run in self.engine.runs)
+        nll = self.engine.evaluate(state.stack if going_on else None)
+        self.loss_init = float(self.engine.mean(nll).max())
+        if going_on:
+            state.latest = nll.to(state.latest.dtype)
+            state.count_forwarded(range(len(state)), [self.engine.rows.all_tokens] * len(state))
 
     def _after_step(self, state: State) -> list[State]:
         """The state after one more step, without the adapters that have ended; empty if all have.

@@ -97,10 +97,11 @@ class StepSums:
         self.gradients = list(gradients) if first else [a + b for a, b in zip(self.gradients, gradients, strict=True)]
 
     def add_losses(self, batch: Batch, scored: HeadPass) -> None:
-        self.weight = self.weight + batch.summed(scored.weights)
-        self.nll = self.nll + batch.summed(scored.nll)
-        self.ordered = self.ordered + batch.summed((scored.nll < LN2).to(scored.nll.dtype))
-        self.tokens = self.tokens + batch.mask.flatten(1).sum(dim=1)
+        wanted = (batch.floor == -torch.inf).to(scored.nll)
+        self.weight = self.weight + batch.summed(scored.weights.abs())
+        self.nll = self.nll + batch.summed(scored.nll * wanted)
+        self.ordered = self.ordered + batch.summed((scored.nll < LN2) * wanted)
+        self.tokens = self.tokens + batch.summed(wanted)
         self.parts.append((batch, scored.nll))
 
 
