@@ -149,6 +149,7 @@ class Trial:
                 version = store.version(number)
                 facts = {fact.id: fact.target for fact in store.texts(version).of(version.held)}
             self.counts["lost_facts"] += len(held.items() - facts.items())
+        self.counts["lost_facts"] += len(self.expected.keys() - set(store.lineage()))
         for number in store.lineage()[1:]:
             version = store.version(number)
             before = {fact.id for fact in store.version(version.parent or 0).held}

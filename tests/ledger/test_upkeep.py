@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,19 @@ def test_an_export_overwrites_nothing_but_adapters(store, tmp_path):
         export(store, tmp_path / "file")
     with pytest.raises(LedgerError, match="Version 0 holds no facts and so has no adapter"):
         export(store, tmp_path / "out", 0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_changes_while_it_is_copied_is_not_exported(store, tmp_path, monkeypatch):
+    copy = shutil.copytree
+
+    def disturbed(source, target, **options):
+        copy(source, target, **options)
+        (target / "adapter_model.safetensors").write_bytes(b"half")
+
+    monkeypatch.setattr(shutil, "copytree", disturbed)
+    with pytest.raises(LedgerError, match="The adapter of version 2 changed while it was copied"):
+        export(store, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -197,16 +197,14 @@ class Store:
     def texts(self, version: Version, originals: Sequence[Fact] = ()) -> Texts:
         """The texts of everything that a version holds or has retracted, from the files of the versions `since`.
 
-        `originals` are facts that a user gives again; only those that the version knows count.
+        `originals` are facts that a user gives again; those that the version does not know do no harm.
         """
         settings = self.settings()
-        records: list[Held | Retracted] = [*version.held, *version.retracted]
         given = {pair_of(fact, settings.key): fact for fact in originals}
         if settings.texts:
-            for number in sorted({record.since for record in records}):
+            for number in {*(fact.since for fact in version.held), *(old.since for old in version.retracted)}:
                 given |= self._texts_of(number)
-        known = {record.pair: given[record.pair] for record in records if record.pair in given}
-        return Texts(known, self.root / VERSIONS if settings.texts else None)
+        return Texts(given, self.root / VERSIONS if settings.texts else None)
 
     def audit(self, number: int) -> Audit | None:
         """The latest audit of a version; None if there is none."""
@@ -258,7 +256,7 @@ class Store:
 
     def next_number(self) -> int:
         """The number of the next version: one more than the highest ever published, so none is used twice."""
-        return max(*self.numbers(), self.head_entry()[0]) + 1
+        return max((*self.numbers(), self.head_entry()[0])) + 1
 
     def publish(
         self, version: Version, *, adapter: Callable[[Path], object] | None, texts: Sequence[Fact] = ()
