@@ -141,6 +141,10 @@ class Effort:
     loss_init: Number | None
     """Mean loss of the trained target tokens before the first step, nats; None if nothing was trained."""
     loss_final: Number | None
+    learning_rate: Number = 0.0
+    """Of the first step; later updates take the same."""
+    protection: Number = 0.0
+    """Weight of protection at the end, from which the next update goes on."""
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,7 @@ class _Training:
                 stack=alone,
                 message=message,
                 tokens_forwarded=state.forwarded[k],
+                protection=run.config.protect * 2.0 ** -state.halvings[k],
             )
 
     def _smaller(self, state: State) -> list[State]:

@@ -1,0 +1,85 @@
+"""Measuring a version on its base: what comes back, what must not, and what it costs the model elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from memlaw.core.errors import LedgerError
+from memlaw.core.facts import EncodedFact, Fact, MemorySet
+from memlaw.core.recall import RecordRecall
+from memlaw.data import encode
+from memlaw.diagnosis.measure import measure
+from memlaw.diagnosis.side_effects import Alone, alone, side_effects, yardstick
+from memlaw.diagnosis.teacher_forced import teacher_forced
+from memlaw.ledger.gate import Measured
+from memlaw.ledger.records import Settings
+from memlaw.ledger.unwanted import Gone
+from memlaw.model.base import Base
+from memlaw.model.parts import frozen
+from memlaw.model.tokenizer import tokenizer_fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What a version is measured with, and the base alone on it."""
+
+    wanted: tuple[EncodedFact, ...]
+    unwanted: tuple[EncodedFact, ...]
+    before: tuple[RecordRecall, ...]
+    """The base alone on `unwanted`."""
+    alone: Alone | None
+    """The base alone on neutral text; None if side effects are not measured, or there is nothing to recall."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one pass over everything to recall or to forget."""
+        return sum(len(fact.ids) for fact in (*self.wanted, *self.unwanted))
+
+
+def check_base(base: Base, settings: Settings) -> None:
+    """Raise LedgerError unless this is the base, and the tokenizer, that the ledger was made for."""
+    same = base.fingerprint == settings.base
+    if same and tokenizer_fingerprint(base.tokenizer) == settings.tokenizer:
+        return
+    what = "tokenizer" if same else "base model"
+    raise LedgerError(
+        f"The ledger was made for another {what}: its adapters belong to {settings.model}, and {base.name} is not the "
+        f"same. Nothing was changed. Give the model it was made for, or make a new ledger for {base.name}."
+    )
+
+
+def bench(base: Base, wanted: Sequence[Fact], unwanted: Sequence[Fact], eos: bool, *, harm: bool) -> Bench:
+    """Encode the facts, and run the base alone, to which nothing may be attached. Raises DataError."""
+    stored, dropped = (_encoded(base, facts, eos) for facts in (wanted, unwanted))
+    before = measure(base, dropped, decode=True).items if dropped else ()
+    asked = MemorySet(tuple(wanted), eos, "the ledger")
+    return Bench(stored, dropped, before, alone(base, yardstick(base, asked)) if harm and wanted else None)
+
+
+def losses_alone(base: Base, facts: Sequence[EncodedFact]) -> list[tuple[float, ...]]:
+    """The losses of the target tokens under the base alone, nats."""
+    with frozen(base.model), torch.no_grad():
+        return [tokens.nll for tokens in teacher_forced(base, facts)]
+
+
+def measured(base: Base, on: Bench, attached: Callable[[], AbstractContextManager[object]]) -> Measured:
+    """Everything the gate asks of an adapter, which `attached` adds to the base."""
+    with attached():
+        report = measure(base, on.wanted, decode=True) if on.wanted else None
+        after = measure(base, on.unwanted, decode=True).items if on.unwanted else ()
+        effects = None if on.alone is None else side_effects(base, on.alone)
+    gone = tuple(
+        Gone(now.id, now.log_p, then.log_p, bool(now.exact), bool(then.exact))
+        for now, then in zip(after, on.before, strict=True)
+    )
+    return Measured(report, gone, effects)
+
+
+def _encoded(base: Base, facts: Sequence[Fact], eos: bool) -> tuple[EncodedFact, ...]:
+    if not facts:
+        return ()
+    return encode(MemorySet(tuple(facts), eos, "the ledger"), base.tokenizer, context=base.context, stops=base.stops)
