@@ -14,7 +14,7 @@ from memlaw.adapter.peft import loaded, save
 from memlaw.core.canonical import to_dict
 from memlaw.core.config import UNTIL_RECALLED, Execution, TrainConfig
 from memlaw.core.errors import GateError, TrainError
-from memlaw.core.facts import Fact, MemorySet
+from memlaw.core.facts import Fact
 from memlaw.ledger.diff import Diff, difference
 from memlaw.ledger.gate import Measured, Terms, objections, verdict
 from memlaw.ledger.measured import Bench, bench, check_base, losses_alone, measured
@@ -56,29 +56,35 @@ class Watch:
     """Seconds to wait for another writer."""
 
 
-def create(
-    store: Store,
-    base: Base,
-    *,
-    rank: int,
-    placement: str | None = None,
-    config: TrainConfig = UNTIL_RECALLED,
-    eos: bool = True,
-    texts: bool = True,
-) -> Version:
-    """Make an empty ledger for adapters of `rank` at `placement` of this base. Raises LedgerError, AdapterError."""
-    where = placement_on(placement, base.model)
-    where.check_rank(rank)
+@dataclass(frozen=True)
+class NewLedger:
+    """What all versions of a new ledger share."""
+
+    rank: int
+    """Of the first version; an update may raise it."""
+    placement: str | None = None
+    """Where the adapter sits, such as "down_proj@4"; None: memlaw's default."""
+    config: TrainConfig = UNTIL_RECALLED
+    eos: bool = True
+    """Whether every target ends with end-of-sequence."""
+    texts: bool = True
+    """Whether prompts and targets are kept as text; without, updates ask for the originals that they need."""
+
+
+def create(store: Store, base: Base, new: NewLedger) -> Version:
+    """Make an empty ledger for adapters of this base. Raises LedgerError, AdapterError."""
+    where = placement_on(new.placement, base.model)
+    where.check_rank(new.rank)
     settings = Settings(
         model=base.name,
         base=base.fingerprint,
         tokenizer=tokenizer_fingerprint(base.tokenizer),
         placement=str(where),
-        rank=rank,
-        scale=config.factor(rank),
-        train=config,
-        eos=eos,
-        texts=texts,
+        rank=new.rank,
+        scale=new.config.factor(new.rank),
+        train=new.config,
+        eos=new.eos,
+        texts=new.texts,
         key=secrets.token_hex(32),
     )
     return store.create(settings)

@@ -49,7 +49,8 @@ class Rows:
             if fact.floor:
                 floor[row, : fact.length] = torch.tensor(fact.floor)
         lengths = torch.tensor([len(fact.ids) for fact in facts])
-        return cls(*(tensor.to(device) for tensor in (ids, predictor, target, mask, floor)), lengths)
+        ids, predictor, target, mask, floor = (t.to(device) for t in (ids, predictor, target, mask, floor))
+        return cls(ids, predictor, target, mask, floor, lengths)
 
     def __len__(self) -> int:
         return len(self.ids)

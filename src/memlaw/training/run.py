@@ -22,6 +22,6 @@ class Run:
     near_misses: tuple[EncodedFact, ...] = ()
     """Prompts that `rehearse` takes from; without any it does nothing."""
     start: AdapterStack | None = field(default=None, compare=False)
-    """The adapter to go on from, alone and at the sites of `placement`, of this rank or a smaller one; None: a new one."""
+    """The adapter to go on from, at the sites of `placement` and of this rank or a smaller one; None: a new one."""
     neutral: Tensor | None = field(default=None, compare=False)
     """[rows, time] ids of text that a protected adapter is to leave as it is; None: what the base writes itself."""

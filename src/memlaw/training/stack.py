@@ -105,7 +105,7 @@ class _Training:
         return [self.results[run] for run in range(len(self.engine.runs))]
 
     def _look(self) -> None:
-        """Evaluate everything before the first step. What the adapters that training goes on from hold is known then."""
+        """Evaluate everything before the first step: what an adapter to go on from holds is known then."""
         (state,) = self.waiting
         going_on = any(run.start is not None for run in self.engine.runs)
         nll = self.engine.evaluate(state.stack if going_on else None)
