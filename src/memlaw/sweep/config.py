@@ -54,7 +54,7 @@ class ProbeConfig(Recipe):
     placement: str | None = None
     """Where the adapters sit; None: the model's default placement."""
     steps: Count = 300
-    """Optimizer steps of each cell. Of Muon, 200 store what 600 of AdamW do, and 300 what 1,000 do."""
+    """Optimizer steps of each cell. 200 of Muon store as much as 600 of AdamW; of records, at ranks 1 and 2, less."""
     optimizer: Optimizer = "muon"
     """muon: the momentum of A and of B with its singular values made alike (Newton-Schulz); adamw, as in the paper."""
     learning_rate: Rate = 0.1
