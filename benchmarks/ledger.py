@@ -4,10 +4,10 @@
     OMP_NUM_THREADS=1 python benchmarks/ledger.py [--model M] [--kind icao|icd|oui|phones] [--updates 20] [--records 50]
         [--rank 64] [--placement P] [--seed 0] [--ways ledger,scratch,naive]
 
-Each update adds records, changes a tenth and retracts a twentieth of those held. One line for each update and way: facts
-held and verbatim, retracted targets that come back, harm in nats a token, steps, tokens forwarded and processor time.
-`ledger` goes on from the last adapter; `scratch` trains a new adapter on all facts of the moment; `naive` goes on from its
-last adapter with the new and changed facts alone.
+Each update adds records, changes a tenth and retracts a twentieth of those held. One line for each update and way:
+facts held and verbatim, retracted targets that come back, harm in nats a token, steps, tokens forwarded and processor
+time. `ledger` goes on from the last adapter; `scratch` trains a new adapter on all facts of the moment; `naive` goes on
+from its last adapter with the new and changed facts alone.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def by_ledger(base: Base, args: argparse.Namespace, updates: Sequence[Update]) -
                 yield {"refused": str(error).split(". ")[1]}
                 return
             effort, effects = version.effort, version.side_effects
-            assert effort is not None and effects is not None
+            assert effort is not None
+            assert effects is not None
             yield {
                 "held": len(version.held),
                 "verbatim": sum(fact.verdict != "lost" for fact in version.held),
@@ -166,7 +167,8 @@ def by_training(
 
 
 def _counts(result: Measured) -> dict[str, object]:
-    assert result.report is not None and result.side_effects is not None
+    assert result.report is not None
+    assert result.side_effects is not None
     return {
         "held": result.report.records,
         "verbatim": sum(bool(item.exact) for item in result.report.items),
