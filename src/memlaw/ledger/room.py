@@ -2,8 +2,8 @@
 
 A law gives the capacity of a rank, in target tokens like these, as a lognormal: its median and its 95% interval. A
 version whose facts are all certified shows that the capacity is no smaller than its tokens, and an update that did not
-fit, that it is smaller than what that would have stored. The room is what this truncated distribution leaves beyond what
-is held.
+fit, that it is smaller than what that would have stored. The room is what this truncated distribution leaves beyond
+what is held.
 """
 
 from __future__ import annotations
