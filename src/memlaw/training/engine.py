@@ -75,7 +75,9 @@ class Engine:
         gradients = [g * _clipping(state.settings.clip, norms).to(g.dtype) for g in step.gradients]
         for window in step.windows:
             window.commit()
-        rates = state.settings.learning_rates(state.step, self.left(step.latest, state.settings.limit))
+        most = torch.tensor([best.most for best in state.fewest], dtype=torch.float64, device=self.device)
+        left = self.left(step.latest, state.settings.limit)
+        rates = state.settings.learning_rates(state.step, left / most.clamp(min=EPS))
         state.optimizer.step(state.stack.tensors, gradients, rates, state.settings.weight_decay)
         state.halvings = tuple(
             halved + halving(best, state.step) for halved, best in zip(state.halvings, state.fewest, strict=True)
