@@ -6,20 +6,16 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import torch
-
 from memlaw.core.errors import LedgerError
 from memlaw.core.facts import EncodedFact, Fact, MemorySet
 from memlaw.core.recall import RecordRecall
 from memlaw.data import encode
 from memlaw.diagnosis.measure import measure
 from memlaw.diagnosis.side_effects import Alone, alone, side_effects, yardstick
-from memlaw.diagnosis.teacher_forced import teacher_forced
 from memlaw.ledger.gate import Measured
 from memlaw.ledger.records import Settings
-from memlaw.ledger.unwanted import Gone
+from memlaw.ledger.unwanted import judged, shared_tokens
 from memlaw.model.base import Base
-from memlaw.model.parts import frozen
 from memlaw.model.tokenizer import tokenizer_fingerprint
 
 
@@ -61,22 +57,14 @@ def bench(base: Base, wanted: Sequence[Fact], unwanted: Sequence[Fact], eos: boo
     return Bench(stored, dropped, before, alone(base, yardstick(base, asked)) if harm and wanted else None)
 
 
-def losses_alone(base: Base, facts: Sequence[EncodedFact]) -> list[tuple[float, ...]]:
-    """The losses of the target tokens under the base alone, nats."""
-    with frozen(base.model), torch.no_grad():
-        return [tokens.nll for tokens in teacher_forced(base, facts)]
-
-
 def measured(base: Base, on: Bench, attached: Callable[[], AbstractContextManager[object]]) -> Measured:
     """Everything the gate asks of an adapter, which `attached` adds to the base."""
     with attached():
         report = measure(base, on.wanted, decode=True) if on.wanted else None
         after = measure(base, on.unwanted, decode=True).items if on.unwanted else ()
         effects = None if on.alone is None else side_effects(base, on.alone)
-    gone = tuple(
-        Gone(now.id, now.log_p, then.log_p, bool(now.exact), bool(then.exact))
-        for now, then in zip(after, on.before, strict=True)
-    )
+    shared = shared_tokens(on.unwanted, on.wanted)
+    gone = tuple(judged(*each) for each in zip(after, on.before, shared, strict=True))
     return Measured(report, gone, effects)
 
 

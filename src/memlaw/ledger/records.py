@@ -54,7 +54,7 @@ class Settings:
     rank: Whole
     """Rank of the first version; a version says its own."""
     scale: Number
-    """The factor before x A B."""
+    """The factor before x A B, at every rank."""
     train: TrainConfig
     eos: bool
     """Whether the token at which generation stops is the last target token of every fact."""

@@ -13,11 +13,11 @@ from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.peft import loaded, save
 from memlaw.core.canonical import to_dict
 from memlaw.core.config import UNTIL_RECALLED, Execution, TrainConfig
-from memlaw.core.errors import FitError, GateError, TrainError
+from memlaw.core.errors import FitError, GateError, LedgerError, TrainError
 from memlaw.core.facts import Fact
 from memlaw.ledger.diff import Diff, difference
 from memlaw.ledger.gate import Measured, Terms, objections, verdict
-from memlaw.ledger.measured import Bench, bench, check_base, losses_alone, measured
+from memlaw.ledger.measured import Bench, bench, check_base, measured
 from memlaw.ledger.records import Effort, Held, Retracted, Room, Settings, Version, drop, hold, now
 from memlaw.ledger.room import CapacityBelief
 from memlaw.ledger.store import Store
@@ -34,6 +34,10 @@ from memlaw.training.stack import train_stack
 AGAIN = 8.0
 """How much stronger than at the end of the last update protection starts: the facts may have left room meanwhile."""
 
+LEAST = 2.0**-20
+"""Part of the configured protection with which every update starts at least: one that left no room for any, published
+with losses, must not unprotect all that follow."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -46,7 +50,7 @@ class Request:
     originals: tuple[Fact, ...] = ()
     """Facts that are held or retracted, for a ledger that keeps no texts."""
     rank: int | None = None
-    """A higher rank to go on with; None: as it is."""
+    """A higher rank to go on with: what the adapter holds is kept. None: as it is."""
     terms: Terms = field(default_factory=Terms)
     choose: LawChooser | None = None
     """The law that says how much fits; None: the room left stays unknown."""
@@ -100,7 +104,8 @@ def update(store: Store, base: Base, request: Request, watch: Watch | None = Non
     """Make the next version of a ledger; the current one stays if anything fails or the gate objects.
 
     A request that changes nothing returns the current version. Raises GateError, which says why the update may not be
-    published; DataError for a contradictory request; LedgerError; TrainError if training diverged.
+    published; DataError for a contradictory request; LedgerError, also for a lower rank; TrainError if training
+    diverged.
     """
     watch = watch or Watch()
     settings = store.settings()
@@ -108,10 +113,21 @@ def update(store: Store, base: Base, request: Request, watch: Watch | None = Non
     with store.locked(watch.wait):
         head = store.head()
         diff = difference(head, request.facts, request.retract, settings.key)
-        rank = max(request.rank or head.rank, head.rank)
+        rank = _rank(head, request.rank)
         if diff.empty and rank == head.rank:
             return head
         return _Update(store, base, head, diff, replace(request, rank=rank), watch).run()
+
+
+def _rank(head: Version, asked: int | None) -> int:
+    """The rank of the next version."""
+    if asked is not None and asked < head.rank:
+        raise LedgerError(
+            f"Version {head.number} has rank {head.rank}, and an update cannot lower it to {asked}: what the adapter "
+            "holds would not fit into the lower rank as it is. Nothing was changed. Leave --rank out, or make a new "
+            f"ledger of rank {asked}."
+        )
+    return asked or head.rank
 
 
 class _Update:
@@ -139,7 +155,7 @@ class _Update:
 
     def _trained(self, on: Bench) -> Trained:
         """The current adapter, trained on."""
-        rows = (*on.wanted, *with_floors(on.unwanted, losses_alone(self.base, on.unwanted), on.wanted))
+        rows = (*on.wanted, *with_floors(on.unwanted, [one.tokens for one in on.before], on.wanted))
         folder = self.store.adapter(self.head.number)
         start = None if folder is None else loaded(self.base, folder)
         run = Run(self.rank, self.where, self._config(), start=start)
@@ -150,14 +166,18 @@ class _Update:
         return trained
 
     def _config(self) -> TrainConfig:
-        """The settings of the ledger; from its second training on, with the rate and protection of the last."""
-        config, before = self.settings.train, self.head.effort
+        """The settings of the ledger; from its second training on, with the rate and protection of the last.
+
+        The factor before x A B is the ledger's at every rank, so that a higher rank changes no function.
+        """
+        config = replace(self.settings.train, scale=self.settings.scale, scaling="constant")
+        before = self.head.effort
         if before is None or not before.learning_rate:
             return config
         return replace(
             config,
             learning_rate=before.learning_rate,
-            protect=min(config.protect, AGAIN * before.protection),
+            protect=min(config.protect, max(AGAIN * before.protection, LEAST * config.protect)),
         )
 
     def _publish(self, trained: Trained | None, result: Measured, on: Bench) -> Version:

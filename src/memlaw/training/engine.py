@@ -202,7 +202,6 @@ class Engine:
         settings = state.settings
         critical = settings.training_limit(self.left(state.latest, settings.limit))
         every, limit, windowed = (t[batch.owners] for t in (settings.every, critical, settings.windowed))
-        floor = batch.floor if self.forgets else None
         window: Weigh | None = None
         if windowed.any():
             slots = torch.tensor(state.runs, device=self.device)[batch.owners] * len(self.rows) + batch.samples
@@ -211,18 +210,22 @@ class Engine:
 
         def in_order(nll: Tensor, hit: Tensor, part: slice) -> Tensor:
             weights = pointwise_weights(nll, every=every[part], critical=limit[part])
-            if window is not None:
-                weights = torch.where(windowed[part], window(nll, hit, part), weights)
-            return weights if floor is None else unwanted_weights(weights, nll, floor[part])
+            return weights if window is None else torch.where(windowed[part], window(nll, hit, part), weights)
 
         if not (settings.position.any() or settings.focus.any()):
-            return in_order
+            return self._forgetting(in_order, batch)
         # These factors depend on a record's last token, so all losses are computed before the first is weighed.
         nll, hit = token_scores(self.head, hidden, batch.targets)
         weights = in_order(nll, hit, slice(0, len(nll)))
         position, focus = settings.position[batch.owners], settings.focus[batch.owners]
         weights = weights * record_factor(nll, batch.records, critical=limit, position=position, focus=focus)
-        return lambda _nll, _hit, part: weights[part]
+        return self._forgetting(lambda _nll, _hit, part: weights[part], batch)
+
+    def _forgetting(self, weigh: Weigh, batch: Batch) -> Weigh:
+        """`weigh` for the tokens to recall, and the weights of those that must not come back."""
+        if not self.forgets:
+            return weigh
+        return lambda nll, hit, part: unwanted_weights(weigh(nll, hit, part), nll, batch.floor[part])
 
     def _parts(self, rows: Tensor, size: int) -> list[Part]:
         """The rows [K, b] of a step, `size` of each adapter's at a time; the previous parts if they are the same."""
@@ -266,8 +269,9 @@ class Engine:
         return batch.padded(token_scores(self.head, hidden, batch.targets)[0])
 
     def mean(self, nll: Tensor) -> Tensor:
-        """Mean over the target tokens to recall: [K, rows, tokens] -> [K], summed in float64."""
-        return nll[:, self.rows.wanted].double().mean(dim=1)
+        """Mean over the target tokens to recall: [K, rows, tokens] -> [K], summed in float64; 0 without any."""
+        wanted = nll[:, self.rows.wanted].double()
+        return wanted.mean(dim=1) if wanted.shape[1] else wanted.sum(dim=1)
 
     def left(self, nll: Tensor, limit: Tensor) -> Tensor:
         """Share of the target tokens that are not below `limit` [K] nats, or, of those that must not come back, below
@@ -304,8 +308,8 @@ def unwanted_weights(weights: Tensor, nll: Tensor, floor: Tensor) -> Tensor:
 
 
 def _all_tokens_of(chosen: Tensor, batch: Batch) -> Weigh:
-    """Weight 1 for all tokens of the adapters `chosen` [K], 0 for those of the others."""
-    return lambda nll, _hit, part: chosen[batch.owners[part]].to(nll.dtype)
+    """Weight 1 for all tokens to recall of the adapters `chosen` [K], 0 for those of the others."""
+    return lambda nll, _hit, part: (chosen[batch.owners[part]] & batch.wanted[part]).to(nll.dtype)
 
 
 def _clipping(limit: Tensor, norms: Tensor) -> Tensor:

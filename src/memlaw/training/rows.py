@@ -95,6 +95,11 @@ class Batch:
     mask: Tensor
     """[K, b, tokens] bool."""
 
+    @cached_property
+    def wanted(self) -> Tensor:
+        """[n] bool: tokens to recall."""
+        return self.floor == -torch.inf
+
     @classmethod
     def from_rows(cls, rows: Tensor, data: Rows) -> Batch:
         each = rows.flatten()
