@@ -187,8 +187,7 @@ class Version:
 
     def at_risk(self) -> tuple[Held, ...]:
         """Facts that come back with a margin below the measured rounding, or AT_RISK if none was measured."""
-        bound = AT_RISK if self.rounding is None else self.rounding
-        return tuple(fact for fact in self.held if fact.verdict != "lost" and fact.margin < bound)
+        return _at_risk(self.held, self.rounding)
 
 
 @dataclass(frozen=True)
@@ -205,6 +204,12 @@ class Audit:
     created: str
     side_effects: SideEffects | None = None
     rounding: Number | None = None
+    returned: tuple[str, ...] = ()
+    """Ids of targets that must not come back and do."""
+
+    def at_risk(self) -> tuple[Held, ...]:
+        """As `Version.at_risk`, by what was measured now."""
+        return _at_risk(self.held, self.rounding)
 
 
 @dataclass(frozen=True)
@@ -258,6 +263,11 @@ def hold(fact: Fact, key: str, *, tokens: int, margin: float, verdict: Verdict, 
 def drop(held: Held, until: int, *, log_p: float, log_p_base: float) -> Retracted:
     """The record of a target that version `until` drops."""
     return Retracted(held.id, held.prompt, held.target, held.tokens, held.since, until, log_p, log_p_base)
+
+
+def _at_risk(held: Iterable[Held], rounding: float | None) -> tuple[Held, ...]:
+    bound = AT_RISK if rounding is None else rounding
+    return tuple(fact for fact in held if fact.verdict != "lost" and fact.margin < bound)
 
 
 def now() -> str:
