@@ -200,8 +200,8 @@ def terms_of(max_harm: float, allow_loss: int) -> Terms:
     """What an update must keep to. Raises ConfigError for a number that says nothing."""
     if not max_harm >= 0:
         raise ConfigError(
-            f"max_harm (--max-harm) is {max_harm}: choose what an update may cost the model in nats a token, from 0 up, "
-            "or inf for no bound."
+            f"max_harm (--max-harm) is {max_harm}: choose nats a token, from 0 up, that an update may "
+            "cost the model, or inf for no bound."
         )
     if allow_loss < 0:
         raise ConfigError(

@@ -219,11 +219,11 @@ class Store:
 
         ledger.json is written last: without it there is no ledger, and creating it again starts over.
         """
-        self._refuse_occupied()
+        self.check_free()
         with self._writing("The ledger was not made", "Choose another directory."):
             files.make_folders(self.root)
             with self.locked():
-                self._refuse_occupied()
+                self.check_free()
                 files.make_folders(self.root / VERSIONS)
                 empty = Version(0, None, (), (), Change(), settings.rank, now())
                 manifest = self._build(empty, adapter=None, texts=None, replace=True)
@@ -370,7 +370,8 @@ class Store:
                 known[pair_of(fact, key)] = fact
         return known
 
-    def _refuse_occupied(self) -> None:
+    def check_free(self) -> None:
+        """Raise LedgerError unless a ledger may be made here: memlaw writes into no directory of someone else."""
         if self.exists:
             raise LedgerError(f"{self.root} is a ledger already. Update it, or choose another directory.")
         if _present(self.root) and not self.root.is_dir():
