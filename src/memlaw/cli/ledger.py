@@ -64,7 +64,6 @@ def update(
     from memlaw.ledger import open as open_ledger
     from memlaw.ledger.documents import update_document
     from memlaw.ledger.ledger import check_rank
-    from memlaw.ledger.update import Request
 
     wanted.check()
     terms, opened, execution = bounds.terms(), open_ledger(directory), options.execution()
@@ -74,6 +73,8 @@ def update(
     diff = opened.diff(facts, retract)  # a contradiction is refused before the model is loaded
     made = None
     if not wanted.dry_run and not (diff.empty and wanted.rank in (None, head.rank)):
+        from memlaw.ledger.update import Request  # loads torch
+
         request = Request(facts, retract, model.read(wanted.originals), wanted.rank, terms)
         made = _published(opened.store, model.base, request, execution, math.inf if bounds.wait else 0.0)
     document = update_document(opened.status(), diff.change(), made)

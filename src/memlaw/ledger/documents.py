@@ -210,6 +210,16 @@ for _kind in (
     with_config(ConfigDict(use_attribute_docstrings=True))(_kind)
 
 
+_EXTENDED: dict[type, type] = {
+    UpdateDocument: Status,
+    StatusDocument: Status,
+    RollbackDocument: Status,
+    LogDocument: Log,
+    VerifyDocument: VerifyReport,
+}
+"""Documents that are a record and more."""
+
+
 def init_document(ledger: str, settings: Settings) -> InitDocument:
     """What was made in the directory `ledger`."""
     shared = {field.name: getattr(settings, field.name) for field in fields(Settings) if field.name in _SHARED}
@@ -270,4 +280,7 @@ def ledger_schema() -> dict[str, Any]:
     """The JSON schema (2020-12) of all documents of `memlaw ledger`; docs/schema/ledger.json holds it."""
     documents: TypeAdapter[Any] = TypeAdapter(Annotated[Document, Field(discriminator="schema")])
     schema = documents.json_schema(mode="serialization")
+    for kind, parent in _EXTENDED.items():
+        inherited = TypeAdapter[Any](parent).json_schema(mode="serialization")["properties"]
+        schema["$defs"][kind.__name__]["properties"] |= inherited  # with the sentences of the parent
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -118,11 +118,14 @@ class Retracted:
 class Change:
     """What a version did to its parent, as ids."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _NO_OTHER_FIELDS
+    __pydantic_config__: ClassVar[ConfigDict] = _DESCRIBED
 
     added: tuple[str, ...] = ()
+    """Facts whose prompt it did not hold."""
     changed: tuple[str, ...] = ()
+    """Facts with another target than before."""
     retracted: tuple[str, ...] = ()
+    """Facts that must no longer come back."""
     lost: tuple[str, ...] = ()
     """Facts that it should hold and does not."""
 
@@ -131,7 +134,7 @@ class Change:
 class Effort:
     """What the training of a version took."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _NO_OTHER_FIELDS
+    __pydantic_config__: ClassVar[ConfigDict] = _DESCRIBED
 
     steps: Whole
     """Optimizer steps."""
