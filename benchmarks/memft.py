@@ -58,7 +58,7 @@ class Way:
 
 _DEFAULT = ("optimizer", "schedule", "average", "anneal")
 RECIPES = {
-    "adamw": Way({}, {"records": (4, 6, 8, 10, 12), "random": (4, 6, 8, 10, 12)}),
+    "adamw": Way({"optimizer": "adamw"}, {"records": (4, 6, 8, 10, 12), "random": (4, 6, 8, 10, 12)}),
     "default": Way(
         {"learning_rate": 5e-2, **{name: getattr(UNTIL_RECALLED, name) for name in _DEFAULT}},  # the rate auto chooses
         {"records": (4, 6, 8), "random": (4, 6, 8, 10, 12)},

@@ -4,10 +4,10 @@
 
 Three kinds of facts: random tokens, a phone book, hexadecimal keys. For each a probe of one set, at lengths up to 44
 target tokens; then seven other sets of the kind, four to six times as long, each planned with the law of that probe and
-trained, at every rank of a ladder, as the cells were (SFT, 600 steps). One JSON line a set: the rank planned, its 95%
-interval, and the smallest rank of the ladder at which every record came back verbatim; one line a kind and one for all:
-how often the interval holds that rank, and how often the planned rank is within a factor of 1.5 of it. All probes go on
-where they were interrupted if --out is given.
+trained, at every rank of a ladder, as the cells were (SFT, 600 steps of AdamW). One JSON line a set: the rank planned,
+its 95% interval, and the smallest rank of the ladder at which every record came back verbatim; one line a kind and one
+for all: how often the interval holds that rank, and how often the planned rank is within a factor of 1.5 of it. All
+probes go on where they were interrupted if --out is given.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from memlaw.sweep.laws import law_chooser, probe_results
 from memlaw.sweep.probe import probe
 
 STEPS, FACTOR = 600, 1.5
-SMALL = ProbeConfig(ranks=(1, 2, 3, 4, 6, 8, 12, 16), lengths=(11, 22, 33, 44), seeds=(0, 1), steps=STEPS)
+ADAMW = {"optimizer": "adamw", "steps": STEPS}
+SMALL = ProbeConfig(ranks=(1, 2, 3, 4, 6, 8, 12, 16), lengths=(11, 22, 33, 44), seeds=(0, 1), **ADAMW)
 LADDERS = {"random": (*range(6, 15), 16, 18, 20), "phonebook": range(2, 11), "keys": range(2, 11)}
 """Ranks tried on every set of a kind."""
 SETS = {192: (1, 2, 3, 4), 256: (1, 2, 3)}
@@ -80,7 +81,7 @@ class Outcome:
 
 def outcome(base: Base, facts: MemorySet, length: int, ladder: Sequence[int], law: Path, out: Path) -> Outcome:
     """The lowest rank of the ladder must fail, or a lower one might do: then nothing can be said of this set."""
-    probe(base, facts, ProbeConfig(ranks=ladder, lengths=(length,), seeds=(0,), steps=STEPS), out)
+    probe(base, facts, ProbeConfig(ranks=ladder, lengths=(length,), seeds=(0,), **ADAMW), out)
     works = min((r.cell.rank for r in probe_results(out) if r.acc_em == 1), default=float("inf"))
     assert min(ladder) < works < float("inf"), f"{out}: the ladder is too short"
     encoded = take(encode(facts, base.tokenizer, context=base.context), length)

@@ -13,7 +13,9 @@ def test_laws_are_listed_with_what_they_hold_for() -> None:
     lines = list(laws_lines(listing({"mine": KnownLaw(law)})))
     assert lines[0] == "mine: bounded form on 70 cells, R^2 0.9994"
     told = words(lines)
-    assert "model org/model placement down_proj@4 ranks 1 to 24 lengths 200 to 10,000 published:" in told
+    assert (
+        "model org/model placement down_proj@4 optimizer adamw ranks 1 to 24 lengths 200 to 10,000 published:" in told
+    )
     assert "model Qwen3-8B" in told
     assert "status" not in told
 

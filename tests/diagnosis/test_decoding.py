@@ -10,8 +10,12 @@ from transformers import GenerationConfig
 from helpers import slow_diagnosis as reference_diagnosis
 from helpers import slow_training as reference
 from helpers import tiny
+from helpers.adapters import trained
 from helpers.recalls import FACTS, followed
+from memlaw.adapter.on_model import placement_on
+from memlaw.adapter.stack import AdapterStack
 from memlaw.core.facts import EncodedFact
+from memlaw.diagnosis.decoding import DECODING_ROWS, greedy, greedy_by_each
 from memlaw.diagnosis.measure import measure
 
 
@@ -116,3 +120,21 @@ def test_an_output_that_ends_in_time_with_another_end_did_not_stop_early() -> No
     base.model.generation_config.eos_token_id = [due, other]
     (item,) = measure(base, [dataclasses.replace(whole, ids=(*whole.ids[:-1], due))], decode=True).items
     assert (item.exact, item.first_failure, item.tokens.ended) == (False, 2, None)
+
+
+@pytest.mark.parametrize("rows", [DECODING_ROWS, 3], ids=["at once", "a row at a time"])
+def test_adapters_side_by_side_decode_as_each_does_alone(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memlaw.diagnosis.decoding.DECODING_ROWS", rows)
+    base = tiny.base()
+    stacks = [
+        trained(placement_on("all-linear", base.model), rank, scale) for rank, scale in ((3, 1.5), (1, 0.1), (2, 4))
+    ]
+    together = greedy_by_each(base, FACTS, AdapterStack.joined(stacks))
+    assert len({decoded[0].emitted for decoded in together}) > 1
+    for stack, decoded in zip(stacks, together, strict=True):
+        with stack.attached(base.model):
+            alone = greedy(base, FACTS, range(len(FACTS)))
+        assert list(alone) == list(decoded)
+        for row, expected in alone.items():
+            assert decoded[row].emitted == expected.emitted
+            assert decoded[row].nll == pytest.approx(expected.nll, abs=1e-4)

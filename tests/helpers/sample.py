@@ -37,8 +37,9 @@ def points(ranks=(1, 2, 4, 8), lengths=(16, 64, 256), loss_init: float = 10.0) -
 def cell(
     rank: int, length: int, loss_final: float | None = 0.5, *, acc_token: float | None = 0.75, **changes
 ) -> CellResult:
-    """One cell; `method`, `data`, `placement` and `seed` go to its identity, anything else to the result."""
-    train = TrainConfig(method=changes.pop("method", "sft"), seed=changes.pop("seed", 42))
+    """One cell; `method`, `optimizer`, `data`, `placement` and `seed` go to its identity, the rest to the result."""
+    training = {name: changes.pop(name) for name in ("method", "optimizer", "seed") if name in changes}
+    train = TrainConfig(**training)
     data, placement = changes.pop("data", "d" * 64), changes.pop("placement", "mlp@3")
     values = {
         "status": "finished",

@@ -23,6 +23,7 @@ USE = PlanContext(
     outline="o" * 64,
     placement="down_proj@4",
     tokens=3000,
+    optimizer="adamw",
     tokenizer_fingerprint="t" * 64,
     model_fingerprint="m" * 64,
     data_fingerprint="d" * 64,
@@ -179,8 +180,8 @@ def test_a_list_has_a_row_a_law_and_the_published_one_last() -> None:
     assert (own["name"], last["name"]) == ("mine", "published")
     assert own == {
         "name": "mine", "model": "org/model", "placement": "down_proj@4", "data": "random tokens", "method": "sft",
-        "steps": 600, "date": "2026-05-30", "version": "0.1.0", "form": "bounded", "status": "ok", "axis": "rank",
-        "ranks": [1.0, 32.0], "lengths": [500.0, 8000.0], "n": 36, "r2": LAW.r2,
+        "optimizer": "adamw", "steps": 600, "date": "2026-05-30", "version": "0.1.0", "form": "bounded",
+        "status": "ok", "axis": "rank", "ranks": [1.0, 32.0], "lengths": [500.0, 8000.0], "n": 36, "r2": LAW.r2,
     }  # fmt: skip
     assert last["model"] == published.ORIGIN["model"]
     nameless, _ = listing({"x": KnownLaw(replace(LAW, origin=None))})
@@ -194,6 +195,7 @@ FURTHER: dict[str, KnownLaw] = {
     "another model": known(**OTHER),
     "another placement": known(placement="q_proj@4"),
     "other data": known(data_fingerprint="e" * 64),
+    "another optimizer": known(data_fingerprint="e" * 64, optimizer="muon"),
     "doubtful": KnownLaw(replace(known(data_fingerprint="e" * 64).law, status="Not identifiable.")),
     "other losses": KnownLaw(
         replace(known(data_fingerprint="e" * 64).law, loss_init=((500.0, 3.0), (8000.0, 3.0)), status="Hm.")
@@ -214,10 +216,20 @@ def test_a_law_of_all_that_is_planned_for_comes_before_any_other(name: str) -> N
         (FURTHER["another placement"], FURTHER["another model"]),
         (FURTHER["other data"], FURTHER["another placement"]),
         (FURTHER["doubtful"], FURTHER["another placement"]),
+        (FURTHER["other data"], FURTHER["another optimizer"]),
+        (FURTHER["doubtful"], FURTHER["another optimizer"]),
         (FURTHER["other data"], FURTHER["doubtful"]),
         (FURTHER["doubtful"], FURTHER["other losses"]),
     ],
-    ids=["model before placement", "placement before data", "placement before doubt", "doubt", "losses"],
+    ids=[
+        "model before placement",
+        "placement before data",
+        "placement before doubt",
+        "optimizer",
+        "optimizer before doubt",
+        "doubt",
+        "losses",
+    ],
 )
 def test_what_counts_more_comes_first(near: KnownLaw, far: KnownLaw) -> None:
     near = replace(near, law=replace(near.law, source="near"))
@@ -352,6 +364,22 @@ def test_the_same_shape_under_another_name_may_be_the_same_model() -> None:
     assert found.near == (
         "Its model is a/copy, not org/model. The shapes are the same: add --calibrate to compare the weights.",
     )
+
+
+def test_cells_of_another_optimizer_than_the_one_that_will_train_are_remarked_on() -> None:
+    found = adapt_law(known(), replace(USE, optimizer="muon"))
+    assert found.law == LAW
+    assert found.near == ("Its cells were trained with adamw, not with muon.",)
+    assert adapt_law(known(optimizer="muon"), replace(USE, optimizer="muon")).near == ()
+    assert adapt_law(known(optimizer="muon"), replace(USE, optimizer=None)).near == ()
+
+
+def test_a_file_that_names_no_optimizer_is_of_cells_that_adamw_trained() -> None:
+    values = json.loads(known(optimizer="muon").to_json())
+    assert KnownLaw.from_json(json.dumps(values), name="x").law.origin.optimizer == "muon"
+    del values["origin"]["optimizer"]
+    assert KnownLaw.from_json(json.dumps(values), name="x") == known(optimizer="adamw")
+    assert json.loads(known(optimizer="adamw").to_json()) == values
 
 
 def test_other_data_are_named_as_what_the_cells_stored() -> None:

@@ -31,7 +31,7 @@ FACTS = MemorySet(
     source="codes",
 )
 
-CONFIG = ProbeConfig(ranks=[1, 2], lengths=[10, 20], steps=4)
+CONFIG = ProbeConfig(ranks=[1, 2], lengths=[10, 20], steps=4, optimizer="adamw")
 
 
 def copy_of(directory: Path, to: Path) -> Path:

@@ -24,7 +24,9 @@ def test_a_file_and_the_flags_give_the_same(tmp_path):
     flags = ProbeConfig(ranks=[1, 2, 4], lengths=[32, 16], methods=["ot", "sft"], learning_rate=1e-4, placement="mlp@2")
     assert ProbeConfig.from_yaml(path) == flags
     assert flags.ranks == (1, 2, 4)
-    assert flags.train("ot", 7) == TrainConfig(method="ot", seed=7, learning_rate=1e-4)
+    assert flags.train("ot", 7) == TrainConfig(
+        method="ot", seed=7, learning_rate=1e-4, optimizer="muon", steps=ProbeConfig.steps
+    )
 
 
 def test_flags_win_over_the_file_and_may_complete_it(tmp_path):
@@ -32,12 +34,23 @@ def test_flags_win_over_the_file_and_may_complete_it(tmp_path):
     assert ProbeConfig.from_yaml(path, {"lengths": [8], "steps": 9}) == ProbeConfig(ranks=[1], lengths=[8], steps=9)
 
 
-def test_every_training_setting_can_be_given_and_shares_its_default():
-    assert ProbeConfig(ranks=[1], lengths=[1]).train(TrainConfig.method, TrainConfig.seed) == TrainConfig()
+def test_every_training_setting_can_be_given_and_those_of_adamw_have_the_default_of_a_training():
+    of_adamw = ProbeConfig(ranks=[1], lengths=[1], optimizer="adamw")
+    assert of_adamw.train(TrainConfig.method, TrainConfig.seed) == TrainConfig()
     assert ProbeConfig(ranks=[1], lengths=[1]).methods == (TrainConfig.method,)
     assert ProbeConfig(ranks=[1], lengths=[1]).seeds == (TrainConfig.seed,)
     known = {field.name for field in dataclasses.fields(TrainConfig)} - {"method", "seed"}
     assert known <= {field.name for field in dataclasses.fields(ProbeConfig)}
+
+
+def test_steps_and_learning_rate_follow_the_optimizer_unless_they_are_given(tmp_path):
+    usual = ProbeConfig(ranks=[1], lengths=[8])
+    assert (usual.optimizer, usual.steps, usual.learning_rate) == ("muon", 300, 0.1)
+    path = yaml_file(tmp_path, "ranks: [1]\nlengths: [8]\noptimizer: adamw\n")
+    assert ProbeConfig.from_yaml(path).learning_rate == TrainConfig.learning_rate
+    some = ProbeConfig.from_yaml(path, {"steps": 9})
+    assert (some.steps, some.learning_rate) == (9, TrainConfig.learning_rate)
+    assert ProbeConfig.from_yaml(path, {"optimizer": "muon"}) == usual
 
 
 def test_unknown_settings_are_refused_with_the_known_ones(tmp_path):

@@ -59,8 +59,8 @@ def test_a_probe_gives_the_better_form_with_its_origin_and_recall(tmp_path: Path
     assert replace(known.law, origin=None) == best
     assert known.law.origin == Origin(
         model="tiny", model_fingerprint="m" * 64, outline="o" * 64, tokenizer_fingerprint="t" * 64, placement="mlp@3",
-        parameters_per_rank=256.0, data="codes", data_fingerprint="d" * 64, method="sft", steps=1000, dtype="float32",
-        date=datetime.date.today().isoformat(), version=__version__,
+        parameters_per_rank=256.0, data="codes", data_fingerprint="d" * 64, method="sft", optimizer="adamw",
+        steps=1000, dtype="float32", date=datetime.date.today().isoformat(), version=__version__,
     )  # fmt: skip
     assert known.cells == cell_recalls(results)
 
@@ -94,6 +94,23 @@ def test_cells_of_the_facts_calibrate_the_law_and_the_loss_for_recall(tmp_path: 
     assert known.cells == cell_recalls(Journal(tmp_path / "P").results())
     assert len(known.cells) == 5
     assert known.law.parameters["alpha"].value == default_law().parameters["alpha"].value
+
+
+def test_a_law_and_the_cells_that_calibrate_it_say_if_another_optimizer_will_train(tmp_path: Path) -> None:
+    adamw, muon = a_probe(tmp_path / "A", grid()), a_probe(tmp_path / "M", grid(optimizer="muon"))
+    will_train = dataclasses.replace(USE, optimizer="muon", data_fingerprint="d" * 64)
+    known = [law_chooser(law, cells)(will_train).near for law in (adamw, muon) for cells in (adamw, muon)]
+    of_law = "Its cells were trained with adamw, not with muon."
+    of_cells = "The cells that calibrate it were trained with adamw, not with muon."
+    assert known == [(of_law, of_cells), (of_law,), (of_cells,), ()]
+
+
+def test_cells_of_two_optimizers_never_share_a_law(tmp_path: Path) -> None:
+    both = a_probe(tmp_path / "P", [*grid(), *grid(optimizer="muon")])
+    with pytest.raises(FitError, match=r"differ in optimizer \(adamw, muon\), and a law holds for one optimizer only"):
+        known_law(both)
+    with pytest.raises(FitError, match="differ in optimizer"):
+        law_points(both)
 
 
 def test_cells_that_did_not_finish_calibrate_nothing(tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ def test_a_diverging_cell_is_recorded_with_its_step_and_the_others_go_on(base, t
 
 
 def test_a_probe_that_diverges_counts_it_as_failed_and_does_not_try_again(base, tmp_path):
-    config = ProbeConfig(ranks=[1], lengths=[10], steps=5, learning_rate=1e38)
+    config = ProbeConfig(ranks=[1], lengths=[10], steps=5, learning_rate=1e38, optimizer="adamw")
     for _ in range(2):
         summary = probe(base, FACTS, config, tmp_path / "out")
         assert (summary.finished, summary.failed, summary.diverged) == (0, 1, 1)
@@ -462,8 +462,10 @@ def test_the_directory_of_another_grid_is_left_alone(base, uninterrupted):
         JournalError, match=r"belongs to another run, which differs in ranks \(there \[1,3\], here \[1,2\]\)"
     ):
         probe(base, FACTS, ProbeConfig(**GRID | {"ranks": [1, 2]}), uninterrupted)
-    with pytest.raises(JournalError, match=r"which differs in learning_rate \(there 0\.02, here 0\.03\)"):
+    with pytest.raises(JournalError, match=r"which differs in learning_rate \(there 0\.1, here 0\.03\)"):
         probe(base, FACTS, ProbeConfig(**GRID, learning_rate=0.03), uninterrupted)
+    with pytest.raises(JournalError, match=r"which differs in .*optimizer \(there muon, here adamw\)"):
+        probe(base, FACTS, ProbeConfig(**GRID, optimizer="adamw"), uninterrupted)
     with pytest.raises(JournalError, match="which differs in model"):
         probe(tiny.base(seed=1), FACTS, ProbeConfig(**GRID), uninterrupted)
     with pytest.raises(JournalError, match="which differs in data"):
@@ -503,3 +505,15 @@ def test_importing_the_probe_loads_no_torch():
     heavy = "{'torch', 'transformers', 'pyarrow'}"
     script = f"import sys, json, memlaw.sweep; print(json.dumps(sorted({heavy} & sys.modules.keys())))"
     assert json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout) == []
+
+
+def test_cells_that_cannot_be_decoded_together_are_decoded_one_by_one(base, uninterrupted, tmp_path, monkeypatch):
+    def too_large(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("memlaw.diagnosis.decoding.greedy_by_each", too_large)
+    assert probe(base, FACTS, ProbeConfig(**GRID), tmp_path / "out").failed == 0
+    assert cells_of(tmp_path / "out").keys() == cells_of(uninterrupted).keys()
+    alone, together = (Journal(out).results_by_key() for out in (tmp_path / "out", uninterrupted))
+    for key, result in alone.items():
+        assert (result.acc_token, result.acc_em) == (together[key].acc_token, together[key].acc_em)

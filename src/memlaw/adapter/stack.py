@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from memlaw.core.config import TrainConfig
 from memlaw.model.outline import Site
@@ -96,6 +97,20 @@ class AdapterStack:
         widest = max(self.ranks[k] for k in index)
         pairs = [(a.detach()[index, :, :widest].clone(), b.detach()[index, :widest].clone()) for a, b in self.pairs]
         return AdapterStack(self.sites, [self.ranks[k] for k in index], self.scale[index], pairs)
+
+    @classmethod
+    def joined(cls, stacks: Sequence[AdapterStack]) -> AdapterStack:
+        """Copy the adapters of all stacks, which share their sites, into one stack."""
+        widest = max(max(stack.ranks) for stack in stacks)
+
+        def padded(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            more = widest - a.shape[2]
+            return pad(a.detach(), (0, more)), pad(b.detach(), (0, 0, 0, more))
+
+        by_site = zip(*([padded(*pair) for pair in stack.pairs] for stack in stacks), strict=True)
+        pairs = [(torch.cat([a for a, _ in each]), torch.cat([b for _, b in each])) for each in by_site]
+        ranks = [rank for stack in stacks for rank in stack.ranks]
+        return cls(stacks[0].sites, ranks, torch.cat([stack.scale for stack in stacks]), pairs)
 
     def at(self, sites: Sequence[Site]) -> AdapterStack:
         """The same adapters at some of their sites; the tensors are shared."""

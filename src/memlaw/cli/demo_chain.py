@@ -44,10 +44,10 @@ from memlaw.training.adapter import train_adapter
 from memlaw.training.result import Trained
 from memlaw.training.run import Run
 
-RANDOM = ProbeConfig(ranks=(1, 2, 4, 8, 16), lengths=(16, 32, 64, 128, 256), steps=600)
+RANDOM = ProbeConfig(ranks=(1, 2, 4, 8, 16), lengths=(16, 32, 64, 128, 256), steps=200)
 """Random tokens cannot be compressed: what a rank stores of them is pure capacity."""
 
-PHONEBOOK = ProbeConfig(ranks=(4, 8, 16, 32), lengths=(330, 1100), steps=900, batch_size=10)
+PHONEBOOK = ProbeConfig(ranks=(4, 8, 16, 32), lengths=(330, 1100), steps=400, batch_size=10)
 """The published PB1000 (100 names, each with ten digits and an end of sequence), and its first 30 records. The lengths
 lie on both sides of the set to plan for, so that the calibrated law interpolates, and some cells show at which loss
 everything is recalled."""

@@ -45,6 +45,10 @@ def laws_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for row in rows:
         quality = "" if row["r2"] is None else f", R^2 {row['r2']:.4f}"
         yield f"{row['name']}: {row['form']} form on {counted(row['n'], 'cell')}{quality}"
-        origin = {key: row[key] for key in ("model", "placement", "data", "method", "date") if row[key] is not None}
+        origin = {
+            key: row[key]
+            for key in ("model", "placement", "data", "method", "optimizer", "date")
+            if row[key] is not None
+        }
         spans = {name: "{:,g} to {:,g}".format(*row[name]) for name in ("ranks", "lengths")}
         yield from aligned_rows({**origin, **spans} | ({} if row["status"] == "ok" else {"status": row["status"]}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -14,8 +14,9 @@ from memlaw.cli.options import AsJson, ExecutionOptions, Inputs, Placement, inte
 from memlaw.cli.output import SHOWN, counted, emit, note, paragraph
 from memlaw.cli.records import setting
 from memlaw.core.canonical import to_dict
-from memlaw.core.config import METHODS, Execution, Recipe, TrainConfig
+from memlaw.core.config import METHODS, Execution, Optimizer, TrainConfig
 from memlaw.core.errors import ConfigError
+from memlaw.sweep.config import ProbeConfig
 
 if TYPE_CHECKING:
     from memlaw.core.cells import CellResult
@@ -55,6 +56,9 @@ class ProbeInputs(Inputs):
     ] = ""
 
 
+_BY_OPTIMIZER = {name: ProbeConfig(ranks=(1,), lengths=(1,), optimizer=name) for name in get_args(Optimizer)[::-1]}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Grid:
     """Which cells to train, and how each of them."""
@@ -71,9 +75,12 @@ class Grid:
         str | None, typer.Option(metavar="LIST", help=f"Seeds, such as 0,1,2.  [default: {TrainConfig.seed}]")
     ] = None
     placement: Placement = None
-    steps: Annotated[int | None, setting(Recipe, "steps")] = None
-    learning_rate: Annotated[float | None, setting(Recipe, "learning_rate", "--learning-rate", "--lr")] = None
-    batch_size: Annotated[int | None, setting(Recipe, "batch_size")] = None
+    optimizer: Annotated[Optimizer | None, setting(ProbeConfig, "optimizer")] = None
+    steps: Annotated[int | None, setting(ProbeConfig, "steps", presets=_BY_OPTIMIZER)] = None
+    learning_rate: Annotated[
+        float | None, setting(ProbeConfig, "learning_rate", "--learning-rate", "--lr", presets=_BY_OPTIMIZER)
+    ] = None
+    batch_size: Annotated[int | None, setting(ProbeConfig, "batch_size")] = None
     config: Annotated[
         Path | None, typer.Option(metavar="YAML", help="File of these and more settings; options override it.")
     ] = None
@@ -94,6 +101,7 @@ class Grid:
             "seeds": integers("--seeds", self.seeds),
             "placement": self.placement,
             "steps": self.steps,
+            "optimizer": self.optimizer,
             "learning_rate": self.learning_rate,
             "batch_size": self.batch_size,
         }
@@ -204,7 +212,6 @@ def _run(out: Path, grid: Grid, where: EngineOptions, options: ProbeExecution, i
     """Train what is missing of the probe in `out`; warnings and failures go to stderr."""
     from memlaw.cli.progress import probe_bar
     from memlaw.sweep.budget import parse_seconds, within_budget
-    from memlaw.sweep.config import ProbeConfig
     from memlaw.sweep.laws import probe_results
     from memlaw.sweep.probe import check_out
     from memlaw.sweep.probe import probe as probe_grid

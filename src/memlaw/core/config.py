@@ -54,6 +54,7 @@ Whole = Annotated[int, Field(strict=True)]
 Number = Annotated[float, BeforeValidator(_number)]
 Positive = Annotated[Number, Field(gt=0), Choose("a number above 0")]
 Count = Annotated[Whole, Field(ge=1), Choose("a whole number from 1 up")]
+Rate = Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 to have it chosen")]
 Seed = Annotated[Whole, Field(ge=0, lt=2**32), Choose("a whole number from 0 to 4294967295")]
 Nats = Annotated[
     Number,
@@ -96,7 +97,7 @@ class Recipe(Weighting):
     budget, only their proportions count: the last epoch ends with the last step."""
     optimizer: Optimizer = "adamw"
     """adamw; muon: the momentum of A and of B with its singular values made alike (Newton-Schulz)."""
-    learning_rate: Annotated[Number, Field(ge=0), Choose("a number above 0, or 0 to have it chosen")] = 2e-2
+    learning_rate: Rate = 2e-2
     """Initial learning rate; 0 = auto: the smallest of several that gets far in a few steps."""
     schedule: Schedule = "linear"
     """linear: to 0 over `steps`, no warm-up (the published recipe); constant; share: by the square root of the share of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from torch import Tensor
 from memlaw.core.facts import EncodedFact
 from memlaw.diagnosis.teacher_forced import check_numbers
 from memlaw.model.base import Base
+
+if TYPE_CHECKING:
+    from memlaw.adapter.stack import AdapterStack
 
 DECODING_ROWS = 256
 """Facts decoded side by side."""
@@ -37,14 +40,31 @@ def greedy(
     Only prompts of equal length share a batch: padding would change the positions and thereby the rounding. Tokens
     after the first at which the model's own `generate` stops are dropped, since users never see them.
     """
+    return _greedy(base, facts, _by_prompt_length(facts, rows, side_by_side), copies=1)[0]
+
+
+def greedy_by_each(base: Base, facts: Sequence[EncodedFact], stack: AdapterStack) -> list[dict[int, Decoded]]:
+    """For each adapter of the stack: row -> its free-running greedy decoding, all adapters side by side.
+
+    A step of decoding is bound by its many small operations, so K adapters take hardly longer than one.
+    """
+    batches = _by_prompt_length(facts, range(len(facts)), max(1, DECODING_ROWS // len(stack)))
+    with stack.attached(base.model):
+        return _greedy(base, facts, batches, copies=len(stack))
+
+
+def _greedy(
+    base: Base, facts: Sequence[EncodedFact], batches: Iterable[list[int]], *, copies: int
+) -> list[dict[int, Decoded]]:
+    """The decodings of each of `copies` equal blocks of rows."""
     from transformers import LogitsProcessorList
 
-    decoded: dict[int, Decoded] = {}
+    decoded: list[dict[int, Decoded]] = [{} for _ in range(copies)]
     stops = base.stops  # of the model's own generation config, which the next line replaces
     with _plain_generation(base.model):
-        for batch in _by_prompt_length(facts, rows, side_by_side):
-            recorder = _RecordLosses([facts[row].target for row in batch])
-            prompts = torch.tensor([facts[row].prompt for row in batch], device=base.device)
+        for batch in batches:
+            recorder = _RecordLosses([facts[row].target for row in batch] * copies)
+            prompts = torch.tensor([facts[row].prompt for row in batch] * copies, device=base.device)
             output = base.model.generate(
                 input_ids=prompts,
                 attention_mask=torch.ones_like(prompts),
@@ -52,10 +72,10 @@ def greedy(
                 do_sample=False,
                 logits_processor=LogitsProcessorList([recorder]),
             )
-            losses = recorder.losses()
-            for place, row in enumerate(batch):
-                emitted = output[place, prompts.shape[1] :].tolist()
-                decoded[row] = _compare(facts[row], emitted, losses[place], stops)
+            emitted, losses = output[:, prompts.shape[1] :].tolist(), recorder.losses()
+            for place, row in enumerate(batch * copies):
+                copy = place // len(batch)
+                decoded[copy][row] = _compare(facts[row], emitted[place], losses[place], stops)
     return decoded
 
 

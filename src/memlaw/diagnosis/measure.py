@@ -40,12 +40,20 @@ SAFETY = 2.0
 teacher-forced and key-value-cached losses, since other batch sizes and machines round differently again."""
 
 
-def measure(base: Base, facts: Sequence[EncodedFact], *, decode: bool, explain: bool = False) -> RecallReport:
+def measure(
+    base: Base,
+    facts: Sequence[EncodedFact],
+    *,
+    decode: bool,
+    explain: bool = False,
+    decoded: dict[int, Decoded] | None = None,
+) -> RecallReport:
     """Per-token diagnosis of `facts` on the base with whatever is attached to it.
 
     Without `decode`, `acc_em`, `acc_token`, `exact` and `certified` are None: nothing is known about verbatim recall.
     `explain` costs more time. It finds the stubborn tokens that no adapter can order and the failures that correcting
-    one token would have avoided, and it decodes the smallest margins again in batches of one.
+    one token would have avoided, and it decodes the smallest margins again in batches of one. `decoded`, row -> its
+    decoding, is used instead of decoding here.
     Raises DataError for a fact longer than the context, and for a loss that is not finite.
     """
     if base.context is not None:
@@ -57,7 +65,7 @@ def measure(base: Base, facts: Sequence[EncodedFact], *, decode: bool, explain: 
         ]
         rounding = None
         if decode:
-            decoded = greedy(base, facts, range(len(facts)))
+            decoded = greedy(base, facts, range(len(facts))) if decoded is None else decoded
             rounding = _rounding(measured, decoded)
             measured = [_with_decoding(base, fact, measured[row], decoded[row]) for row, fact in enumerate(facts)]
             if explain:

@@ -65,6 +65,8 @@ class Origin:
     """Kind of text, in words."""
     data_fingerprint: str | None = None
     method: str | None = None
+    optimizer: str = "adamw"
+    """Files that do not name it are older than any other optimizer of a probe."""
     steps: int | None = None
     dtype: str | None = None
     date: str | None = None
@@ -329,7 +331,10 @@ class LawFit:
 
     def to_json(self) -> str:
         """The content of a law file: one line of canonical JSON."""
-        return canonical_json({"memlaw_law": _FILE_VERSION, **dataclasses.asdict(self)})
+        values = dataclasses.asdict(self)
+        if values["origin"] is not None and values["origin"]["optimizer"] == Origin.optimizer:
+            del values["origin"]["optimizer"]  # so that older versions read it, and old files stay as they were
+        return canonical_json({"memlaw_law": _FILE_VERSION, **values})
 
     @staticmethod
     def from_json(text: str, *, name: str = "the law") -> LawFit:

@@ -54,7 +54,8 @@ def check_base(base: Base, settings: Settings) -> None:
 
 def bench(base: Base, wanted: Sequence[Fact], unwanted: Sequence[Fact], eos: bool, *, harm: bool) -> Bench:
     """Encode the facts, and run the base alone, to which nothing may be attached. Raises DataError."""
-    stored, dropped = (_encoded(base, facts, eos) for facts in (wanted, unwanted))
+    stored = _encoded(base, wanted, eos)
+    dropped = tuple(row for fact in unwanted for row in _encoded(base, [fact], eos))  # a prompt may have had several
     before = measure(base, dropped, decode=True).items if dropped else ()
     asked = MemorySet(tuple(wanted), eos, "the ledger")
     return Bench(stored, dropped, before, alone(base, yardstick(base, asked)) if harm and wanted else None)

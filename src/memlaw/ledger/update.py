@@ -13,16 +13,20 @@ from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.peft import loaded, save
 from memlaw.core.canonical import to_dict
 from memlaw.core.config import UNTIL_RECALLED, Execution, TrainConfig
-from memlaw.core.errors import GateError, TrainError
+from memlaw.core.errors import FitError, GateError, TrainError
 from memlaw.core.facts import Fact
 from memlaw.ledger.diff import Diff, difference
 from memlaw.ledger.gate import Measured, Terms, objections, verdict
 from memlaw.ledger.measured import Bench, bench, check_base, losses_alone, measured
-from memlaw.ledger.records import Effort, Held, Retracted, Settings, Version, drop, hold, now
+from memlaw.ledger.records import Effort, Held, Retracted, Room, Settings, Version, drop, hold, now
+from memlaw.ledger.room import CapacityBelief
 from memlaw.ledger.store import Store
 from memlaw.ledger.unwanted import Gone, with_floors
 from memlaw.model.base import Base
 from memlaw.model.tokenizer import tokenizer_fingerprint
+from memlaw.planning.for_facts import plan_for
+from memlaw.planning.library import LawChooser
+from memlaw.planning.request import PlanRequest
 from memlaw.training.result import StackProgress, Trained
 from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
@@ -44,6 +48,8 @@ class Request:
     rank: int | None = None
     """A higher rank to go on with; None: as it is."""
     terms: Terms = field(default_factory=Terms)
+    choose: LawChooser | None = None
+    """The law that says how much fits; None: the room left stays unknown."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,7 @@ class _Update:
             created=now(),
             effort=None if trained is None else _effort(trained, on),
             side_effects=result.side_effects,
+            room=self._room(result, on),
             rounding=None if result.report is None else result.report.rounding,
         )
         adapter = None if trained is None else partial(self._save, trained)
@@ -174,6 +181,21 @@ class _Update:
     def _save(self, trained: Trained, folder: Path) -> None:
         details = {"train": to_dict(replace(trained.config, steps=max(1, trained.steps)))}
         save(trained.stack, self.where, self.base, folder, details=details)
+
+    def _room(self, result: Measured, on: Bench) -> Room | None:
+        """What still fits, by the law and by what the versions of this rank have held; None without a law."""
+        if self.request.choose is None or result.report is None:
+            return None
+        request = PlanRequest(rank=self.rank)
+        try:
+            answer = plan_for(self.base, on.wanted, self.where, self.request.choose, request=request)
+        except FitError:  # the law cannot be used here: nothing is known
+            return None
+        if answer.capacity is None:
+            return None
+        held = sum(item.length for item in result.report.items if item.certified)
+        before = [version.tokens for version in self.store.versions() if version.rank <= self.rank]
+        return CapacityBelief.from_law(answer.capacity).seen([held, *before]).room(held)
 
     def _held(self, result: Measured) -> Iterator[Held]:
         items = {} if result.report is None else {item.id: item for item in result.report.items}

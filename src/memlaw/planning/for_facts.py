@@ -137,6 +137,7 @@ class _Case:
             outline=self.outline.digest,
             placement=str(self.placement),
             tokens=target_tokens(self.facts),
+            optimizer=UNTIL_RECALLED.optimizer,
             tokenizer_fingerprint=self.names.tokenizer_fingerprint,
             data_fingerprint=self.names.data_fingerprint,
             loss_memoryless=memoryless_loss((fact.target for fact in self.facts), math.inf, self.outline.vocabulary),

@@ -102,6 +102,8 @@ class PlanContext:
     placement: str
     tokens: int
     """Target tokens."""
+    optimizer: str | None = None
+    """The optimizer that will train."""
     tokenizer_fingerprint: str | None = None
     model_fingerprint: str | None = None
     data_fingerprint: str | None = None
@@ -141,8 +143,8 @@ def library(folder: Path) -> Library:
 def nearest(laws: Iterable[KnownLaw], context: PlanContext) -> KnownLaw:
     """The law nearest to this context, adapted to it; the published law if none here has error bars.
 
-    Compared in this order: same model, same placement, same data, status ok, similar losses before training (a similar
-    kind of data), and a fitted length near this one.
+    Compared in this order: same model, same placement, same data, same optimizer, status ok, similar losses before
+    training (a similar kind of data), and a fitted length near this one.
     """
     usable = [known for known in laws if known.law.covariance is not None]
     if not usable:
@@ -200,6 +202,10 @@ def _same_data(law: LawFit, context: PlanContext) -> bool:
     return known is not None and known == context.data_fingerprint
 
 
+def _other_optimizer(law: LawFit, context: PlanContext) -> bool:
+    return law.origin is not None and context.optimizer not in (None, law.origin.optimizer)
+
+
 def _distance(law: LawFit, context: PlanContext) -> tuple[float, ...]:
     """What `nearest` minimises, entry by entry; False sorts before True."""
     low, high = law.lengths
@@ -207,6 +213,7 @@ def _distance(law: LawFit, context: PlanContext) -> tuple[float, ...]:
         not _same_model(law, context),
         not _same_placement(law, context),
         not _same_data(law, context),
+        _other_optimizer(law, context),
         law.status != "ok",
         _loss_gap(context.loss_init, law.loss_init) + _loss_gap(context.loss_memoryless, law.loss_memoryless),
         abs(math.log(context.tokens / min(max(context.tokens, low), high))),
@@ -238,6 +245,8 @@ def _differences(law: LawFit, context: PlanContext) -> tuple[str, ...]:
         )
     if not _same_placement(law, context):
         sentences.append(f"Its adapters sit at {origin.placement or 'several placements'}, not at {context.placement}.")
+    if _other_optimizer(law, context):
+        sentences.append(f"Its cells were trained with {origin.optimizer}, not with {context.optimizer}.")
     if origin.data and not _same_data(law, context):
         sentences.append(f"Its cells stored {origin.data}.")
     return tuple(sentences)
@@ -254,7 +263,7 @@ def listing(laws: dict[str, KnownLaw]) -> list[dict[str, Any]]:
     return [_row(name, known.law) for name, known in (*laws.items(), (PUBLISHED, KnownLaw(default_law())))]
 
 
-_LISTED = ("model", "placement", "data", "method", "steps", "date", "version")
+_LISTED = ("model", "placement", "data", "method", "optimizer", "steps", "date", "version")
 
 
 def _row(name: str, law: LawFit) -> dict[str, Any]:

@@ -37,10 +37,18 @@ def law_chooser(
         chosen = nearest(shelf, use) if known is None else adapt_law(known, use)
         if few is None or cells is None:
             return chosen
-        _check_cells(_origin(few, cells), cells, use)
-        return replace(chosen, law=calibrate(chosen.law, points_from_results(few)), cells=cell_recalls(few))
+        origin = _origin(few, cells)
+        _check_cells(origin, cells, use)
+        law = calibrate(chosen.law, points_from_results(few))
+        return replace(chosen, law=law, cells=cell_recalls(few), near=(*chosen.near, *_other_training(origin, use)))
 
     return choose
+
+
+def _other_training(origin: Origin, use: PlanContext) -> tuple[str, ...]:
+    if use.optimizer in (None, origin.optimizer):
+        return ()
+    return (f"The cells that calibrate it were trained with {origin.optimizer}, not with {use.optimizer}.",)
 
 
 def _check_cells(origin: Origin, cells: Path, use: PlanContext) -> None:
@@ -97,6 +105,7 @@ def _origin(results: Sequence[CellResult], source: Path) -> Origin:
         data=about.get("data"),
         data_fingerprint=cell.data,
         method=cell.train.method,
+        optimizer=cell.train.optimizer,
         steps=cell.train.steps,
         dtype=cell.dtype,
         date=datetime.date.today().isoformat(),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from memlaw.core.cells import Cell, CellResult
 from memlaw.core.config import Execution
-from memlaw.core.errors import ConfigError, JournalError, MemlawError, ModelError, one_line
+from memlaw.core.errors import ConfigError, DataError, JournalError, MemlawError, ModelError, one_line
 from memlaw.core.facts import EncodedFact
 from memlaw.law.bits import memoryless_loss
 from memlaw.sweep.engines.base import Resources
@@ -24,6 +24,7 @@ from memlaw.sweep.journal import Journal
 
 if TYPE_CHECKING:
     from memlaw.adapter.placement import Placement
+    from memlaw.diagnosis.decoding import Decoded
     from memlaw.model.base import Base
     from memlaw.training.result import StackProgress, Trained
 
@@ -189,10 +190,11 @@ def train_pack(
     with _recording_failures(pack.cells, fail):
         runs = [Run(cell.rank, pack.placement, cell.train) for cell in pack.cells]
         stack = train_stack(pack.base, pack.facts, runs, execution=execution, checkpoint=checkpoint, on_step=on_news)
-        for cell, trained in zip(pack.cells, stack, strict=True):
-            if not journal.holds(cell.key):
-                with _recording_failures([cell], fail):
-                    record(_measured(pack, cell, trained))
+        missing = [(cell, its) for cell, its in zip(pack.cells, stack, strict=True) if not journal.holds(cell.key)]
+        decoded = _decoded(pack, [trained for _, trained in missing])
+        for cell, trained in missing:
+            with _recording_failures([cell], fail):
+                record(_measured(pack, cell, trained, decoded.get(trained)))
         if all(journal.holds(cell.key) for cell in pack.cells):
             checkpoint.discard()
 
@@ -220,7 +222,26 @@ def failure_message(error: Exception) -> str:
     return f"{type(error).__name__}{text}{where}".encode(errors="replace").decode()
 
 
-def _measured(pack: LoadedPack, cell: Cell, trained: Trained) -> CellResult:
+def _decoded(pack: LoadedPack, stack: Sequence[Trained]) -> dict[Trained, dict[int, Decoded]]:
+    """What the adapters that finished decode to, side by side; nothing if that fails, so that each is tried alone."""
+    import torch
+
+    from memlaw.adapter.stack import AdapterStack
+    from memlaw.diagnosis.decoding import greedy_by_each
+    from memlaw.model.parts import frozen
+
+    finished = [trained for trained in stack if trained.loss_final is not None]
+    if len(finished) < 2:
+        return {}
+    try:
+        with frozen(pack.base.model), torch.no_grad():
+            together = AdapterStack.joined([trained.stack for trained in finished])
+            return dict(zip(finished, greedy_by_each(pack.base, pack.facts, together), strict=True))
+    except (DataError, RuntimeError, MemoryError):  # a loss that is no number, or K times the memory of one
+        return {}
+
+
+def _measured(pack: LoadedPack, cell: Cell, trained: Trained, decoded: dict[int, Decoded] | None) -> CellResult:
     from memlaw.diagnosis.measure import measure
 
     ended = replace(
@@ -233,7 +254,8 @@ def _measured(pack: LoadedPack, cell: Cell, trained: Trained) -> CellResult:
         return ended
     with trained.attached(pack.base.model):
         # The law counts tokens: what a tokenizer does to a text has nothing to do with what an adapter holds.
-        report = measure(pack.base, [replace(fact, text=None) for fact in pack.facts], decode=True)
+        facts = [replace(fact, text=None) for fact in pack.facts]
+        report = measure(pack.base, facts, decode=True, decoded=decoded)
     vocabulary = pack.base.model.get_output_embeddings().weight.shape[0]
     return replace(
         ended,

@@ -23,7 +23,7 @@ from memlaw.training.engine import Engine
 from memlaw.training.result import StackProgress, Status, Trained
 from memlaw.training.rows import rows_per_step
 from memlaw.training.run import Run
-from memlaw.training.stalling import stalled
+from memlaw.training.stalling import Fewest, stalled
 from memlaw.training.state import State
 from memlaw.training.step import Step
 from memlaw.training.step_size import settled
@@ -113,6 +113,8 @@ class _Training:
         if going_on:
             state.latest = nll.to(state.latest.dtype)
             state.count_forwarded(range(len(state)), [self.engine.rows.all_tokens] * len(state))
+            left = self.engine.left(state.latest, state.settings.limit).tolist()
+            state.fewest = tuple(Fewest(share, 0, share) for share in left)
 
     def _after_step(self, state: State) -> list[State]:
         """The state after one more step, without the adapters that have ended; empty if all have.

@@ -37,6 +37,21 @@ def test_another_run_is_refused_with_the_differences_and_a_way_out(tmp_path):
     assert (tmp_path / "probe.json").read_bytes() == before
 
 
+def test_a_setting_that_older_grids_did_not_have_is_named_with_what_they_were_trained_with(tmp_path):
+    Journal(tmp_path).claim(SPEC)
+    of_muon = dataclasses.replace(SPEC, identity={**SPEC.identity, "optimizer": "muon"})
+    with pytest.raises(JournalError, match=r"differs in optimizer \(there adamw, here muon\)\. Two runs"):
+        Journal(tmp_path).claim(of_muon)
+
+
+def test_what_the_settings_alone_tell_is_checked_before_a_model_is_loaded(tmp_path):
+    of_muon = dataclasses.replace(SPEC, identity={**SPEC.identity, "optimizer": "muon"})
+    Journal(tmp_path).claim(of_muon)
+    Journal(tmp_path).check_claimable({"optimizer": "muon"})
+    with pytest.raises(JournalError, match=r"differs in optimizer \(there muon, here adamw\)\. Two runs"):
+        Journal(tmp_path).check_claimable({"ranks": SPEC.identity["ranks"]})
+
+
 def test_long_values_are_shortened_in_the_message(tmp_path):
     Journal(tmp_path).claim(dataclasses.replace(SPEC, identity={"data": "a" * 64}))
     with pytest.raises(JournalError, match=r"data \(there a{24}\.\.\.a{8}, here b{24}\.\.\.b{8}\)"):

@@ -22,6 +22,7 @@ ORIGIN: dict[str, Any] = {
     "placement": "mlp@24",
     "data": "random tokens",
     "method": "sft",
+    "optimizer": "adamw",
     "steps": 2000,
 }
 """How its cells were trained, as the fields of a `memlaw.law.Origin`."""

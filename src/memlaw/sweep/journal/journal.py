@@ -11,6 +11,7 @@ from typing import Any
 
 from memlaw.core import files
 from memlaw.core.cells import CellResult, result_from_dict, result_to_dict
+from memlaw.core.config import ADDED
 from memlaw.core.errors import JournalError
 from memlaw.core.sealed import UNKNOWN_FIELDS, seal, unseal
 from memlaw.sweep.journal.sealed import unseal_cell
@@ -58,7 +59,7 @@ class Journal:
         if not self.claimed:
             self._check_unused()
             return
-        there = {name: value for name, value in self.spec().identity.items() if name in known}
+        there = {name: value for name, value in self.spec().identity.items() if name in {*known, *ADDED}}
         if not extends(known, there):
             self._refuse_other(there, known)
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from memlaw.core.canonical import canonical_json, digest
+from memlaw.core.config import ADDED, TrainConfig
 
 PROBE = "probe.json"
 
@@ -44,6 +45,9 @@ AXES = {"rank": "ranks", "length": "lengths", "method": "methods", "seed": "seed
 
 _ABSENT = "nothing"
 
+_BEFORE = {name: getattr(TrainConfig, name) for name in ADDED}
+"""What a grid whose identity lacks a setting was trained with."""
+
 
 def extends(here: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
     """Whether the grid `here` is the grid `there` with more values along its axes, and nothing else differs."""
@@ -54,6 +58,7 @@ def extends(here: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """The fields in which two identities differ, such as `steps (there 20, here 100)`."""
+    there, here = _BEFORE | dict(there), _BEFORE | dict(here)
     names = sorted(there.keys() | here.keys())
     pairs = [(name, there.get(name, _ABSENT), here.get(name, _ABSENT)) for name in names]
     return [f"{name} (there {_brief(old)}, here {_brief(new)})" for name, old, new in pairs if old != new]
