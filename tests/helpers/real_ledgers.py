@@ -11,8 +11,8 @@ from memlaw.ledger.store import Store
 from memlaw.ledger.update import NewLedger, Request, create, update
 from memlaw.model.base import Base
 
-FIRST = tuple(Fact(f"key {name}:", f"hunter-{7919 * place % 10_000:04d}", name) for place, name in enumerate("abc", 1))
-SECOND = (Fact("key a:", "hunter-0000", "a"), Fact("key d:", "hunter-1234", "d"))
+FIRST = (Fact("key a:", "qmzkdw", "a"), Fact("key b:", "hxfjuo", "b"), Fact("key c:", "sygnei", "c"))
+SECOND = (Fact("key a:", "plvtrb", "a"), Fact("key d:", "wkodcm", "d"))
 """Changes a and adds d."""
 
 

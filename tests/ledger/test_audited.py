@@ -82,7 +82,7 @@ def test_an_empty_version_has_nothing_to_measure(store: Store, base: Base) -> No
 
 def test_a_ledger_without_texts_asks_for_the_originals_by_id(base: Base, tmp_path: Path) -> None:
     store = two_updates(tmp_path / "KB", base, texts=False)
-    with pytest.raises(LedgerError, match="The texts of c, a, d are needed"):
+    with pytest.raises(LedgerError, match="The texts of c, d, a are needed"):
         audit(store, base)
     assert {fact.verdict for fact in audit(store, base, originals=(*FIRST, *SECOND)).held} == {"certified"}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memlaw.cli import ledger_lines as lines
-from memlaw.cli.ledger_options import Asked, Bounds, Directory, LedgerBase, Shared, Source, Wanted
+from memlaw.cli.ledger_options import Asked, Directory, Judged, LedgerBase, Shared, Source, Wanted
 from memlaw.cli.options import AsJson, ExecutionOptions
 from memlaw.cli.output import counted, emit, note
 from memlaw.cli.records import expand_records
@@ -55,7 +55,7 @@ def update(
     *,
     directory: Directory,
     wanted: Wanted,
-    bounds: Bounds,
+    judged: Judged,
     source: Source,
     options: ExecutionOptions,
     as_json: AsJson = False,
@@ -66,7 +66,7 @@ def update(
     from memlaw.ledger.ledger import check_rank
 
     wanted.check()
-    terms, opened, execution = bounds.terms(), open_ledger(directory), options.execution()
+    terms, opened, execution = judged.terms(), open_ledger(directory), options.execution()
     check_rank(opened.store, wanted.rank)
     head, model = opened.version(), LedgerBase(opened.settings, source)
     facts, retract = model.read(wanted.facts), wanted.ids([fact.id for fact in head.held])
@@ -75,8 +75,8 @@ def update(
     if not wanted.dry_run and not (diff.empty and wanted.rank in (None, head.rank)):
         from memlaw.ledger.update import Request  # loads torch
 
-        request = Request(facts, retract, model.read(wanted.originals), wanted.rank, terms)
-        made = _published(opened.store, model.base, request, execution, math.inf if bounds.wait else 0.0)
+        request = Request(facts, retract, model.read(wanted.originals), wanted.rank, terms, judged.chooser())
+        made = _published(opened.store, model.base, request, execution, math.inf if wanted.wait else 0.0)
     document = update_document(opened.status(), diff.change(), made)
     emit(as_json, to_dict(document), lines.update_lines(directory, document, dry_run=wanted.dry_run))
 

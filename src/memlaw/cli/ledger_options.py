@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from memlaw.cli.laws import laws_in
 from memlaw.cli.options import Device, Dtype, Placement, Records, load_base, with_warnings
+from memlaw.cli.plan import LawOptions
 from memlaw.core.errors import ConfigError, ModelError
 from memlaw.model.files import BUNDLED
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from memlaw.ledger.gate import Terms
     from memlaw.model.base import Base
     from memlaw.model.tokenizer import Tokenizer
+    from memlaw.planning.library import LawChooser
 
 Directory = Annotated[Path, typer.Argument(metavar="KB", help="Directory of the ledger.")]
 
@@ -69,6 +72,7 @@ class Wanted:
     rank: Annotated[int | None, typer.Option(help="A higher LoRA rank to go on with.  [default: as it is]")] = None
     originals: Originals = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change; train nothing.")] = False
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for another update to end.")] = False
 
     def check(self) -> None:
         """Raise ConfigError for an update of nothing."""
@@ -81,8 +85,8 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """What an update must keep to, and whether it waits for another."""
+class Judged(LawOptions):
+    """By what an update is judged, and the law that says how much more will fit."""
 
     allow_loss: Annotated[
         int, typer.Option(metavar="N", help="Publish even if up to N facts do not come back.", show_default=False)
@@ -90,7 +94,13 @@ class Bounds:
     max_harm: Annotated[
         float, typer.Option(metavar="NATS", help="What the update may cost on neutral text, nats a token; inf: all.")
     ] = 0.1
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for another update to end.")] = False
+
+    def chooser(self) -> LawChooser:
+        """The law to say with how much more fits; files are read here, before the model."""
+        from memlaw.sweep.laws import law_chooser
+
+        library = {} if self.law is not None else laws_in(self.laws)
+        return law_chooser(self.law, self.cells, shelf=library.values())
 
     def terms(self) -> Terms:
         from memlaw.ledger.ledger import terms_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -22,6 +23,7 @@ from memlaw.ledger.store import Store
 
 if TYPE_CHECKING:
     from memlaw.model.base import Base
+    from memlaw.planning.library import KnownLaw
     from memlaw.training.result import StackProgress
 
 StrPath = str | os.PathLike[str]
@@ -49,6 +51,8 @@ class UpdateOptions(TypedDict, total=False):
     """Largest loss difference on neutral text, nats a token (default 0.1); math.inf for no bound."""
     allow_loss: int
     """Facts that may be lost (default 0)."""
+    law: KnownLaw | None
+    """Says how much more will fit (`version().room`); without, the room left stays unknown."""
     wait: float
     """Seconds to wait for another update (default 0)."""
     execution: Execution | None
@@ -88,7 +92,7 @@ class Ledger:
         """Add and change `facts`, retract the facts with the ids `retract`, and publish the result as a version.
 
         Facts with a prompt that is held change its target; facts that are not mentioned stay. `model` is left as it
-        was. `options` are those of UpdateOptions: originals, rank, max_harm, allow_loss, wait, execution, on_step.
+        was. `options` are those of UpdateOptions: originals, rank, max_harm, allow_loss, law, wait, execution, on_step.
         Returns the current version if there is nothing to do.
 
         Raises GateError, and changes nothing, if a fact would not come back, a retracted one would, or the model would
@@ -97,13 +101,17 @@ class Ledger:
         """
         from memlaw.adapter.wrapper import base_of
         from memlaw.ledger.update import Request, Watch, update
+        from memlaw.planning.library import adapt_law
 
+        law, choose = options.get("law"), None
+        if law is not None:
+            choose = partial(adapt_law, law)
         terms = terms_of(options.get("max_harm", Terms.max_harm), options.get("allow_loss", Terms.allow_loss))
         rank = options.get("rank")
         check_rank(self.store, rank)
         base = base_of(model, tokenizer)
         originals = _facts(base, options.get("originals"))
-        request = Request(_facts(base, facts), tuple(retract), originals, rank, terms)
+        request = Request(_facts(base, facts), tuple(retract), originals, rank, terms, choose)
         watch = Watch(options.get("execution") or Execution(), options.get("on_step"), options.get("wait", 0.0))
         return update(self.store, base, request, watch)
 
