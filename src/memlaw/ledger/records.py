@@ -118,11 +118,14 @@ class Retracted:
 class Change:
     """What a version did to its parent, as ids."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _NO_OTHER_FIELDS
+    __pydantic_config__: ClassVar[ConfigDict] = _DESCRIBED
 
     added: tuple[str, ...] = ()
+    """Facts whose prompt it did not hold."""
     changed: tuple[str, ...] = ()
+    """Facts with another target than before."""
     retracted: tuple[str, ...] = ()
+    """Facts that must no longer come back."""
     lost: tuple[str, ...] = ()
     """Facts that it should hold and does not."""
 
@@ -131,7 +134,7 @@ class Change:
 class Effort:
     """What the training of a version took."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _NO_OTHER_FIELDS
+    __pydantic_config__: ClassVar[ConfigDict] = _DESCRIBED
 
     steps: Whole
     """Optimizer steps."""
@@ -187,8 +190,7 @@ class Version:
 
     def at_risk(self) -> tuple[Held, ...]:
         """Facts that come back with a margin below the measured rounding, or AT_RISK if none was measured."""
-        bound = AT_RISK if self.rounding is None else self.rounding
-        return tuple(fact for fact in self.held if fact.verdict != "lost" and fact.margin < bound)
+        return _at_risk(self.held, self.rounding)
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,12 @@ class Audit:
     created: str
     side_effects: SideEffects | None = None
     rounding: Number | None = None
+    returned: tuple[str, ...] = ()
+    """Ids of targets that must not come back and do."""
+
+    def at_risk(self) -> tuple[Held, ...]:
+        """As `Version.at_risk`, by what was measured now."""
+        return _at_risk(self.held, self.rounding)
 
 
 @dataclass(frozen=True)
@@ -258,6 +266,11 @@ def hold(fact: Fact, key: str, *, tokens: int, margin: float, verdict: Verdict, 
 def drop(held: Held, until: int, *, log_p: float, log_p_base: float) -> Retracted:
     """The record of a target that version `until` drops."""
     return Retracted(held.id, held.prompt, held.target, held.tokens, held.since, until, log_p, log_p_base)
+
+
+def _at_risk(held: Iterable[Held], rounding: float | None) -> tuple[Held, ...]:
+    bound = AT_RISK if rounding is None else rounding
+    return tuple(fact for fact in held if fact.verdict != "lost" and fact.margin < bound)
 
 
 def now() -> str:

@@ -31,9 +31,12 @@ def _advice(store: Store, version: Version) -> str:
     if not version.held:
         return f"Store facts: memlaw ledger update {store.root} FACTS."
     if lost:
-        return f"{lost} of {len(version.held)} facts do not come back. Give them room: update with --auto-grow."
+        return f"{lost} of {len(version.held)} facts do not come back. Give them room: update with a higher --rank."
     if version.room is not None and version.room.low <= 0:
-        return "The next update may not fit. Update with --auto-grow, or retract what is no longer needed."
+        return (
+            f"The next update may not fit. Update with a --rank above {version.rank}, or retract what is no longer "
+            "needed."
+        )
     if version.at_risk():
         return (
             f"{len(version.at_risk())} facts come back by a margin that rounding may undo. The next update rehearses "

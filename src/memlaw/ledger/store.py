@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from memlaw.core import files
 from memlaw.core.canonical import canonical_json, to_dict
 from memlaw.core.config import identity
-from memlaw.core.errors import LedgerError, MemlawError
+from memlaw.core.errors import LedgerError, MemlawError, suggest
 from memlaw.core.facts import Fact
 from memlaw.core.sealed import UNKNOWN_FIELDS, Fault, seal, unseal
 from memlaw.ledger.records import (
@@ -219,11 +219,11 @@ class Store:
 
         ledger.json is written last: without it there is no ledger, and creating it again starts over.
         """
-        self._refuse_occupied()
+        self.check_free()
         with self._writing("The ledger was not made", "Choose another directory."):
             files.make_folders(self.root)
             with self.locked():
-                self._refuse_occupied()
+                self.check_free()
                 files.make_folders(self.root / VERSIONS)
                 empty = Version(0, None, (), (), Change(), settings.rank, now())
                 manifest = self._build(empty, adapter=None, texts=None, replace=True)
@@ -370,7 +370,8 @@ class Store:
                 known[pair_of(fact, key)] = fact
         return known
 
-    def _refuse_occupied(self) -> None:
+    def check_free(self) -> None:
+        """Raise LedgerError unless a ledger may be made here: memlaw writes into no directory of someone else."""
         if self.exists:
             raise LedgerError(f"{self.root} is a ledger already. Update it, or choose another directory.")
         if _present(self.root) and not self.root.is_dir():
@@ -443,8 +444,20 @@ class Store:
 def not_a_ledger(directory: Path) -> LedgerError:
     """The error for a directory without a ledger."""
     return LedgerError(
-        f"{directory} is not a ledger: it has no {LEDGER}. Check the path, or make one: memlaw ledger init {directory}"
+        f"{directory} is not a ledger: it has no {LEDGER}. {_nearest(directory)}Check the path, or make one: memlaw "
+        f"ledger init {directory}"
     )
+
+
+def _nearest(directory: Path) -> str:
+    """The ledger that was probably meant: around the directory, in it, or beside it under a similar name."""
+    around = directory.absolute().parents[:2]
+    with contextlib.suppress(OSError):
+        inside = sorted(path.parent for path in directory.glob(f"*/{LEDGER}"))
+        for meant in (*(parent for parent in around if (parent / LEDGER).is_file()), *inside):
+            return f"{meant} is one. "
+        return suggest(str(directory), (str(path.parent) for path in directory.parent.glob(f"*/{LEDGER}")))
+    return ""
 
 
 def parse_settings(content: bytes) -> Settings:
