@@ -31,7 +31,7 @@ from memlaw.training.result import StackProgress, Trained
 from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
 
-AGAIN = 8.0
+AGAIN = 2.0
 """How much stronger than at the end of the last update protection starts: the facts may have left room meanwhile."""
 
 LEAST = 2.0**-20
