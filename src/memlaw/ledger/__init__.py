@@ -26,8 +26,8 @@ from memlaw.ledger.view import Entry, Log, Seen
 __all__ = [
     "Audit",
     "AuditOptions",
-    "CreateOptions",
     "Change",
+    "CreateOptions",
     "Effort",
     "Entry",
     "Held",
