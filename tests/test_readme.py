@@ -34,6 +34,7 @@ DOCS = ROOT / "docs"
 WITH_COMMANDS = [
     README,
     DOCS / "tutorial.md",
+    DOCS / "how-to" / "ledger.md",
     DOCS / "how-to" / "own-law.md",
     DOCS / "how-to" / "budgets.md",
     DOCS / "the-law.md",
@@ -201,8 +202,8 @@ def test_the_facts_shown_are_those_of_the_example() -> None:
 
 def test_the_reference_lists_the_commands_there_are() -> None:
     text = (DOCS / "reference" / "command-line.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^\| `memlaw ((?:journal )?[a-z]+)", text, re.MULTILINE))
-    groups = {"journal"}
+    listed = set(re.findall(r"^\| `memlaw ((?:(?:journal|ledger) )?[a-z]+)", text, re.MULTILINE))
+    groups = {"journal", "ledger"}
     assert listed == (_subcommands() - groups) | {f"{group} {name}" for group in groups for name in _subcommands(group)}
 
 

@@ -14,10 +14,12 @@ import pytest
 from helpers.commands import GRID, POINTS, SECRETS, Ran, Run, assert_refused, process
 from memlaw import __version__
 from memlaw.adapter import peft
-from memlaw.cli.app import COMMANDS, wait_passively
+from memlaw.cli.app import COMMANDS, load_command, wait_passively
+
+IN_GROUPS = [f"{group} {name}" for group in ("journal", "ledger") for name in load_command(group).commands]
 
 
-@pytest.mark.parametrize("name", [*sorted(set(COMMANDS) - {"journal"}), "journal status", "journal export"])
+@pytest.mark.parametrize("name", [*sorted(set(COMMANDS) - {"journal", "ledger"}), *IN_GROUPS])
 def test_every_command_explains_itself_and_takes_json(run: Run, name: str) -> None:
     ran = run(*name.split(), "--help")
     assert ran.code == 0
@@ -79,7 +81,7 @@ def test_version_and_help_need_no_command() -> None:
     assert shown.code == 0
     commands = [line.split()[0] for line in shown.out.partition("Commands:\n")[2].splitlines()]
     assert commands == [
-        "demo", "check", "plan", "laws", "train", "recall", "probe", "fit", "report", "journal",
+        "demo", "check", "plan", "laws", "train", "recall", "probe", "fit", "ledger", "report", "journal",
     ]  # fmt: skip
     bare = process()
     assert (bare.code, bare.out) == (2, "")

@@ -60,6 +60,7 @@ def test_a_ledger_that_is_full_says_so(store):
     room = Room(10, -5, 40)
     result = publish(store, *held_by(some_facts("a"), 1), room=room)
     assert (result.room, result.advice[:30]) == (room, "The next update may not fit. U")
+    assert "with a --rank above 4, or retract" in result.advice
 
 
 def test_a_damaged_ledger_has_no_status(store):

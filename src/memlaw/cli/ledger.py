@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memlaw.cli import ledger_lines as lines
-from memlaw.cli.ledger_options import Asked, Directory, Judged, LedgerBase, Shared, Source, Wanted
-from memlaw.cli.options import AsJson, ExecutionOptions
+from memlaw.cli.ledger_options import Asked, Directory, Judged, LedgerBase, Running, Shared, Source, Wanted
+from memlaw.cli.options import AsJson
 from memlaw.cli.output import counted, emit, note
 from memlaw.cli.records import expand_records
 from memlaw.cli.train import TrainingOptions
@@ -57,7 +57,7 @@ def update(
     wanted: Wanted,
     judged: Judged,
     source: Source,
-    options: ExecutionOptions,
+    options: Running,
     as_json: AsJson = False,
 ) -> None:
     """Add the new FACTS, change those with a new target, retract others; publish a version if every fact comes back."""

@@ -160,7 +160,7 @@ def _counts(now: Status) -> str:
 def _facts(facts: int, certified: int, lost: int) -> str:
     if not facts:
         return "no facts"
-    rest = f", {lost:,} of them lost" if lost else ""
+    rest = f", {lost:,} lost" if lost else ""
     sure = "all certified" if certified == facts else f"{certified:,} certified"
     return f"{counted(facts, 'fact')}, {sure if facts > 1 or certified < facts else 'certified'}{rest}"
 

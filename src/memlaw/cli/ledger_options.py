@@ -13,6 +13,8 @@ import typer
 from memlaw.cli.laws import laws_in
 from memlaw.cli.options import Device, Dtype, Placement, Records, load_base, with_warnings
 from memlaw.cli.plan import LawOptions
+from memlaw.cli.records import setting
+from memlaw.core.config import Execution
 from memlaw.core.errors import ConfigError, ModelError
 from memlaw.model.files import BUNDLED
 
@@ -45,13 +47,10 @@ class Shared:
         bool,
         typer.Option(
             "--text/--no-text",
-            help="Keep the facts as text that only you can read; without, updates ask for the originals.  "
-            "[default: yes]",
+            help="Keep the facts as text that only you can read; without, updates ask for the originals.",
         ),
     ] = True
-    eos: Annotated[
-        bool, typer.Option("--eos/--no-eos", help="End each target with the end-of-sequence token.  [default: yes]")
-    ] = True
+    eos: Annotated[bool, typer.Option("--eos/--no-eos", help="End each target with the end-of-sequence token.")] = True
 
     def load_base(self) -> Base:
         """The model, under a name that stays true in another directory: later commands load it by that name."""
@@ -64,7 +63,7 @@ class Wanted:
     """What an update is to do."""
 
     facts: Annotated[
-        str | None, typer.Argument(metavar="[FACTS]", help="New and changed facts, in any format of `memlaw train`.")
+        str | None, typer.Argument(metavar="FACTS", help="New and changed facts, in any format of `memlaw train`.")
     ] = None
     retract: Annotated[
         list[str] | None, typer.Option(metavar="ID,...", help="Facts that must no longer come back.")
@@ -106,6 +105,17 @@ class Judged(LawOptions):
         from memlaw.ledger.ledger import terms_of
 
         return terms_of(self.max_harm, self.allow_loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How an update runs; none of these options changes its result."""
+
+    compiled: Annotated[bool, setting(Execution, "compiled", "--compile")] = Execution.compiled
+    evict_prefix: Annotated[bool, setting(Execution, "evict_prefix", "--evict-prefix")] = Execution.evict_prefix
+
+    def execution(self) -> Execution:
+        return Execution(**vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,24 +17,31 @@ Manifests name facts by id and by keyed hashes of prompt and target. Texts are i
 owner only, or nowhere.
 """
 
-from memlaw.ledger.ledger import Ledger, open  # noqa: A004 - memlaw.ledger.open, as gzip.open
-from memlaw.ledger.records import Change, Effort, Held, Retracted, Room, Settings, Status, Version
+from memlaw.ledger.ledger import AuditOptions, CreateOptions, Ledger, UpdateOptions, create, open  # noqa: A004 - as gzip.open
+from memlaw.ledger.records import Audit, Change, Effort, Held, Retracted, Room, Settings, Status, Version
+from memlaw.ledger.review import Review
 from memlaw.ledger.upkeep import VerifyReport
 from memlaw.ledger.view import Entry, Log, Seen
 
 __all__ = [
+    "Audit",
+    "AuditOptions",
     "Change",
+    "CreateOptions",
     "Effort",
     "Entry",
     "Held",
     "Ledger",
     "Log",
     "Retracted",
+    "Review",
     "Room",
     "Seen",
     "Settings",
     "Status",
+    "UpdateOptions",
     "VerifyReport",
     "Version",
+    "create",
     "open",
 ]

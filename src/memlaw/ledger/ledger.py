@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from memlaw.core.config import UNTIL_RECALLED, Execution
 from memlaw.core.errors import ConfigError
 from memlaw.core.facts import Fact, MemorySet
-from memlaw.data import read
-from memlaw.data.load import Facts
 from memlaw.ledger import status, upkeep, view
 from memlaw.ledger.diff import Diff, difference
 from memlaw.ledger.gate import Terms
@@ -22,6 +20,7 @@ from memlaw.ledger.review import Review, review
 from memlaw.ledger.store import Store
 
 if TYPE_CHECKING:
+    from memlaw.data.load import Facts
     from memlaw.model.base import Base
     from memlaw.planning.library import KnownLaw
     from memlaw.training.result import StackProgress
@@ -120,6 +119,8 @@ class Ledger:
 
         Chats and tasks need the model's tokenizer to be read: give them as a MemorySet.
         """
+        from memlaw.data import read
+
         memory_set = facts if facts is None or isinstance(facts, MemorySet) else read(facts)
         return self.diff(() if memory_set is None else memory_set.facts, retract).change()
 
