@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -82,7 +81,7 @@ def test_a_prompt_may_have_had_several_targets_but_has_one_now(base: Base) -> No
         bench(base, [STORED, OLD], [], True, harm=False)
 
 
-def test_a_ledger_is_of_one_base_and_one_tokenizer(base: Base, tmp_path: Path) -> None:
+def test_a_ledger_is_of_one_base_and_one_tokenizer(base: Base) -> None:
     settings = replace(
         SETTINGS, model="tiny-qwen3", base=base.fingerprint, tokenizer=tokenizer_fingerprint(base.tokenizer)
     )
