@@ -11,7 +11,7 @@ from helpers import packed, tiny
 from helpers.adapters import trained
 from memlaw.adapter.info import INFO, WEIGHTS, load_info
 from memlaw.adapter.on_model import placement_on
-from memlaw.adapter.peft import PEFT_CONFIG, attach, save
+from memlaw.adapter.peft import PEFT_CONFIG, attach, loaded, save
 from memlaw.core.errors import AdapterError
 from memlaw.model.base import Base
 
@@ -168,3 +168,29 @@ def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space"):
         save(trained(placement), placement, base, tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["down_proj@2", "mlp@1", "all-linear"])
+def test_a_saved_adapter_is_loaded_to_train_on_as_it_was(text: str, tmp_path: Path) -> None:
+    base = tiny.base()
+    placement = placement_on(text, base.model)
+    stack = trained(placement, 3, scale=1.5)
+    save(stack, placement, base, tmp_path / "a")
+    found = loaded(base, tmp_path / "a")
+    assert (found.sites, found.ranks, found.scale.tolist()) == (stack.sites, stack.ranks, stack.scale.tolist())
+    assert all(torch.equal(one, other) for one, other in zip(found.tensors, stack.tensors, strict=True))
+
+
+def test_only_an_undamaged_adapter_that_memlaw_trained_for_this_base_is_loaded_to_train_on(tmp_path: Path) -> None:
+    base, path = tiny.base(), tmp_path / "a"
+    placement = placement_on(None, base.model)
+    save(trained(placement), placement, base, path)
+    with pytest.raises(AdapterError, match="base"):
+        loaded(tiny.base(seed=1), path)
+    tensors = load_file(path / WEIGHTS)
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, path / WEIGHTS)
+    with pytest.raises(AdapterError, match="not the file that was saved"):
+        loaded(base, path)
+    (path / INFO).unlink()
+    with pytest.raises(AdapterError, match=f"has no {INFO}: only an adapter that memlaw trained"):
+        loaded(base, path)

@@ -31,7 +31,8 @@ from memlaw.core.errors import ConfigError
 from memlaw.core.facts import EncodedFact
 from memlaw.model.base import load
 from memlaw.sweep.journal import CheckpointStatus, Journal, ProbeSpec, status
-from memlaw.training.checkpoint import Checkpoint
+from memlaw.training.checkpoint import Checkpoint, identity
+from memlaw.training.engine import Engine
 from memlaw.training.result import Trained
 from memlaw.training.run import Run
 from memlaw.training.stack import train_stack
@@ -306,3 +307,54 @@ def test_a_killed_process_leaves_a_checkpoint_to_resume_from(name: str, tmp_path
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert_same(train(name, path), train(name))
+
+
+def going_on(path: Path | None = None, *, stop: int | None = None, seed: int = 0, floor: float = 3.0) -> list[Trained]:
+    """A new adapter and one that goes on from another, with a fact that must not come back."""
+    base = tiny.base()
+    where = placement_on("down_proj@1+3", base.model)
+    facts = (*FACTS[:4], replace(FACTS[4], floor=(floor,) * FACTS[4].length))
+    config = replace(
+        PLAIN, method="ot", schedule="share", until="recalled", anneal=0.25, protect=2.0, learning_rate=5e-2
+    )
+    (start,) = train_stack(base, FACTS, [Run(2, where, replace(PLAIN, steps=8, seed=seed))])
+    runs = [Run(3, where, replace(config, average=2), start=start.stack), Run(2, where, config)]
+    on_step = None if stop is None else stop_at(stop)
+    return train_stack(
+        base, facts, runs, checkpoint=None if path is None else Checkpoint(path, minutes=0), on_step=on_step
+    )
+
+
+def test_a_training_that_goes_on_from_an_adapter_and_forgets_resumes_to_the_same_last_bit(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    for stop in (3, 8, 12):
+        with pytest.raises(InterruptedTrainingError):
+            going_on(path, stop=stop)
+    found, wanted = going_on(path), going_on()
+    assert_same(found, wanted)
+    assert [one.protection for one in found] == [one.protection for one in wanted]
+    assert found[0].loss_init < found[1].loss_init
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"floor": 3.5}])
+def test_another_adapter_to_go_on_from_or_another_floor_is_another_training(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint"
+    with pytest.raises(InterruptedTrainingError):
+        going_on(path, stop=5)
+    with pytest.raises(ConfigError, match="checkpoint of another training"):
+        going_on(path, **changes)
+
+
+def test_trainings_without_start_and_floors_have_the_name_they_always_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny.base()
+    named: list[dict[str, Any]] = []
+    monkeypatch.setattr("memlaw.training.checkpoint.digest", lambda values: named.append(values) or "")
+    for facts, start in ((FACTS, False), ((replace(FACTS[0], floor=(1.0,) * FACTS[0].length),), True)):
+        run = Run(2, placement_on(None, base.model), PLAIN)
+        if start:
+            run = replace(run, start=Engine(base, facts, [run]).start().stack)
+        identity(Engine(base, facts, [run]))
+    old = {"model", "dtype", "device", "facts", "sites", "runs", "compiled", "algorithm", "torch"}
+    assert [set(values) for values in named] == [old, old | {"floors", "start"}]

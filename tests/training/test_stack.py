@@ -512,3 +512,113 @@ assert [t.steps for t in trained] == [2] * 12 and all(t.status == "finished" for
 def test_a_machine_that_really_runs_out_of_memory_trains_in_parts() -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", REAL], env=env, check=True)
+
+
+FLOORED = (*FACTS[:2], replace(FACTS[2], floor=(6.0, 4.0)))
+"""Of the last fact nothing must come back."""
+
+
+def a_start(base: Base, rank: int = 2, placement: str = "down_proj@2", **changes: Any) -> AdapterStack:
+    """An adapter that has stored all facts in part."""
+    config = TrainConfig(steps=15, learning_rate=2e-2, **changes)
+    (trained,) = train(base, [(rank, config)], placement)
+    return trained.stack
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_adapters_that_go_on_and_new_ones_get_together_what_they_get_alone(optimizer: Any) -> None:
+    base = tiny.base(dtype=torch.float64)
+    where = placement_on("down_proj@2", base.model)
+    config = replace(SHORT, method="ot", anneal=0.25, schedule="share", until="recalled", optimizer=optimizer, steps=9)
+    runs = [
+        Run(2, where, config),
+        Run(4, where, replace(config, seed=1), start=a_start(base)),
+        Run(3, where, replace(config, protect=5.0, average=2), start=a_start(base, 3, seed=3)),
+        Run(2, where, replace(config, method="sft"), start=a_start(base)),
+    ]
+    together = train_stack(base, FLOORED, runs)
+    assert len({one.loss_init for one in together}) == 3
+    for run, result in zip(runs, together, strict=True):
+        (alone,) = train_stack(base, FLOORED, [run])
+        close(result, alone, 1e-9)
+        assert result.loss_init == pytest.approx(alone.loss_init, rel=1e-9)
+        assert result.loss_final == pytest.approx(alone.loss_final, rel=1e-9)
+        assert (result.steps, result.tokens_forwarded) == (alone.steps, alone.tokens_forwarded)
+
+
+def test_each_adapter_begins_with_the_loss_of_what_it_goes_on_from() -> None:
+    base = tiny.base()
+    where, start = placement_on("down_proj@2", base.model), a_start(base)
+    new, going_on = train_stack(base, FACTS, [Run(2, where, SHORT), Run(2, where, SHORT, start=start)])
+    assert new.loss_init == pytest.approx(mean_loss(base.model), rel=1e-5)
+    with start.attached(base.model):
+        assert going_on.loss_init == pytest.approx(mean_loss(base.model), rel=1e-5)
+    assert going_on.loss_init < new.loss_init - 1
+
+
+def test_a_training_with_nothing_left_to_do_changes_nothing_and_says_so() -> None:
+    base = tiny.base()
+    config = TrainConfig(method="ot", until="recalled", margin=0.1, steps=300, learning_rate=2e-2, protect=8.0)
+    where = placement_on("down_proj@2", base.model)
+    (first,) = train_stack(base, FACTS, [Run(8, where, config)])
+    assert first.recalled
+    (again,) = train_stack(base, FACTS, [Run(8, where, config, start=first.stack)])
+    assert (again.steps, again.recalled, again.protection) == (0, True, 8.0)
+    assert all(torch.equal(a, b) for a, b in zip(again.stack.tensors, first.stack.tensors, strict=True))
+
+
+def test_a_higher_rank_keeps_what_is_held_while_it_learns_more() -> None:
+    base = tiny.base()
+    where = placement_on("down_proj@2", base.model)
+    config = TrainConfig(method="ot", until="recalled", margin=0.1, steps=400, learning_rate=2e-2, schedule="share")
+    (first,) = train_stack(base, FACTS[:2], [Run(4, where, config)])
+    (grown,) = train_stack(base, FACTS, [Run(9, where, config, start=first.stack)])
+    (anew,) = train_stack(base, FACTS, [Run(9, where, config)])
+    assert grown.recalled
+    assert grown.rank == 9
+    assert grown.tokens_forwarded < anew.tokens_forwarded
+
+
+def test_what_must_not_come_back_is_trained_to_its_floors_while_the_rest_stays() -> None:
+    base = tiny.base()
+    where = placement_on("down_proj@2", base.model)
+    config = TrainConfig(method="ot", until="recalled", margin=0.1, steps=600, learning_rate=2e-2, schedule="share")
+    (first,) = train_stack(base, FACTS, [Run(8, where, config)])
+    (second,) = train_stack(base, FLOORED, [Run(8, where, config, start=first.stack)])
+    assert second.recalled
+    assert second.steps > 0
+    with second.attached(base.model), torch.no_grad():
+        held = torch.cat([reference.nll_of(base.model, fact) for fact in FLOORED[:2]])
+        gone = reference.nll_of(base.model, FLOORED[2])
+    assert float(held.max()) < LN2 - 0.1
+    assert bool((gone > torch.tensor(FLOORED[2].floor) - 1e-4).all())
+    assert second.loss_final == pytest.approx(float(held.mean()), rel=1e-4)
+
+
+def test_steps_that_see_nothing_to_recall_are_steps_too() -> None:
+    base = tiny.base()
+    seen: list[StackProgress] = []
+    config = replace(SHORT, method="ot", batch_size=1, steps=6)
+    run = Run(2, placement_on("down_proj@2", base.model), config, start=a_start(base))
+    (trained,) = train_stack(base, FLOORED, [run], on_step=seen.append)
+    assert trained.status == "finished"
+    assert sum(one.loss == one.ordered == one.stubborn == 0 for one in seen) == 2  # one step of an epoch of three
+    (only,) = train_stack(base, FLOORED[2:], [run], on_step=seen.append)
+    assert (only.status, only.loss_init, only.loss_final) == ("finished", 0.0, 0.0)
+
+
+def test_an_adapter_that_does_not_fit_is_no_start() -> None:
+    base = tiny.base()
+    where, other = placement_on("down_proj@2", base.model), placement_on("down_proj@1", base.model)
+    start = a_start(base)
+    two = AdapterStack.joined([start, start])
+    for run in (Run(1, where, SHORT, start=start), Run(2, other, SHORT, start=start), Run(2, where, SHORT, start=two)):
+        with pytest.raises(ConfigError, match="cannot go on from .* of this rank or a smaller one, at the same"):
+            train_stack(base, FACTS, [run])
+
+
+def test_the_protection_at_the_end_is_what_its_halvings_left() -> None:
+    base = tiny.base()
+    short, unprotected = train(base, [(2, replace(SHORT, protect=64.0)), (2, SHORT)])
+    assert 64.0 * 2 ** (-12 / 4) <= short.protection <= 64.0 * 2 ** (-12 / 32)
+    assert unprotected.protection == 0.0

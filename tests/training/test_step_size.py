@@ -74,3 +74,32 @@ def test_runs_of_a_stack_that_leave_it_open_get_each_their_own(base: Base) -> No
     first, second = train_stack(base, FACTS, runs)
     assert first.config.learning_rate in RATES["adamw"]
     assert second.config.learning_rate == 1e-3
+
+
+def test_a_run_that_goes_on_gains_from_where_it_starts_and_has_a_rate_of_its_own(base: Base) -> None:
+    """From nearly all there is to gain, every rate gains little: what counts is the share of that little."""
+    where = placement_on(None, base.model)
+    (start,) = train_stack(base, FACTS, [Run(3, where, replace(OPEN, learning_rate=2e-2, steps=40))])
+    runs = [Run(3, where, OPEN), Run(3, where, OPEN, start=start.stack)]
+    with frozen(base.model):
+        rates = [run.config.learning_rate for run in settled(base, FACTS, runs)]
+        alone = [settled(base, FACTS, [run])[0].config.learning_rate for run in runs]
+        gains = {}
+        for rate in RATES["adamw"]:
+            run = replace(runs[1], config=replace(OPEN, learning_rate=rate, schedule="constant"))
+            engine = Engine(base, FACTS, [run])
+            state = engine.start()
+            before = float(engine.mean(engine.evaluate(state.stack)))
+            for _ in range(STEPS):
+                engine.advance(state, engine.step(state))
+            gains[rate] = before - float(engine.mean(engine.evaluate(state.stack)))
+    assert rates == alone
+    assert rates[1] == min(rate for rate, gained in gains.items() if gained >= FAR * max(gains.values()))
+
+
+def test_what_must_not_come_back_does_not_choose_the_rate(base: Base) -> None:
+    forgotten = [replace(fact, floor=(9.0,) * fact.length) for fact in tiny.facts([(4, 3)] * 20, seed=7)]
+    run = Run(3, placement_on(None, base.model), OPEN)
+    with frozen(base.model):
+        plain, mixed = (settled(base, facts, [run])[0] for facts in (FACTS, (*FACTS, *forgotten)))
+    assert plain.config == mixed.config

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memlaw.core.errors import ConfigError
 from memlaw.core.recall import RecallReport, RecordRecall
 from memlaw.core.side_effects import SideEffects
 from memlaw.ledger.records import Verdict
@@ -16,12 +17,19 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class Terms:
-    """What an update must keep to."""
+    """What an update must keep to. Raises ConfigError for a bound below 0."""
 
     max_harm: float = 0.1
     """Largest `SideEffects.loss_difference`, nats a token; infinity for no bound."""
     allow_loss: int = 0
-    """Facts that may be lost."""
+    """Facts that need not be certified."""
+
+    def __post_init__(self) -> None:
+        if not (self.max_harm >= 0 and self.allow_loss >= 0):
+            raise ConfigError(
+                f"An update may cost the model {self.max_harm} nats a token and lose {self.allow_loss} facts: choose 0 "
+                "or more of both, and infinity for any harm."
+            )
 
 
 @dataclass(frozen=True)

@@ -158,27 +158,12 @@ class _Update:
         rows = (*on.wanted, *with_floors(on.unwanted, [one.tokens for one in on.before], on.wanted))
         folder = self.store.adapter(self.head.number)
         start = None if folder is None else loaded(self.base, folder)
-        run = Run(self.rank, self.where, self._config(), start=start)
+        run = Run(self.rank, self.where, _config(self.settings, self.head.effort), start=start)
         execution, on_step = self.watch.execution, self.watch.on_step
         (trained,) = train_stack(self.base, rows, [run], execution=execution, on_step=on_step)
         if trained.status != "finished":
             raise TrainError(f"Training {trained.status}: {trained.message}. Nothing was changed.")
         return trained
-
-    def _config(self) -> TrainConfig:
-        """The settings of the ledger; from its second training on, with the rate and protection of the last.
-
-        The factor before x A B is the ledger's at every rank, so that a higher rank changes no function.
-        """
-        config = replace(self.settings.train, scale=self.settings.scale, scaling="constant")
-        before = self.head.effort
-        if before is None or not before.learning_rate:
-            return config
-        return replace(
-            config,
-            learning_rate=before.learning_rate,
-            protect=min(config.protect, max(AGAIN * before.protection, LEAST * config.protect)),
-        )
 
     def _publish(self, trained: Trained | None, result: Measured, on: Bench) -> Version:
         held = tuple(self._held(result))
@@ -237,6 +222,21 @@ class _Update:
         dropped = [drop(old, self.number, log_p=0.0, log_p_base=0.0) for old in self.diff.dropped]
         for record, one in zip((*dropped, *self.diff.forbidden), gone, strict=True):
             yield replace(record, log_p=one.log_p, log_p_base=one.log_p_base)
+
+
+def _config(settings: Settings, before: Effort | None) -> TrainConfig:
+    """The settings of the ledger; from its second training on, with the rate and protection of the one `before`.
+
+    The factor before x A B is the ledger's at every rank, so that a higher rank changes no function.
+    """
+    config = replace(settings.train, scale=settings.scale, scaling="constant")
+    if before is None or not before.learning_rate:
+        return config
+    return replace(
+        config,
+        learning_rate=before.learning_rate,
+        protect=min(config.protect, max(AGAIN * before.protection, LEAST * config.protect)),
+    )
 
 
 def _effort(trained: Trained, on: Bench) -> Effort:

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import ArgsKwargs
 
 from memlaw.core.config import Count, Method, Optimizer, Rate, Recipe, Seed, TrainConfig
 from memlaw.core.errors import ConfigError, one_line
@@ -62,9 +61,10 @@ class ProbeConfig(Recipe):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_the_usual_of_its_optimizer(cls, given: ArgsKwargs) -> ArgsKwargs:
+    def _with_the_usual_of_its_optimizer(cls, given: Any) -> Any:
+        """`given` are pydantic's `ArgsKwargs`, whose class it does not export."""
         values = given.kwargs or {}
-        return ArgsKwargs(given.args, {**USUAL.get(str(values.get("optimizer")), {}), **values})
+        return type(given)(given.args, {**USUAL.get(str(values.get("optimizer")), {}), **values})
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> ProbeConfig:

@@ -1,0 +1,307 @@
+"""Updates of a real ledger on a tiny base: what comes back afterwards, what does not, and what a failed one changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import slow_training as reference
+from helpers import tiny
+from helpers.ledgers import SETTINGS, snapshot
+from memlaw.adapter.info import load_info
+from memlaw.adapter.peft import attach
+from memlaw.core.config import AUTO, UNTIL_RECALLED, Scaling, TrainConfig
+from memlaw.core.errors import AdapterError, DataError, GateError, LedgerError, TrainError
+from memlaw.core.facts import Fact, MemorySet
+from memlaw.data import encode
+from memlaw.ledger.gate import Terms
+from memlaw.ledger.records import Effort, Version
+from memlaw.ledger.store import Store
+from memlaw.ledger.update import AGAIN, LEAST, NewLedger, Request, Watch, create, update
+from memlaw.ledger.update import _config as next_config
+from memlaw.model.base import Base
+from memlaw.training.result import StackProgress
+from memlaw.training.step_size import RATES
+
+CONFIG = replace(UNTIL_RECALLED, steps=400, learning_rate=2e-2, protect=0.0)
+ANY_HARM = Terms(max_harm=math.inf)
+ANY = Terms(max_harm=math.inf, allow_loss=99)
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return tiny.base(max_position_embeddings=32)
+
+
+def a_ledger(root: Path, base: Base, **changes: Any) -> Store:
+    """An empty ledger; `changes` are fields of NewLedger."""
+    store = Store(root / "KB")
+    create(store, base, replace(NewLedger(6, "down_proj@1-3", CONFIG), **changes))
+    return store
+
+
+def fact(name: str, target: str) -> Fact:
+    return Fact(f"Code {name}: ", target, name)
+
+
+A, B, C = fact("a", "K7Q2"), fact("b", "M3X9"), fact("c", "P1Z5")
+
+
+def updated(store: Store, base: Base, *facts: Fact, terms: Terms = ANY_HARM, **request: Any) -> Version:
+    return update(store, base, Request(facts, terms=terms, **request))
+
+
+def decoded(store: Store, base: Base, facts: Sequence[Fact], *, eos: bool = True) -> list[bool]:
+    """Whether the saved adapter, loaded as any user would, gives each fact by decoding in the plainest way."""
+    folder = store.adapter(store.head().number)
+    assert folder is not None
+    encoded = encode(MemorySet(tuple(facts), eos, "test"), base.tokenizer, context=None)
+    with attach(base, folder):
+        return [reference.greedy(base.model, one.prompt, one.length) == list(one.target) for one in encoded]
+
+
+def test_a_new_ledger_is_empty_and_knows_its_base(base: Base, tmp_path: Path) -> None:
+    store = a_ledger(tmp_path, base)
+    settings = store.settings()
+    assert (settings.model, settings.base, settings.placement) == (base.name, base.fingerprint, "down_proj@1+2+3")
+    assert (settings.rank, settings.scale, settings.train) == (6, 4.0, CONFIG)
+    assert (store.head().number, store.head().held, store.adapter(0)) == (0, (), None)
+    with pytest.raises(AdapterError):
+        create(Store(tmp_path / "other"), base, NewLedger(10_000))
+    assert not Store(tmp_path / "other").exists
+
+
+def test_facts_come_change_and_go(base: Base, tmp_path: Path) -> None:
+    store = a_ledger(tmp_path, base)
+    first = updated(store, base, A, B)
+    assert (first.number, first.parent, first.change.added) == (1, 0, ("a", "b"))
+    assert decoded(store, base, [A, B]) == [True, True]
+
+    new = replace(A, target="K7Q3")
+    second = updated(store, base, new, C)
+    assert (second.change.added, second.change.changed) == (("c",), ("a",))
+    assert {held.id: held.since for held in second.held} == {"a": 2, "b": 1, "c": 2}
+    assert decoded(store, base, [new, B, C]) == [True, True, True]
+    assert decoded(store, base, [A]) == [False]
+    (old,) = second.retracted
+    assert (old.id, old.since, old.until) == ("a", 1, 2)
+    assert old.log_p > old.log_p_base, "it begins as the new one does"
+
+    third = updated(store, base, retract=("b",))
+    assert ([held.id for held in third.held], third.change.retracted) == (["c", "a"], ("b",))
+    assert decoded(store, base, [new, C]) == [True, True]
+    assert decoded(store, base, [B]) == [False]
+    gone = next(one for one in third.retracted if one.id == "b")
+    assert gone.log_p <= gone.log_p_base + math.log(10)
+
+    for version in (first, second, third):
+        assert all(held.verdict == "certified" and held.margin > 0 for held in version.held)
+        assert store.version(version.number) == version
+        assert version.effort is not None
+        assert version.effort.tokens_forwarded > 0
+        assert version.side_effects is not None
+
+
+def test_what_goes_may_come_again_and_a_change_may_be_taken_back(base: Base, tmp_path: Path) -> None:
+    store, new = a_ledger(tmp_path, base), replace(A, target="W8T4")
+    updated(store, base, A, B)
+    updated(store, base, new)
+    back = updated(store, base, A, retract=("b",))
+    assert [(one.id, one.since, one.until) for one in back.retracted] == [("b", 1, 3), ("a", 2, 3)]
+    assert decoded(store, base, [A]) == [True]
+    assert decoded(store, base, [new]) == [False]
+    again = updated(store, base, B)
+    assert (again.change.added, [one.id for one in again.retracted]) == (("b",), ["a"])
+    assert {held.id: held.since for held in again.held} == {"a": 3, "b": 4}
+    assert decoded(store, base, [A, B]) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "eos"),
+    [
+        ("12", "123", True),
+        ("12", "123", False),
+        ("123", "12", True),
+        ("123", "12", False),
+        ("K", "M", False),
+        ("K7Q2M3", "K7Q2M4", True),
+    ],
+)
+def test_a_changed_fact_comes_back_new_and_not_old(old: str, new: str, eos: bool, base: Base, tmp_path: Path) -> None:
+    store, (before, after) = a_ledger(tmp_path, base, eos=eos), (fact("x", old), fact("x", new))
+    updated(store, base, before, B)
+    version = updated(store, base, after)
+    assert [held.verdict for held in version.held] == ["certified", "certified"]
+    assert decoded(store, base, [after, B], eos=eos) == [True, True]
+    only_its_beginning = not eos and new.startswith(old)
+    assert decoded(store, base, [before], eos=eos) == [only_its_beginning]
+    assert all(math.isfinite(one.log_p) and math.isfinite(one.log_p_base) for one in version.retracted)
+
+
+def test_what_the_base_itself_gives_can_be_retracted(base: Base, tmp_path: Path) -> None:
+    known = fact("known", "")
+    prompt = encode(MemorySet((replace(known, target="x"),), False, ""), base.tokenizer, context=None)[0].prompt
+    known = replace(known, target=base.tokenizer.decode(reference.greedy(base.model, prompt, 2)))
+    store = a_ledger(tmp_path, base, eos=False)
+    updated(store, base, known, A)
+    version = updated(store, base, retract=("known",))
+    (gone,) = version.retracted
+    assert gone.log_p <= gone.log_p_base + math.log(10)
+    assert decoded(store, base, [A], eos=False) == [True]
+
+
+def test_without_any_fact_the_base_is_alone_and_the_next_update_starts_anew(base: Base, tmp_path: Path) -> None:
+    store = a_ledger(tmp_path, base)
+    updated(store, base, A, B)
+    empty = updated(store, base, retract=("a", "b"))
+    assert (empty.held, empty.effort, empty.side_effects, store.adapter(2)) == ((), None, None, None)
+    assert [(one.id, one.log_p) for one in empty.retracted] == [(one.id, one.log_p_base) for one in empty.retracted]
+    assert [held.id for held in updated(store, base, C).held] == ["c"]
+    assert decoded(store, base, [C]) == [True]
+    assert decoded(store, base, [A, B]) == [False, False]
+
+
+def test_what_changes_nothing_makes_no_version(base: Base, tmp_path: Path) -> None:
+    store = a_ledger(tmp_path, base)
+    first = updated(store, base, A)
+    assert updated(store, base, A, rank=6) == first == store.head()
+    assert updated(store, base) == first
+
+
+class TestFailures:
+    """Whatever fails, the ledger is as it was, and the next update finds it free."""
+
+    @pytest.fixture
+    def store(self, base: Base, tmp_path: Path) -> Store:
+        store = a_ledger(tmp_path, base)
+        updated(store, base, A)
+        return store
+
+    def refused(self, store: Store, kind: type[BaseException], why: str | None, work: Callable[[], object]) -> None:
+        before = snapshot(store.root)
+        with pytest.raises(kind, match=why):
+            work()
+        assert snapshot(store.root) == before
+        with store.locked():
+            assert store.head().number == 1
+
+    def test_harm_above_the_bound(self, store: Store, base: Base) -> None:
+        self.refused(
+            store, GateError, "Version 2 was not published. The model would lose .* at most 0 are allowed",
+            lambda: updated(store, base, B, terms=Terms(max_harm=0.0)),
+        )  # fmt: skip
+
+    def test_an_interruption(self, store: Store, base: Base) -> None:
+        def interrupt(progress: StackProgress) -> None:
+            if progress.step == 3:
+                raise KeyboardInterrupt
+
+        request = Request((B,), terms=ANY_HARM)
+        self.refused(store, KeyboardInterrupt, None, lambda: update(store, base, request, Watch(on_step=interrupt)))
+        assert not any(module._forward_hooks for module in base.model.modules())
+        assert updated(store, base, B).number == 2
+
+    def test_contradictions(self, store: Store, base: Base) -> None:
+        self.refused(store, DataError, "to be retracted", lambda: updated(store, base, A, retract=("a",)))
+        self.refused(store, DataError, "no fact with the id 'b'", lambda: updated(store, base, retract=("b",)))
+
+    def test_a_rank_that_is_lower_or_too_high(self, store: Store, base: Base) -> None:
+        self.refused(store, LedgerError, "cannot lower it to 4", lambda: updated(store, base, B, rank=4))
+        self.refused(store, AdapterError, "Rank 10000 is above 32", lambda: updated(store, base, B, rank=10_000))
+
+    def test_another_base(self, store: Store, base: Base) -> None:
+        self.refused(store, LedgerError, "another base model", lambda: updated(store, tiny.base(seed=1), B))
+
+    def test_a_training_that_diverges(self, base: Base, tmp_path: Path) -> None:
+        wild = replace(CONFIG, optimizer="adamw", learning_rate=1e38, clip=0.0)
+        store = a_ledger(tmp_path / "wild", base, config=wild)
+        before = snapshot(store.root)
+        with pytest.raises(TrainError, match="Training diverged: .* Nothing was changed"):
+            updated(store, base, A, B)
+        assert snapshot(store.root) == before
+
+
+def test_facts_that_do_not_come_back_are_refused_or_published_as_lost(base: Base, tmp_path: Path) -> None:
+    store = a_ledger(tmp_path, base, config=replace(CONFIG, steps=1))
+    with pytest.raises(GateError, match=r"2 of 2 facts would not be certified .*: a, b\. .*--allow-loss 2\."):
+        updated(store, base, A, B)
+    assert store.head().number == 0
+    version = updated(store, base, A, B, terms=ANY)
+    assert ([held.verdict for held in version.held], version.change.lost) == (["lost", "lost"], ("a", "b"))
+    assert version.tokens == 0
+    texts = store.texts(version)
+    assert texts.of(version.held) == (A, B)
+
+
+@pytest.mark.parametrize("scaling", ["constant", "lora", "rslora"])
+def test_a_higher_rank_keeps_the_function_and_has_room_for_more(scaling: Scaling, base: Base, tmp_path: Path) -> None:
+    config = replace(CONFIG, scaling=scaling, scale=4.0 if scaling == "constant" else 16.0)
+    store = a_ledger(tmp_path, base, rank=4, config=config)
+    first = updated(store, base, A, B)
+    grown = updated(store, base, rank=7)
+    assert (first.rank, grown.rank, grown.change.added) == (4, 7, ())
+    logits, scales = [], []
+    for number in (1, 2):
+        folder = store.adapter(number)
+        assert folder is not None
+        info = load_info(folder)
+        assert info is not None
+        scales.append((info.rank, info.scale))
+        with attach(base, folder), torch.no_grad():
+            logits.append(base.model(torch.tensor([[5, 20, 31, 9, 8, 44]])).logits)
+    assert scales == [(4, pytest.approx(config.factor(4))), (7, pytest.approx(config.factor(4)))]
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-5, atol=1e-4)
+    assert [held.margin for held in grown.held] == pytest.approx([held.margin for held in first.held], abs=1e-4)
+    last = updated(store, base, C)
+    assert (last.rank, [held.verdict for held in last.held]) == (7, ["certified"] * 3)
+    assert decoded(store, base, [A, B, C]) == [True] * 3
+
+
+def test_without_texts_an_update_asks_for_the_originals_that_it_needs(base: Base, tmp_path: Path) -> None:
+    store = a_ledger(tmp_path, base, texts=False)
+    updated(store, base, A, B)
+    new = replace(A, target="K7Q3")
+    with pytest.raises(LedgerError, match=r"The texts of b are needed .*\(--no-text\)"):
+        updated(store, base, new)
+    version = updated(store, base, new, originals=(A, B))
+    assert ([held.id for held in version.held], [one.id for one in version.retracted]) == (["b", "a"], ["a"])
+    assert not list(store.root.rglob("facts.jsonl"))
+
+
+def test_an_update_takes_the_rate_that_the_first_one_chose(base: Base, tmp_path: Path) -> None:
+    store = a_ledger(tmp_path, base, config=replace(CONFIG, learning_rate=AUTO, protect=30.0))
+    efforts = [version.effort for version in (updated(store, base, A), updated(store, base, B))]
+    rates = [effort.learning_rate for effort in efforts if effort is not None]
+    assert rates[0] in RATES["muon"]
+    assert rates == [rates[0]] * 2
+    assert all(effort is not None and 0 < effort.protection < 30.0 for effort in efforts)
+
+
+@pytest.mark.parametrize(
+    ("protect", "ended_at", "starts_at"),
+    [
+        (3000.0, 3.0, 3.0 * AGAIN),
+        (3000.0, 2900.0, 3000.0),
+        (3000.0, 0.0, 3000.0 * LEAST),
+        (3000.0, 1e-300, 3000.0 * LEAST),
+        (0.0, 0.0, 0.0),
+    ],
+)
+def test_protection_starts_from_where_it_ended(protect: float, ended_at: float, starts_at: float) -> None:
+    settings = replace(SETTINGS, train=replace(UNTIL_RECALLED, protect=protect))
+    effort = Effort(9, 99, 1.0, 2.0, 0.2, learning_rate=0.05, protection=ended_at)
+    config = next_config(settings, effort)
+    assert config == replace(settings.train, protect=starts_at, learning_rate=0.05)
+    assert next_config(settings, None) == settings.train
+
+
+def test_the_factor_of_a_ledger_stays_what_it_was_at_its_first_rank() -> None:
+    of_lora = TrainConfig(scale=16.0, scaling="lora")
+    config = next_config(replace(SETTINGS, train=of_lora, scale=of_lora.factor(4)), None)
+    assert [config.factor(rank) for rank in (4, 8, 32)] == [4.0] * 3
