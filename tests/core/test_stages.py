@@ -12,11 +12,11 @@ def test_progress_is_told_to_the_listener_that_was_set_last_and_otherwise_to_nob
     def tell_both() -> None:
         with listening(lambda *news: inner.append(news)):
             tell("rows", 1, 2)
-            raise ValueError
+            raise ValueError("while it listens")
 
     tell("rows", 0, 2)
     with listening(lambda *news: outer.append(news)):
-        with pytest.raises(ValueError, match=""):
+        with pytest.raises(ValueError, match="while it listens"):
             tell_both()
         tell("rows", 2, 2)
     tell("rows", 3, 3)
