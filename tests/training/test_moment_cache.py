@@ -37,11 +37,11 @@ def base(request: pytest.FixtureRequest) -> Base:
 class Asked:
     """What was measured, and whether it was measured or read."""
 
-    def __init__(self, base: Base, where: str = "down_proj@2+3", ids: Tensor = NEUTRAL) -> None:
+    def __init__(self, base: Base, where: str = "down_proj@2+3", ids: Tensor = NEUTRAL, *, own: bool = True) -> None:
         told: list[str] = []
         with frozen(base.model), listening(lambda stage, _done, _total: told.append(stage)):
             sites = placement_on(where, base.model).sites
-            self.protection: Protection = protection_at(base, frozen_head(base.model), sites, ids)
+            self.protection: Protection = protection_at(base, frozen_head(base.model), sites, ids, own=own)
         self.measured = STAGE in told
 
     @property
@@ -85,6 +85,15 @@ def test_moments_of_few_vectors_are_kept_as_vectors() -> None:
     again = Asked(base, ids=NEUTRAL[:1])
     assert not again.measured
     assert_same(few, again)
+
+
+def test_vectors_of_a_text_of_the_user_stay_out_of_the_cache(cache: Path) -> None:
+    base = tiny.base()
+    Asked(base, ids=NEUTRAL[:1], own=False)
+    assert not cache.exists()
+    many = torch.randint(3, tiny.VOCABULARY, (40, 12), generator=torch.Generator().manual_seed(6))
+    Asked(base, ids=many, own=False)
+    assert not Asked(base, ids=many, own=False).measured
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "short"])

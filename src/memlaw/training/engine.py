@@ -104,7 +104,8 @@ class Engine:
         if self.neutral is None:
             return None
         try:
-            return protection_at(base, self.head, self.sites, self.neutral.to(self.device))
+            own = all(run.neutral is None for run in self.runs)
+            return protection_at(base, self.head, self.sites, self.neutral.to(self.device), own=own)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise

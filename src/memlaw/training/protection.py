@@ -176,11 +176,11 @@ class Protection:
             yield curvature.inputs.times(a.detach()), curvature.outputs.times(b.detach().mT).mT
 
 
-def protection_at(base: Base, head: FrozenHead, sites: Sequence[Site], ids: Tensor) -> Protection:
+def protection_at(base: Base, head: FrozenHead, sites: Sequence[Site], ids: Tensor, *, own: bool) -> Protection:
     """What predicts the drift at `sites`, which come by layer, on the neutral text `ids` [rows, time].
 
-    C and G are kept in the cache folder, by the fingerprint of the base: a second training measures nothing. Nothing
-    may be attached to the base.
+    C and G are kept in the cache folder, by the fingerprint of the base: a second training measures nothing. Vectors,
+    from which a text can be reconstructed, are kept only of the base's `own` text. Nothing may be attached to the base.
     """
     count = _vectors(sites, ids)
     key = moment_cache.key_of(base, sites, ids)
@@ -191,7 +191,9 @@ def protection_at(base: Base, head: FrozenHead, sites: Sequence[Site], ids: Tens
     tell(STAGE, 0, len(ids))
     suffix = Suffix.of_rows(base, sites, ids, Execution())
     protection = measured(suffix, head, base.model, sites, ids)
-    moment_cache.keep(key, [(one.inputs.numbers, one.outputs.numbers) for one in protection.curvatures])
+    moments = [(one.inputs, one.outputs) for one in protection.curvatures]
+    if own or all(moment.is_matrix for pair in moments for moment in pair):
+        moment_cache.keep(key, [(inputs.numbers, outputs.numbers) for inputs, outputs in moments])
     return protection
 
 
