@@ -30,8 +30,10 @@ from memlaw.data import read_text
 from memlaw.losses.divergence import drawn_gradient
 from memlaw.model.base import Base
 from memlaw.model.head import FrozenHead
+from memlaw.model.linear import use_onednn
 from memlaw.model.memory import out_of_memory
 from memlaw.model.outline import Site
+from memlaw.model.parts import decoder_layers
 from memlaw.model.sampling import sampled
 from memlaw.model.tokenizer import token_ids
 from memlaw.training import moment_cache
@@ -189,8 +191,9 @@ def protection_at(base: Base, head: FrozenHead, sites: Sequence[Site], ids: Tens
     if found is not None:
         return Protection([Curvature(SecondMoment(count, c), SecondMoment(count, g)) for c, g in found])
     tell(STAGE, 0, len(ids))
-    suffix = Suffix.of_rows(base, sites, ids, Execution())
-    protection = measured(suffix, head, base.model, sites, ids)
+    with use_onednn(decoder_layers(base.model)):  # those below the sites too: here they are half of the work
+        suffix = Suffix.of_rows(base, sites, ids, Execution())
+        protection = measured(suffix, head, base.model, sites, ids)
     moments = [(one.inputs, one.outputs) for one in protection.curvatures]
     if own or all(moment.is_matrix for pair in moments for moment in pair):
         moment_cache.keep(key, [(inputs.numbers, outputs.numbers) for inputs, outputs in moments])
