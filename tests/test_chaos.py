@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/chaos on readers, reports and secrets, at a small size."""
+"""The scripts of benchmarks/chaos on readers, reports, secrets and ledgers, at a small size."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ def test_damaged_input_is_read_or_refused_without_side_effects(reader: str, inpu
     outcome = printed_line("fuzz_inputs.py", "--only", reader, "--inputs", inputs, "--seed", 20)
     assert (outcome["failures"], outcome["kinds"]) == (0, {})
     assert min(outcome["accepted"], outcome["refused"]) > 0.02 * inputs
+
+
+@pytest.mark.slow
+def test_no_fact_of_a_ledger_is_lost_by_kills_of_its_writers() -> None:
+    outcome = printed_line("ledger_kills.py", "--kills", 30, "--seed", 20)
+    assert (outcome["lost_facts"], outcome["half_versions"], outcome["failed_writers"]) == (0, 0, 0)
+    assert outcome["acknowledged"] > 5
+    assert "leftovers_after_update" not in outcome
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memlaw import ledger as ledger
     from memlaw.api import advise as advise
     from memlaw.api import check as check
     from memlaw.api import plan as plan
@@ -61,7 +62,7 @@ _HOMES = {
     "train": "memlaw.api",
 }
 
-_MODULES = {"published": "memlaw.law.published"}
+_MODULES = {"ledger": "memlaw.ledger", "published": "memlaw.law.published"}
 
 __all__ = ["__version__", *sorted((*_HOMES, *_MODULES))]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
@@ -464,28 +463,21 @@ def probe(
 
 def _wrap(model: Any, tokenizer: Any, facts: Facts) -> tuple[Base, MemorySet]:
     """Model and facts, ready for every function here."""
-    from memlaw.adapter.wrapper import refuse_peft_model
-    from memlaw.model.base import wrap
+    from memlaw.adapter.wrapper import base_of
+    from memlaw.data.load import memory_set_for
 
-    base = wrap(model, tokenizer)
-    refuse_peft_model(base)
-    return base, _memory_set(base, facts)
+    base = base_of(model, tokenizer)
+    return base, memory_set_for(base, facts)
 
 
 def _load(name: StrPath, tokenizer: Any, facts: Facts) -> tuple[Base, MemorySet]:
+    from memlaw.data.load import memory_set_for
     from memlaw.model.base import load, wrap
 
     base = load(str(name))
     if tokenizer is not None:
         base = wrap(base.model, tokenizer, name=base.name)
-    return base, _memory_set(base, facts)
-
-
-def _memory_set(base: Base, facts: Facts) -> MemorySet:
-    from memlaw.data.load import load_memory_set
-    from memlaw.model.reach import reachable_ids
-
-    return load_memory_set(facts, base.tokenizer, partial(reachable_ids, base))
+    return base, memory_set_for(base, facts)
 
 
 def _from_files(name: str, tokenizer: Any, facts: Facts) -> tuple[Outline, Any, MemorySet]:

@@ -201,6 +201,26 @@ def test_an_error_inside_leaves_the_previous_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 
+def test_a_folder_that_is_not_to_be_replaced_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    for content in (b"first", b"second"):
+        with contextlib.suppress(OSError), files.new_folder(path, replace=False) as folder:
+            (folder / "deeper").mkdir()
+            (folder / "deeper" / "a").write_bytes(content)
+    assert (path / "deeper" / "a").read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_every_file_of_a_folder_is_on_disk_before_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(files, "sync", lambda path: synced.append((path.name, (tmp_path / "folder").exists())))
+    with files.new_folder(tmp_path / "folder", replace=False) as folder:
+        (folder / "deeper").mkdir()
+        (folder / "deeper" / "a").touch()
+    assert {name for name, there in synced if not there} >= {"deeper", "a", folder.name}
+    assert synced[-1] == (tmp_path.name, True)
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_folder_is_the_old_one_or_the_new_one_whatever_call_fails(code: int, tmp_path: Path) -> None:
     path = tmp_path / "folder"

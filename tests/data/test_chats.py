@@ -81,11 +81,11 @@ def test_what_is_stored_is_what_trl_trains_of_every_turn(tmp_path: Path, templat
 def test_every_answer_is_a_fact_and_its_id_tells_which(tmp_path: Path) -> None:
     chats = [{"id": "a", "messages": LONG}, {"messages": [{"role": "user", "content": "D?"}, LONG[1]]}]
     memory_set = of(tmp_path, *chats)
-    assert [(fact.id, fact.target) for fact in memory_set.facts] == [
-        ("a", "4917#"),
-        ("a-2", "5023#"),
-        ("a-3", "8841#"),
-        ("2", "4917#"),
+    assert [(fact.id, fact.target, fact.named) for fact in memory_set.facts] == [
+        ("a", "4917#", True),
+        ("a-2", "5023#", True),
+        ("a-3", "8841#", True),
+        ("2", "4917#", False),
     ]
     assert memory_set.warnings == ()
 

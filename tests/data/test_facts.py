@@ -88,11 +88,11 @@ def test_naming_only_one_of_two_fields_is_refused(tmp_path, asked):
 def test_ids_are_kept_and_the_number_stands_in_for_a_missing_one(tmp_path):
     content = jsonl([{"id": 7, "prompt": "a", "completion": "x"}, {"id": None, "prompt": "b", "completion": "x"}])
     content += "\n" + jsonl([{"id": "seven", "prompt": "c", "completion": "x"}, {"prompt": "d", "completion": "x"}])
-    assert [(f.id, f.line) for f in read(write(tmp_path / "a.jsonl", content)).facts] == [
-        ("7", 1),
-        ("2", 2),
-        ("seven", 4),
-        ("5", 5),
+    assert [(f.id, f.line, f.named) for f in read(write(tmp_path / "a.jsonl", content)).facts] == [
+        ("7", 1, True),
+        ("2", 2, False),
+        ("seven", 4, True),
+        ("5", 5, False),
     ]
 
 

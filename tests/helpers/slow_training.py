@@ -26,6 +26,19 @@ def nll_of(model: nn.Module, fact: EncodedFact) -> Tensor:
     return F.cross_entropy(logits[fact.prompt_length - 1 : -1], torch.tensor(fact.target), reduction="none")
 
 
+def mirrored_loss(model: nn.Module, facts: Sequence[EncodedFact], critical: float) -> Tensor:
+    """The threshold loss and its mirror image, token by token: the mean of nll over the tokens to recall that are not
+    below `critical`, and of -nll over those to forget that are below their floor."""
+    terms = []
+    for fact in facts:
+        for place, nll in enumerate(nll_of(model, fact)):
+            if not fact.floor and not nll < critical:
+                terms.append(nll)
+            if fact.floor and nll < fact.floor[place]:
+                terms.append(-nll)
+    return torch.stack(terms).mean()
+
+
 def greedy(model: nn.Module, prompt: Sequence[int], count: int) -> list[int]:
     """Greedy decoding with a whole forward for every token: no cache, no batch."""
     ids = list(prompt)

@@ -96,7 +96,8 @@ def test_a_rise_that_the_method_allows_is_none() -> None:
 
 
 def test_steps_in_a_row_start_again_after_one_that_is_not_risen() -> None:
-    assert risen_in_a_row((0, 5, 7), torch.tensor([9.0, 9.0, 4.0]), 4.0) == (1, 6, 0)
+    losses, starts = torch.tensor([9.0, 9.0, 4.0, 4.0]), [4.0, 4.0, 4.0, 1.0]
+    assert risen_in_a_row((0, 5, 7, 2), losses, starts) == (1, 6, 0, 3)
 
 
 def test_harder_records_of_a_step_are_no_divergence() -> None:

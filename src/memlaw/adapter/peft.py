@@ -122,6 +122,20 @@ def attach(base: Base, directory: Path, allow: Allow = NOTHING) -> Iterator[tupl
         raise AdapterError(f"The adapter {directory} has neither {PEFT_CONFIG} nor {INFO}, so its modules are unknown.")
 
 
+def loaded(base: Base, directory: Path) -> AdapterStack:
+    """The adapter of `directory`, which memlaw saved for this base, as a stack to train on.
+
+    Raises AdapterError for damaged weights, another base, or an adapter that memlaw did not write.
+    """
+    info = load_info(Path(directory))
+    if info is None:
+        raise AdapterError(
+            f"The adapter {directory} has no {INFO}: only an adapter that memlaw trained can be trained on."
+        )
+    _refuse_unless([] if (other := of_another_base(base, directory, info, {})) is None else [other], NOTHING)
+    return _loaded_stack(base, info, _checked_tensors(Path(directory), info))
+
+
 def _refuse_unless(faults: Sequence[AdapterFaultError], allow: Allow) -> None:
     for fault in faults:
         if fault not in allow:

@@ -79,6 +79,18 @@ class AdapterStack:
         """All trainable tensors, each with the adapters along its first dimension."""
         return [tensor for pair in self.pairs for tensor in pair]
 
+    @torch.no_grad()
+    def continue_from(self, one: AdapterStack, k: int) -> None:
+        """Give adapter k the function of the only adapter in `one`, whose rank may be smaller: A B and scale count.
+
+        What k has beyond that rank stays, A as drawn and B zero, so it adds nothing yet and can be trained.
+        """
+        own = dict(zip(self.sites, self.pairs, strict=True))
+        rank, factor = one.ranks[0], (one.scale[0] / self.scale[k]).to(one.pairs[0][1])
+        for site, (a, b) in zip(one.sites, one.pairs, strict=True):
+            own[site][0][k, :, :rank] = a[0, :, :rank].to(own[site][0])
+            own[site][1][k, :rank] = (factor * b[0, :rank]).to(own[site][1])
+
     def select(self, keep: Sequence[int]) -> AdapterStack:
         """Copy the adapters `keep` into a stack of their own, cut to the largest rank among them."""
         index = list(keep)

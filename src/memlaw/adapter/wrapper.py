@@ -12,10 +12,17 @@ from torch import Tensor
 
 from memlaw.adapter.faults import cannot_be_judged
 from memlaw.core.errors import one_line
-from memlaw.model.base import Base
+from memlaw.model.base import Base, wrap
 from memlaw.model.parts import frozen
 
 _TRAIN_LORA = "Train a LoRA instead, or measure it by PEFT's own generate."
+
+
+def base_of(model: Any, tokenizer: Any) -> Base:
+    """A model and tokenizer in memory as a base. Raises ModelError; AdapterFaultError as `refuse_peft_model` does."""
+    base = wrap(model, tokenizer)
+    refuse_peft_model(base)
+    return base
 
 
 def refuse_peft_model(base: Base) -> None:

@@ -23,6 +23,7 @@ COMMANDS = {
     "recall": "Did it stick? Diagnose every token, certify every fact",
     "probe": "Train a grid of ranks and lengths to fit a law to",
     "fit": "Fit the law to a probe or a table of points",
+    "ledger": "Add, change and retract facts, in versions that are measured before they count",
     "report": "Write one HTML page of all results",
     "journal": "Inspect, verify, rebuild and export the files of a probe",
 }
@@ -32,6 +33,7 @@ settings behind the options take longer to load than `memlaw --help` and `--vers
 AFTER_INTERRUPT = {
     "probe": "Finished cells are saved: rerun the command to resume.",
     "demo": "Finished cells are saved: rerun the command to resume.",
+    "ledger": "The ledger is whole: a version is published completely or not at all.",
 }
 """What an interrupted command leaves behind, for those that leave anything."""
 

@@ -24,8 +24,39 @@ if TYPE_CHECKING:
     from memlaw.planning.for_facts import Names
 
 
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, float64 or auto.")]
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class Records:
+    """How the records of a file become facts."""
+
+    on_conflict: Annotated[
+        OnConflict, typer.Option(help="Which target to keep if a prompt has several; error refuses the data.")
+    ] = "error"
+    turns: Annotated[
+        Turns,
+        typer.Option(help="Answers of a chat to store: all, each with its history as prompt, or only the last."),
+    ] = "all"
+    prompt_field: Annotated[str | None, typer.Option(metavar="NAME", help="Field or column of the prompts.")] = None
+    target_field: Annotated[str | None, typer.Option(metavar="NAME", help="Field or column of the targets.")] = None
+
+    def reading_with(self, eos: bool | None) -> Reading:
+        from memlaw.data import Reading
+
+        return Reading(
+            eos=eos,
+            on_conflict=self.on_conflict,
+            turns=self.turns,
+            prompt_field=self.prompt_field,
+            target_field=self.target_field,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs(Records):
     """The facts, and the model that stores them."""
 
     data: Annotated[
@@ -38,8 +69,8 @@ class Inputs:
     model: Annotated[str, typer.Option(help="Hub id, local directory, GGUF file, or memlaw/base (bundled).")] = (
         "memlaw/base"
     )
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = "auto"
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto"
+    dtype: Dtype = "auto"
+    device: Device = "auto"
     eos: Annotated[
         bool | None,
         typer.Option(
@@ -47,24 +78,9 @@ class Inputs:
             help="End each target with the end-of-sequence token.  [default: yes for records, no for one long target]",
         ),
     ] = None
-    on_conflict: Annotated[
-        OnConflict, typer.Option(help="Which target to keep if a prompt has several; error refuses the data.")
-    ] = "error"
-    turns: Annotated[
-        Turns,
-        typer.Option(help="Answers of a chat to store: all, each with its history as prompt, or only the last."),
-    ] = "all"
-    prompt_field: Annotated[str | None, typer.Option(metavar="NAME", help="Field or column of the prompts.")] = None
-    target_field: Annotated[str | None, typer.Option(metavar="NAME", help="Field or column of the targets.")] = None
 
     def load_base(self) -> Base:
-        from memlaw.model.base import load
-
-        quiet_transformers()
-        base = load(self.model, dtype=self.dtype, device=self.device)
-        for warning in base.warnings:
-            note(f"Warning: {warning}")
-        return base
+        return load_base(self.model, self.dtype, self.device)
 
     def read_facts(self, base: Base) -> MemorySet:
         from memlaw.cli.progress import judging_bar
@@ -77,10 +93,7 @@ class Inputs:
 
     def load_facts(self, base: Base) -> MemorySet:
         """Read the facts; warnings about them go to stderr."""
-        memory_set = self.read_facts(base)
-        for warning in memory_set.warnings:
-            note(f"Warning: {warning}")
-        return memory_set
+        return with_warnings(self.read_facts(base))
 
     def load(self) -> tuple[Base, MemorySet, tuple[EncodedFact, ...]]:
         """The model, the facts, and the facts in the model's tokens."""
@@ -105,9 +118,7 @@ class Inputs:
         from memlaw.model.tokenizer import load_tokenizer, stop_ids_of_files
 
         outline, tokenizer = outline_of_files(self.model), load_tokenizer(self.model)
-        memory_set = read_as(self.data, self.reading, tokenizer)
-        for warning in memory_set.warnings:
-            note(f"Warning: {warning}")
+        memory_set = with_warnings(read_as(self.data, self.reading, tokenizer))
         stops = stop_ids_of_files(self.model, tokenizer)
         encoded = encode(memory_set, tokenizer, context=outline.context, stops=stops)
         return outline, encoded, self.names(memory_set, tokenizer)
@@ -122,15 +133,7 @@ class Inputs:
 
     @property
     def reading(self) -> Reading:
-        from memlaw.data import Reading
-
-        return Reading(
-            eos=self.eos,
-            on_conflict=self.on_conflict,
-            turns=self.turns,
-            prompt_field=self.prompt_field,
-            target_field=self.target_field,
-        )
+        return self.reading_with(self.eos)
 
     @property
     def _reading_flags(self) -> tuple[str, ...]:
@@ -141,6 +144,24 @@ class Inputs:
         prompt = () if self.prompt_field is None else ("--prompt-field", self.prompt_field)
         target = () if self.target_field is None else ("--target-field", self.target_field)
         return (*end, *conflict, *turns, *prompt, *target)
+
+
+def load_base(model: str, dtype: str, device: str) -> Base:
+    """The model; warnings about it go to stderr."""
+    from memlaw.model.base import load
+
+    quiet_transformers()
+    base = load(model, dtype=dtype, device=device)
+    for warning in base.warnings:
+        note(f"Warning: {warning}")
+    return base
+
+
+def with_warnings(memory_set: MemorySet) -> MemorySet:
+    """The facts; warnings about them go to stderr."""
+    for warning in memory_set.warnings:
+        note(f"Warning: {warning}")
+    return memory_set
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from memlaw.core.canonical import to_dict
 from memlaw.core.config import AUTO, PRESETS, Method, Optimizer, TrainConfig, Until
 from memlaw.core.errors import ConfigError, TrainError, suggest
 from memlaw.core.precision import MARGINS
+from memlaw.core.settings import names
 from memlaw.core.side_effects import sentence
 
 if TYPE_CHECKING:
@@ -57,13 +58,6 @@ class TrainingOptions:
     ] = None
     optimizer: Annotated[Optimizer | None, _training("optimizer")] = None
     protect: Annotated[float | None, _training("protect")] = None
-    rehearse: Annotated[int | None, _training("rehearse")] = None
-    protect_on: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Plain text that protection is to keep as it is.  [default: sampled from the model]"
-        ),
-    ] = None
     batch_size: Annotated[int | None, _training("batch_size")] = None
     seed: Annotated[int | None, _training("seed")] = None
     judged_in: Annotated[
@@ -87,8 +81,8 @@ class TrainingOptions:
         """The preset, with the options that were given; `dtype` is that of the base, as typed. Raises ConfigError."""
         if self.preset not in PRESETS:
             raise ConfigError(f"Unknown preset {self.preset!r}; known: {', '.join(PRESETS)}.")
-        others = ("preset", "judged_in", "protect_on")
-        given = {name: value for name, value in vars(self).items() if name not in others and value is not None}
+        known = names(TrainConfig)
+        given = {name: value for name, value in vars(self).items() if name in known and value is not None}
         return replace(PRESETS[self.preset], **self._margin(dtype) | given)
 
     def _margin(self, dtype: str) -> dict[str, float]:
@@ -101,6 +95,19 @@ class TrainingOptions:
         if self.judged_in is None and not PRESETS[self.preset].margin:
             return {}
         return {"margin": MARGINS.get(self.judged_in or dtype, MARGINS["float32"])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneTraining(TrainingOptions):
+    """Settings of an adapter that is trained once."""
+
+    rehearse: Annotated[int | None, _training("rehearse")] = None
+    protect_on: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Plain text that protection is to keep as it is.  [default: sampled from the model]"
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +131,7 @@ class MeasuringOptions:
 def train(
     *,
     adapter: NewAdapter,
-    training: TrainingOptions,
+    training: OneTraining,
     measuring: MeasuringOptions,
     options: ExecutionOptions,
     inputs: Inputs,

@@ -101,7 +101,8 @@ class Recipe(Weighting):
     """Initial learning rate; 0 = auto: the smallest of several that gets far in a few steps."""
     schedule: Schedule = "linear"
     """linear: to 0 over `steps`, no warm-up (the published recipe); constant; share: by the square root of the share of
-    target tokens that are not ordered by the margin yet, so that it ends with the work and not with the budget."""
+    target tokens that are not ordered by the margin yet (an adapter that goes on: of the most it had), so that it ends
+    with the work and not with the budget."""
     average: Annotated[Whole, Field(ge=0), Choose("a whole number from 1 up, or 0 for none")] = 0
     """What counts are the weights averaged over the steps t so far, in proportion to about t^average; 0 = the last."""
     batch_size: Annotated[

@@ -42,6 +42,14 @@ class JournalError(MemlawError, OSError):
     """A probe directory that is damaged, belongs to another run, or cannot be written."""
 
 
+class LedgerError(MemlawError, OSError):
+    """A ledger that is damaged, busy, of another base, or cannot be written."""
+
+
+class GateError(MemlawError):
+    """An update of a ledger that would lose facts, leave retracted ones or harm the model, and was not published."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that is not blank; the name of its class if there is no such line."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -20,6 +20,8 @@ class Fact:
     """Exact target tokens of a target that was generated as tokens, which its text may not reproduce."""
     end: str | None = None
     """What the chat template writes after the target; None for a fact that is not from a chat."""
+    named: bool = field(default=True, compare=False)
+    """Whether its source gave the id; if not, the id is the number of its record, and another file's facts share it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ class EncodedFact:
     text: str | None = field(default=None, repr=False)
     """What the target's tokens must spell after the prompt, the token that ends it aside: the fact's target, and what a
     template writes between it and its end. None for a target made of tokens."""
+    floor: tuple[float, ...] = ()
+    """For a target that must *not* come back: nats that the loss of each of its tokens must reach, such as that of the
+    base alone. Empty for a fact to recall."""
 
     @property
     def target(self) -> tuple[int, ...]:

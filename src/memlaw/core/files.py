@@ -124,21 +124,23 @@ def make_folders(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A temporary folder to put files in; when the block ends, it is synced to disk and replaces `path`.
 
     If the block raises, nothing changes. The previous folder is removed once the new one is on disk; a kill between the
-    two renames leaves both beside `path`, as temporaries. Raises OSError.
+    two renames leaves both beside `path`, as temporaries. Without `replace` there is one rename, and a `path` that
+    holds anything stays as it is. Raises OSError, then too.
     """
     temporary, former = _temporary(path), _temporary(path)
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.iterdir():
+        for file in temporary.rglob("*"):
             sync(file)
         sync(temporary)
-        with contextlib.suppress(FileNotFoundError):
-            path.rename(former)
+        if replace:
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(former)
         try:
             temporary.rename(path)
         except OSError:

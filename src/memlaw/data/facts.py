@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -88,15 +89,17 @@ class _Records:
             shape = self.usual if self._named and self.usual else shape_of(row, self.usual, where)
             self.usual = self.usual or shape
             identity = _identity(row, number, self._table)
+            named = row.get("id") is not None
             chat = chat_of(row, shape, where)
             if chat is None:
                 prompt, target = (_text(row, field, where) for field in shape)
                 joined = joined_instruction(row, shape, where)
                 self._joined += [] if joined is None else [number]
-                yield Fact(prompt if joined is None else joined, target, identity, number)
+                yield Fact(prompt if joined is None else joined, target, identity, number, named=named)
             else:
                 tokenizer = self._chat_tokenizer(shape)
-                yield from chat_facts(chat, (number, identity), self._table, tokenizer, self._turns, self._notes)
+                stored = chat_facts(chat, (number, identity), self._table, tokenizer, self._turns, self._notes)
+                yield from (replace(fact, named=named) for fact in stored)
 
     def _chat_tokenizer(self, shape: Shape) -> Tokenizer:
         if self._tokenizer is None or self._tokenizer.chat_template is None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memlaw.core.facts import MemorySet
 from memlaw.data import tasks
@@ -12,6 +14,9 @@ from memlaw.data.encoding import border_merges
 from memlaw.data.facts import read_as
 from memlaw.data.reading import Reading
 from memlaw.model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from memlaw.model.base import Base
 
 _NAMED = 5  # facts in a warning
 
@@ -41,6 +46,13 @@ def load_memory_set(
     if not merging:
         return memory_set
     return replace(memory_set, warnings=(*memory_set.warnings, merging_warning(merging, memory_set)))
+
+
+def memory_set_for(base: Base, facts: Facts) -> MemorySet:
+    """`load_memory_set` for a loaded base."""
+    from memlaw.model.reach import reachable_ids
+
+    return load_memory_set(facts, base.tokenizer, partial(reachable_ids, base))
 
 
 def merging_warning(ids: Sequence[str], memory_set: MemorySet) -> str:

@@ -41,7 +41,7 @@ def phonebook(tokens: int, seed: int, tokenizer: Tokenizer, *, eos: bool = True)
         if needed > left:
             break
         left -= needed
-        facts.append(Fact(prompt=names[place], target=str(number), id=str(len(facts) + 1)))
+        facts.append(Fact(prompt=names[place], target=str(number), id=str(len(facts) + 1), named=False))
     else:
         raise DataError(
             f"A phone book of {tokens} target tokens needs more than the {len(names)} names available: ask for fewer "
@@ -104,7 +104,9 @@ def linear_rule(pairs: int = 500, seed: int = 0, *, eos: bool = True) -> tuple[M
     facts = []
     for number, place in enumerate(chosen):
         x, y = divmod(place, _RULE_SIDE)
-        facts.append(Fact(prompt=f"f({x}, {y})=", target=str(3 * x + 5 * y + 7), id=str(number % pairs + 1)))
+        facts.append(
+            Fact(prompt=f"f({x}, {y})=", target=str(3 * x + 5 * y + 7), id=str(number % pairs + 1), named=False)
+        )
     source = f"linear rule, {pairs} pairs, seed {seed}"
     return MemorySet(tuple(facts[:pairs]), eos, source), MemorySet(tuple(facts[pairs:]), eos, f"{source}, unseen")
 
@@ -247,7 +249,7 @@ def _random_among_first(count: int, share: Fraction) -> int:
 
 
 def _memory_set_of_tokens(target_ids: tuple[int, ...], eos: bool, source: str) -> MemorySet:
-    return MemorySet((Fact(prompt=STRESS_PROMPT, target="", id="1", target_ids=target_ids),), eos, source)
+    return MemorySet((Fact(prompt=STRESS_PROMPT, target="", id="1", target_ids=target_ids, named=False),), eos, source)
 
 
 def _refuse_below_one(tokens: int) -> None:

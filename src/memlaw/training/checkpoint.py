@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -32,6 +33,7 @@ from memlaw.model.tensor_file import sha256
 from memlaw.training.engine import Engine
 from memlaw.training.optimizers.by_name import OPTIMIZERS
 from memlaw.training.result import Ending, Trained
+from memlaw.training.run import Run
 from memlaw.training.stalling import Fewest
 from memlaw.training.state import State
 
@@ -154,10 +156,19 @@ def identity(engine: Engine) -> str:
             "compiled": engine.compiled,
             **({} if engine.rehearsal is None else {"rehearsed": [fact.ids for fact in engine.runs[0].near_misses]}),
             **({} if engine.neutral is None else {"neutral": sha256(engine.neutral)}),
+            **({} if not engine.forgets else {"floors": [fact.floor for fact in engine.facts]}),
+            **({} if all(run.start is None for run in engine.runs) else {"start": list(map(_start, engine.runs))}),
             "algorithm": ALGORITHM_VERSION,
             "torch": torch.__version__,
         }
     )
+
+
+def _start(run: Run) -> list[Any] | None:
+    """Names the adapter that a run goes on from."""
+    if run.start is None:
+        return None
+    return [run.start.ranks, *(sha256(tensor) for tensor in (run.start.scale, *run.start.tensors))]
 
 
 def _write(folder: Path, numbers: _Numbers, tensors: dict[str, Tensor]) -> None:

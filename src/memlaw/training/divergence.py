@@ -36,12 +36,13 @@ def is_risen(loss: float, start: float) -> bool:
     return loss > start + LN2
 
 
-def risen_in_a_row(before: Sequence[int], losses: Tensor, start: float) -> tuple[int, ...]:
+def risen_in_a_row(before: Sequence[int], losses: Tensor, starts: Sequence[float]) -> tuple[int, ...]:
     """For each adapter, how many steps in a row have ended with a risen loss: one more than `before`, or 0.
 
-    `losses` [K] are the means over the target tokens of a step.
+    `losses` [K] are the means over the target tokens of a step, `starts` those before the first step.
     """
-    return tuple(n + 1 if is_risen(loss, start) else 0 for n, loss in zip(before, losses.tolist(), strict=True))
+    each = zip(before, losses.tolist(), starts, strict=True)
+    return tuple(n + 1 if is_risen(loss, start) else 0 for n, loss, start in each)
 
 
 def out_of_patience(in_a_row: Sequence[int], configs: Sequence[TrainConfig]) -> list[int]:

@@ -54,6 +54,7 @@ class Engine:
         self.compiled = execution.compiled
         self.dtype = "float64" if base.dtype == "float64" else "float32"
         self.rows = Rows.from_facts(facts, base.device)
+        self.forgets = bool(self.rows.unwanted.any())
         self.head = frozen_head(base.model)
         self.suffix = Suffix.of_rows(base, self.sites, self.rows.ids, execution)
         self.neutral = self._neutral(base)
@@ -74,7 +75,9 @@ class Engine:
         gradients = [g * _clipping(state.settings.clip, norms).to(g.dtype) for g in step.gradients]
         for window in step.windows:
             window.commit()
-        rates = state.settings.learning_rates(state.step, self.left(step.latest, state.settings.limit))
+        most = torch.tensor([best.most for best in state.fewest], dtype=torch.float64, device=self.device)
+        left = self.left(step.latest, state.settings.limit)
+        rates = state.settings.learning_rates(state.step, left / most.clamp(min=EPS))
         state.optimizer.step(state.stack.tensors, gradients, rates, state.settings.weight_decay)
         state.halvings = tuple(
             halved + halving(best, state.step) for halved, best in zip(state.halvings, state.fewest, strict=True)
@@ -116,18 +119,25 @@ class Engine:
         return None
 
     def start(self) -> State:
-        """All adapters, untrained."""
+        """All adapters before the first step: untrained, or as the adapters that they go on from."""
         own = [run.placement.sites for run in self.runs]
         ranked = [(run.rank, run.config) for run in self.runs]
         stack = AdapterStack.start(self.sites, ranked, device=self.device, dtype=self.dtype, own=own)
+        for k, run in enumerate(self.runs):
+            if run.start is not None:
+                stack.continue_from(run.start, k)
         return State(
             runs=tuple(range(len(self.runs))),
             configs=tuple(run.config for run in self.runs),
             stack=stack,
             optimizer=OPTIMIZERS[self.runs[0].config.optimizer](stack.tensors, stack.ranks),
-            latest=torch.full((len(self.runs), *self.rows.mask.shape), torch.inf, device=self.device),
+            latest=self._unknown().expand(len(self.runs), -1, -1).clone(),
             average=stack.select(range(len(stack))) if self.averages else None,
         )
+
+    def _unknown(self) -> Tensor:
+        """[rows, tokens] losses before any step has seen them: as far from where they should be as can be."""
+        return torch.where(self.rows.unwanted, -torch.inf, torch.inf).to(self.device)
 
     def step(self, state: State) -> Step:
         """The next step of all adapters. Nothing changes, so it may be computed again after running out of memory.
@@ -152,7 +162,7 @@ class Engine:
         gradients = [gradient / (sums.weight + EPS).view(-1, 1, 1) for gradient in sums.gradients]
         return Step(
             gradients=self._protected(state, gradients),
-            loss=sums.nll / sums.tokens,
+            loss=sums.nll / sums.tokens.clamp(min=1),  # a step may see nothing but what is to be forgotten
             ordered=sums.ordered,
             tokens=sums.tokens,
             forwarded=forwarded,
@@ -202,13 +212,19 @@ class Engine:
             return weights if window is None else torch.where(windowed[part], window(nll, hit, part), weights)
 
         if not (settings.position.any() or settings.focus.any()):
-            return in_order
+            return self._forgetting(in_order, batch)
         # These factors depend on a record's last token, so all losses are computed before the first is weighed.
         nll, hit = token_scores(self.head, hidden, batch.targets)
         weights = in_order(nll, hit, slice(0, len(nll)))
         position, focus = settings.position[batch.owners], settings.focus[batch.owners]
         weights = weights * record_factor(nll, batch.records, critical=limit, position=position, focus=focus)
-        return lambda _nll, _hit, part: weights[part]
+        return self._forgetting(lambda _nll, _hit, part: weights[part], batch)
+
+    def _forgetting(self, weigh: Weigh, batch: Batch) -> Weigh:
+        """`weigh` for the tokens to recall, and the weights of those that must not come back."""
+        if not self.forgets:
+            return weigh
+        return lambda nll, hit, part: unwanted_weights(weigh(nll, hit, part), nll, batch.floor[part])
 
     def _parts(self, rows: Tensor, size: int) -> list[Part]:
         """The rows [K, b] of a step, `size` of each adapter's at a time; the previous parts if they are the same."""
@@ -252,16 +268,20 @@ class Engine:
         return batch.padded(token_scores(self.head, hidden, batch.targets)[0])
 
     def mean(self, nll: Tensor) -> Tensor:
-        """Mean over target tokens: [K, rows, tokens] -> [K], summed in float64."""
-        return nll[:, self.rows.mask].double().mean(dim=1)
+        """Mean over the target tokens to recall: [K, rows, tokens] -> [K], summed in float64; 0 without any."""
+        wanted = nll[:, self.rows.wanted].double()
+        return wanted.mean(dim=1) if wanted.shape[1] else wanted.sum(dim=1)
 
     def left(self, nll: Tensor, limit: Tensor) -> Tensor:
-        """Share of the target tokens that are not below `limit` [K] nats: [K, rows, tokens] -> [K]."""
-        above = ~(nll < limit.view(-1, 1, 1)) & self.rows.mask  # not picked out by the mask: a GPU would wait for that
-        return above.flatten(1).sum(dim=1).double() / self.rows.mask.sum()
+        """Share of the target tokens that are not below `limit` [K] nats, or, of those that must not come back, below
+        their floor: [K, rows, tokens] -> [K]."""
+        there = ~(nll < limit.view(-1, 1, 1)) & self.rows.mask  # not picked out by the mask: a GPU would wait for that
+        if self.forgets:
+            there = torch.where(self.rows.unwanted, nll < self.rows.floor, there)
+        return there.flatten(1).sum(dim=1).double() / self.rows.mask.sum()
 
     def all_ordered(self, nll: Tensor, limit: Tensor) -> Tensor:
-        """Whether all target tokens are below `limit` [K] nats: [K, rows, tokens] -> [K] bool."""
+        """Whether all target tokens are where they should be (`left`): [K, rows, tokens] -> [K] bool."""
         return self.left(nll, limit) == 0
 
 
@@ -277,9 +297,18 @@ def bytes_per_token(base: Base, fact: EncodedFact, placement: Placement, rank: i
     return 2 * saved() / fact.length
 
 
+def unwanted_weights(weights: Tensor, nll: Tensor, floor: Tensor) -> Tensor:
+    """`weights` [n], but of tokens with a floor -1 below it and 0 above: the mirror image of the threshold loss.
+
+    A negative weight raises the loss of a token. It gets none once the loss has reached the floor, so that nothing is
+    forgotten beyond that.
+    """
+    return torch.where(floor > -torch.inf, -(nll < floor).to(weights.dtype), weights)
+
+
 def _all_tokens_of(chosen: Tensor, batch: Batch) -> Weigh:
-    """Weight 1 for all tokens of the adapters `chosen` [K], 0 for those of the others."""
-    return lambda nll, _hit, part: chosen[batch.owners[part]].to(nll.dtype)
+    """Weight 1 for all tokens to recall of the adapters `chosen` [K], 0 for those of the others."""
+    return lambda nll, _hit, part: (chosen[batch.owners[part]] & batch.wanted[part]).to(nll.dtype)
 
 
 def _clipping(limit: Tensor, norms: Tensor) -> Tensor:

@@ -77,7 +77,8 @@ class PerAdapter:
         return torch.where(self.anneal > 0, self.limit * (1 - left**self.anneal), self.limit)
 
     def learning_rates(self, step: int, left: Tensor) -> Tensor:
-        """[K] at `step` (from 0), where a share `left` [K] of the target tokens is not ordered by the margin."""
+        """[K] at `step` (from 0), where a share `left` [K] of the target tokens that training has had to order is not
+        ordered by the margin yet."""
         factor = torch.where(self.by_share, left.sqrt(), 1 - self.falling * step / self.steps)
         return self.learning_rate * factor
 

@@ -55,6 +55,8 @@ class Ending:
     """Whether every target token ended with nll < ln 2 - margin; what `train_adapter` returns also says whether the
     tokens decode to the targets (`other_text`)."""
     message: str = ""
+    protection: float = 0.0
+    """Weight of the predicted drift in the loss at the end: how strong a protection the facts left room for."""
     tokens_forwarded: int = 0
     """Tokens that steps, and checks of all rows between them, put through the model: prompts included, padding not."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ class Rows:
     """[rows, tokens]"""
     mask: Tensor
     """[rows, tokens] bool, False in padding."""
+    floor: Tensor
+    """[rows, tokens] nats that the loss of a target token must reach where its row must not come back; elsewhere
+    -infinity, which every loss reaches."""
     lengths: Tensor
     """[rows], prompt and target; on the CPU, where steps choose their rows."""
 
@@ -36,16 +40,30 @@ class Rows:
         ids = torch.zeros(len(facts), time, dtype=torch.long)
         predictor, target = (torch.zeros(len(facts), tokens, dtype=torch.long) for _ in range(2))
         mask = torch.zeros(len(facts), tokens, dtype=torch.bool)
+        floor = torch.full((len(facts), tokens), -torch.inf)
         for row, fact in enumerate(facts):
             ids[row, : len(fact.ids)] = torch.tensor(fact.ids)
             predictor[row, : fact.length] = torch.arange(fact.length) + fact.prompt_length - 1
             target[row, : fact.length] = torch.tensor(fact.target)
             mask[row, : fact.length] = True
+            if fact.floor:
+                floor[row, : fact.length] = torch.tensor(fact.floor)
         lengths = torch.tensor([len(fact.ids) for fact in facts])
-        return cls(ids.to(device), predictor.to(device), target.to(device), mask.to(device), lengths)
+        ids, predictor, target, mask, floor = (t.to(device) for t in (ids, predictor, target, mask, floor))
+        return cls(ids, predictor, target, mask, floor, lengths)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def unwanted(self) -> Tensor:
+        """[rows, tokens] bool: tokens that must not come back, whose loss has a floor and no limit."""
+        return self.floor > -torch.inf
+
+    @cached_property
+    def wanted(self) -> Tensor:
+        """[rows, tokens] bool: tokens to recall."""
+        return self.mask & ~self.unwanted
 
     @property
     def all_tokens(self) -> int:
@@ -72,8 +90,15 @@ class Batch:
     """[n], the row of each target token."""
     records: Samples
     """Groups the tokens by row and adapter."""
+    floor: Tensor
+    """[n], nats that the loss of an unwanted target token must reach; -infinity for one to recall."""
     mask: Tensor
     """[K, b, tokens] bool."""
+
+    @cached_property
+    def wanted(self) -> Tensor:
+        """[n] bool: tokens to recall."""
+        return self.floor == -torch.inf
 
     @classmethod
     def from_rows(cls, rows: Tensor, data: Rows) -> Batch:
@@ -90,6 +115,7 @@ class Batch:
             owners=owners.expand_as(mask)[mask],
             samples=each[:, None].expand_as(mask)[mask],
             records=Samples(torch.arange(len(each), device=each.device)[:, None].expand_as(mask)[mask], len(each)),
+            floor=data.floor[each][mask],
             mask=mask.view(*rows.shape, -1),
         )
 

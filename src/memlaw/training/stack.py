@@ -23,7 +23,7 @@ from memlaw.training.engine import Engine
 from memlaw.training.result import StackProgress, Status, Trained
 from memlaw.training.rows import rows_per_step
 from memlaw.training.run import Run
-from memlaw.training.stalling import stalled
+from memlaw.training.stalling import Fewest, stalled
 from memlaw.training.state import State
 from memlaw.training.step import Step
 from memlaw.training.step_size import settled
@@ -57,12 +57,16 @@ def train_stack(
     adapted one up. The base is restored afterwards.
 
     With a `checkpoint` the stack is saved there from time to time, and resumes from what is there, to the last bit.
+    A fact with floors is not to come back: its tokens are trained until each has reached its floor, and `loss_init`,
+    `loss_final` and progress speak of the others. A run with a `start` goes on from that adapter.
+
     Of `execution`, `compiled` and `prefix_cache` apply here. Raises AdapterError for an impossible rank, ConfigError
     for runs that do not fit together or the checkpoint of another training, TrainError if one row of one adapter does
     not fit in memory.
     """
     for run in runs:
         run.placement.check_rank(run.rank)
+        _check_start(run)
     if len({run.config.batch_size for run in runs}) > 1:
         raise ConfigError("Adapters of one stack see the same number of rows in a step: give them one batch_size.")
     if len({run.config.optimizer for run in runs}) > 1:
@@ -77,6 +81,19 @@ def train_stack(
         return _Training(engine, checkpoint, on_step).run()
 
 
+def _check_start(run: Run) -> None:
+    """Raise ConfigError for an adapter to go on from that does not fit."""
+    start = run.start
+    if start is None:
+        return
+    if len(start) != 1 or start.ranks[0] > run.rank or start.sites != run.placement.sites:
+        raise ConfigError(
+            f"A run of rank {run.rank} at {run.placement} cannot go on from {len(start)} adapters of rank "
+            f"{max(start.ranks)} at {len(start.sites)} modules: give it one adapter of this rank or a smaller one, at "
+            "the same modules."
+        )
+
+
 class _Training:
     def __init__(
         self,
@@ -88,10 +105,12 @@ class _Training:
         self.waiting = [engine.start()]
         """Parts of the stack, the last of them in training; more than one only after memory was short."""
         self.results: dict[int, Trained] = {}
+        self.loss_init = [0.0] * len(engine.runs)
+        """Of each run, its mean loss before the first step."""
         self.started = time.monotonic()
 
     def run(self) -> list[Trained]:
-        self.loss_init = float(self.engine.mean(self.engine.evaluate(None))[0])
+        self._look()
         self._resume()
         while self.waiting:
             state = self.waiting.pop()
@@ -103,6 +122,27 @@ class _Training:
                 self.waiting += self._smaller(state)
             self._save()
         return [self.results[run] for run in range(len(self.engine.runs))]
+
+    def _look(self) -> None:
+        """Evaluate everything before the first step: what an adapter to go on from holds is known then."""
+        (state,) = self.waiting
+        going_on = [k for k, run in enumerate(self.engine.runs) if run.start is not None]
+        if len(going_on) < len(state):  # the others are new, and start as the base itself
+            self.loss_init = [float(self.engine.mean(self.engine.evaluate(None)))] * len(state)
+        if going_on:
+            nll = self._evaluated(state, state.stack, going_on)
+            state.latest[going_on] = nll.to(state.latest.dtype)
+            for k, mean in zip(going_on, self.engine.mean(nll).tolist(), strict=True):
+                self.loss_init[k] = mean
+            left = self.engine.left(state.latest, state.settings.limit).tolist()
+            state.fewest = tuple(
+                Fewest(share, 0, share) if k in going_on else best
+                for k, (best, share) in enumerate(zip(state.fewest, left, strict=True))
+            )
+
+    def _starts(self, state: State) -> list[float]:
+        """The mean losses of the adapters in `state` before the first step."""
+        return [self.loss_init[run] for run in state.runs]
 
     def _after_step(self, state: State) -> list[State]:
         """The state after one more step, without the adapters that have ended; empty if all have.
@@ -131,7 +171,7 @@ class _Training:
         """Places of the adapters whose numbers are no longer finite, and of those that end for another reason."""
         diverged = _true_places(~(step.loss.isfinite() & step.norms.isfinite()))
         recalled = self._recalled(state)
-        risen_for = risen_in_a_row(state.risen_for, step.loss, self.loss_init)
+        risen_for = risen_in_a_row(state.risen_for, step.loss, self._starts(state))
         risen = self._risen(state, risen_for)
         left = self.engine.left(state.latest, state.settings.limit).tolist()
         state.risen_for = risen_for
@@ -180,7 +220,8 @@ class _Training:
         if not likely:
             return []
         means = self.engine.mean(self._evaluated(state, state.stack, likely)).tolist()
-        return [k for k, mean in zip(likely, means, strict=True) if is_risen(mean, self.loss_init)]
+        starts = self._starts(state)
+        return [k for k, mean in zip(likely, means, strict=True) if is_risen(mean, starts[k])]
 
     def _end(self, state: State, places: Sequence[int], *, diverged: bool = False) -> None:
         """Record the results of the adapters at `places`."""
@@ -190,22 +231,23 @@ class _Training:
         nll = self.engine.evaluate(leaving)
         means, ordered = self.engine.mean(nll), self.engine.all_ordered(nll, state.settings.limit[list(places)])
         for place, k in enumerate(places):
-            run = self.engine.runs[state.runs[k]]
+            run, before = self.engine.runs[state.runs[k]], self.loss_init[state.runs[k]]
             alone, recalled = leaving.select([place]).at(run.placement.sites), bool(ordered[place])
             loss = math.nan if diverged else float(means[place])
-            status, message = _verdict(alone, recalled, why_diverged((self.loss_init, loss), state.step, run.config))
+            status, message = _verdict(alone, recalled, why_diverged((before, loss), state.step, run.config))
             finished = status == "finished"
             self.results[state.runs[k]] = Trained(
                 run=run,
                 status=status,
                 steps=state.step,
                 seconds=self._seconds(),
-                loss_init=self.loss_init,
+                loss_init=before,
                 loss_final=float(means[place]) if finished else None,
                 recalled=finished and recalled,
                 stack=alone,
                 message=message,
                 tokens_forwarded=state.forwarded[k],
+                protection=run.config.protect * 2.0 ** -state.halvings[k],
             )
 
     def _smaller(self, state: State) -> list[State]:
@@ -232,14 +274,15 @@ class _Training:
         if self.on_step is None:
             return
         tokens, ordered = float(step.tokens.sum()), float(step.ordered.sum())
+        each = max(tokens, 1.0)  # a step may see nothing but what is to be forgotten
         self.on_step(
             StackProgress(
                 step=state.step + 1,
                 steps=max(config.steps for config in state.configs),
                 adapters=len(state),
-                loss=float((step.loss * step.tokens).sum()) / tokens,
+                loss=float((step.loss * step.tokens).sum()) / each,
                 losses=tuple(zip(state.runs, step.loss.tolist(), strict=True)),
-                ordered=ordered / tokens,
+                ordered=ordered / each,
                 stubborn=round(tokens - ordered),
                 seconds=self._seconds(),
             )

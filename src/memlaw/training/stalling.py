@@ -20,13 +20,21 @@ SHORT_HALF_LIFE = 4
 
 @dataclass(frozen=True)
 class Fewest:
-    """The lowest share of target tokens that an adapter has left unordered, and the step that first reached it."""
+    """The lowest share of target tokens that an adapter has left unordered, and the step that first reached it.
+
+    An adapter that goes on from another starts with few tokens left and loses some of them at first. What it had left
+    before it had most left is no measure of its progress, so the count starts anew there.
+    """
 
     left: float = 1.0
     step: int = 0
+    most: float = 1.0
+    """The highest share so far."""
 
     def after(self, left: float, step: int) -> Fewest:
-        return Fewest(left, step) if left < self.left else self
+        if left > self.most:
+            return Fewest(left, step, left)
+        return Fewest(left, step, self.most) if left < self.left else self
 
 
 def halving(fewest: Fewest, step: int) -> float:

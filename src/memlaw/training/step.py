@@ -27,11 +27,11 @@ class Step:
     gradients: list[Tensor]
     """Of each adapter's own loss in its own tensors, each [K, ...]."""
     loss: Tensor
-    """[K], mean nll of the step's target tokens in nats."""
+    """[K], mean nll of the step's tokens to recall in nats; 0 if it has none."""
     ordered: Tensor
     """[K], how many of them have p > 1/2."""
     tokens: Tensor
-    """[K], how many target tokens the step has."""
+    """[K], how many tokens to recall the step has."""
     forwarded: Tensor
     """[K] on the CPU, how many tokens went through the model for them, prompts included."""
     latest: Tensor
@@ -80,7 +80,9 @@ class StepSums:
 
     gradients: list[Tensor]
     weight: Tensor
+    """Of all tokens, those to forget counted as positive."""
     nll: Tensor
+    """Of the tokens to recall, as are the next two."""
     ordered: Tensor
     tokens: Tensor
     parts: list[tuple[Batch, Tensor]]
@@ -97,10 +99,11 @@ class StepSums:
         self.gradients = list(gradients) if first else [a + b for a, b in zip(self.gradients, gradients, strict=True)]
 
     def add_losses(self, batch: Batch, scored: HeadPass) -> None:
-        self.weight = self.weight + batch.summed(scored.weights)
-        self.nll = self.nll + batch.summed(scored.nll)
-        self.ordered = self.ordered + batch.summed((scored.nll < LN2).to(scored.nll.dtype))
-        self.tokens = self.tokens + batch.mask.flatten(1).sum(dim=1)
+        ordered = (scored.nll < LN2) & batch.wanted
+        self.weight = self.weight + batch.summed(scored.weights.abs())
+        self.nll = self.nll + batch.summed(torch.where(batch.wanted, scored.nll, 0.0))
+        self.ordered = self.ordered + batch.summed(ordered.to(scored.nll.dtype))
+        self.tokens = self.tokens + batch.summed(batch.wanted.to(scored.nll.dtype))
         self.parts.append((batch, scored.nll))
 
 

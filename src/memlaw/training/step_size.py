@@ -48,7 +48,7 @@ def settled(base: Base, facts: Sequence[EncodedFact], runs: Sequence[Run]) -> li
     for run in runs:
         config = run.config
         if config.learning_rate == AUTO:
-            same = (run.rank, str(run.placement), config)
+            same = (run.rank, str(run.placement), config, id(run.start))
             if same not in known:
                 known[same] = _rate(base, _some(facts), run)
             config = replace(config, learning_rate=known[same])
@@ -57,7 +57,8 @@ def settled(base: Base, facts: Sequence[EncodedFact], runs: Sequence[Run]) -> li
 
 
 def _some(facts: Sequence[EncodedFact]) -> list[EncodedFact]:
-    """Some facts, evenly spaced."""
+    """Some facts, evenly spaced; those to recall, if there are any."""
+    facts = [fact for fact in facts if not fact.floor] or facts
     step = max(1, len(facts) / RECORDS)
     return [facts[int(place * step)] for place in range(min(RECORDS, len(facts)))]
 
@@ -75,11 +76,12 @@ def _gains(base: Base, facts: Sequence[EncodedFact], run: Run, rates: Sequence[f
     try:
         engine = Engine(base, facts, [replace(run, config=_trial(run.config, rate)) for rate in rates])
         state = engine.start()
+        before = engine.mean(engine.evaluate(None if run.start is None else state.stack))
         for step in range(STEPS):
             tell(STAGE, step, STEPS)
             engine.advance(state, engine.step(state))
         tell(STAGE, STEPS, STEPS)
-        return engine.mean(engine.evaluate(None)) - engine.mean(engine.evaluate(state.stack))
+        return before - engine.mean(engine.evaluate(state.stack))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

@@ -15,7 +15,8 @@ from memlaw.core import files
 from memlaw.core.canonical import to_dict
 from memlaw.core.cells import result_to_dict
 from memlaw.core.errors import ConfigError, JournalError
-from memlaw.sweep.journal import COLUMNS, Fault, Journal, export, rebuild, verify
+from memlaw.core.sealed import Fault
+from memlaw.sweep.journal import COLUMNS, Journal, export, rebuild, verify
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_every_fault_is_listed_and_nothing_is_changed(root):
     other = a_result(2).cell.key
     cells = {
         Fault(f"cells/{key}.json", "its SHA-256 does not match"),
-        Fault(f"cells/{other}.json", "it is cut short or not a file of the journal"),
+        Fault(f"cells/{other}.json", "it is cut short or not a file that memlaw sealed"),
     }
     assert set(report.damaged) == cells | {Fault("checkpoints/pack/7", "state.json is not the file that was saved")}
     assert report.unreadable == (Fault("failures/name.json", "Is a directory"),)

@@ -17,14 +17,13 @@ from memlaw.sweep.journal.journal import Journal
 from memlaw.sweep.journal.spec import PROBE, ProbeSpec
 from memlaw.sweep.journal.status import CheckpointStatus, PackCounts, ProbeStatus, Reason, status
 from memlaw.sweep.journal.table import COLUMNS, TABLE
-from memlaw.sweep.journal.upkeep import Fault, RebuildReport, VerifyReport, export, rebuild, verify
+from memlaw.sweep.journal.upkeep import RebuildReport, VerifyReport, export, rebuild, verify
 
 __all__ = [
     "COLUMNS",
     "PROBE",
     "TABLE",
     "CheckpointStatus",
-    "Fault",
     "Journal",
     "PackCounts",
     "ProbeSpec",

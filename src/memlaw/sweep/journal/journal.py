@@ -13,7 +13,8 @@ from memlaw.core import files
 from memlaw.core.cells import CellResult, result_from_dict, result_to_dict
 from memlaw.core.config import ADDED
 from memlaw.core.errors import JournalError
-from memlaw.sweep.journal.sealed import UNKNOWN_FIELDS, seal, unseal, unseal_cell
+from memlaw.core.sealed import UNKNOWN_FIELDS, seal, unseal
+from memlaw.sweep.journal.sealed import unseal_cell
 from memlaw.sweep.journal.spec import PROBE, ProbeSpec, differences, extends, pack_name
 from memlaw.sweep.journal.table import TABLE, as_parquet, rows_of
 

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from memlaw.core import files
 from memlaw.core.cells import CellResult, result_from_dict
 from memlaw.core.config import ADDED
 from memlaw.core.errors import ConfigError, JournalError
+from memlaw.core.sealed import Fault, Inspection, unseal
 from memlaw.sweep.journal.journal import CELLS, CHECKPOINTS, FAILURES, QUARANTINE, Journal, cell_files, not_a_probe
-from memlaw.sweep.journal.sealed import UNKNOWN_FIELDS, unseal, unseal_cell
+from memlaw.sweep.journal.sealed import unseal_cell
 from memlaw.sweep.journal.spec import PROBE, ProbeSpec
 from memlaw.sweep.journal.table import FORMATS, TABLE, Rows, rows_of, table_of
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A file that cannot be used, and why."""
-
-    path: str
-    """Relative to the probe's directory."""
-    why: str
 
 
 @dataclass(frozen=True)
@@ -121,23 +110,18 @@ def export(root: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
     return len(rows)
 
 
-class _Inspection:
-    """Reads a journal once and collects the faults it meets."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.damaged: list[Fault] = []
-        self.unreadable: list[Fault] = []
+class _Inspection(Inspection):
+    """Reads a journal once."""
 
     def spec(self) -> ProbeSpec | None:
-        return self._read(self.root / PROBE, lambda content: ProbeSpec.from_dict(unseal(content)))
+        return self.read(self.root / PROBE, lambda content: ProbeSpec.from_dict(unseal(content)))
 
     def results(self) -> dict[str, CellResult]:
         """As `Journal.results_by_key`, but for files with a fault."""
         results = {}
         for folder in (FAILURES, CELLS):
             for path in cell_files(self.root / folder):
-                result = self._read(path, partial(_result, path.stem))
+                result = self.read(path, partial(_result, path.stem))
                 if result is not None:
                     results[path.stem] = result
         return results
@@ -148,21 +132,7 @@ class _Inspection:
                 try:
                     files.check_signed(saved)
                 except ValueError as error:
-                    self.damaged.append(self._fault(saved, str(error)))
-
-    def _read(self, path: Path, parse: Callable[[bytes], T]) -> T | None:
-        try:
-            return parse(path.read_bytes())
-        except OSError as error:
-            self.unreadable.append(self._fault(path, error.strerror or str(error)))
-        except UNKNOWN_FIELDS:
-            self.unreadable.append(self._fault(path, "it has fields or values of another version of memlaw"))
-        except ValueError as error:
-            self.damaged.append(self._fault(path, str(error)))
-        return None
-
-    def _fault(self, path: Path, why: str) -> Fault:
-        return Fault(str(path.relative_to(self.root)), why)
+                    self.damaged.append(self.fault(saved, str(error)))
 
 
 def _result(key: str, content: bytes) -> CellResult:

@@ -1,0 +1,234 @@
+"""One ledger in Python: the verbs of `memlaw ledger`. Only those that need the model load torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from memlaw.core.config import UNTIL_RECALLED, Execution
+from memlaw.core.errors import ConfigError
+from memlaw.core.facts import Fact, MemorySet
+from memlaw.data import read
+from memlaw.data.load import Facts
+from memlaw.ledger import status, upkeep, view
+from memlaw.ledger.diff import Diff, difference
+from memlaw.ledger.gate import Terms
+from memlaw.ledger.records import Audit, Change, Status, Version
+from memlaw.ledger.review import Review, review
+from memlaw.ledger.store import Store
+
+if TYPE_CHECKING:
+    from memlaw.model.base import Base
+    from memlaw.planning.library import KnownLaw
+    from memlaw.training.result import StackProgress
+
+StrPath = str | os.PathLike[str]
+
+
+class CreateOptions(TypedDict, total=False):
+    """Keywords of `create`, beside the fields of TrainConfig."""
+
+    placement: str | None
+    """Where the adapter sits, such as "down_proj@4"; by default the MLP's last module, two thirds up the stack."""
+    texts: bool
+    """Whether prompts and targets are kept as text; without, updates and audits ask for the originals."""
+    eos: bool
+    """Whether every target ends with end-of-sequence."""
+
+
+class UpdateOptions(TypedDict, total=False):
+    """Keywords of `Ledger.update`."""
+
+    originals: Facts | None
+    """Facts that the ledger holds or has retracted, for a ledger that keeps no texts."""
+    rank: int | None
+    """A higher rank to go on with."""
+    max_harm: float
+    """Largest loss difference on neutral text, nats a token (default 0.1); math.inf for no bound."""
+    allow_loss: int
+    """Facts that may be lost (default 0)."""
+    law: KnownLaw | None
+    """Says how much more will fit (`version().room`); without, the room left stays unknown."""
+    wait: float
+    """Seconds to wait for another update (default 0)."""
+    execution: Execution | None
+    """What changes time and memory but not the result."""
+    on_step: Callable[[StackProgress], None] | None
+    """Called after every step."""
+
+
+class AuditOptions(TypedDict, total=False):
+    """Keywords of `Ledger.audit`."""
+
+    adapter: StrPath | None
+    """Directory of the adapter that is served; by default the version's own."""
+    originals: Facts | None
+    """The facts, for a ledger that keeps no texts."""
+    side_effects: bool
+    """Measure what the adapter changes elsewhere as well (default False)."""
+
+
+class Ledger:
+    """A ledger on disk. Every method reads the files anew, and raises LedgerError if they are damaged or busy."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.settings = store.settings()
+        """What all versions share."""
+
+    def update(
+        self,
+        model: Any,
+        tokenizer: Any,
+        facts: Facts | None = None,
+        *,
+        retract: Sequence[str] = (),
+        **options: Unpack[UpdateOptions],
+    ) -> Version:
+        """Add and change `facts`, retract the facts with the ids `retract`, and publish the result as a version.
+
+        Facts with a prompt that is held change its target; facts that are not mentioned stay. `model` is left as it
+        was. `options` are those of UpdateOptions: originals, rank, max_harm, allow_loss, law, wait, execution, on_step.
+        Returns the current version if there is nothing to do.
+
+        Raises GateError, and changes nothing, if a fact would not come back, a retracted one would, or the model would
+        lose more than `max_harm`; DataError for a request that contradicts itself; LedgerError for another base and for
+        two updates at once; TrainError if training diverged.
+        """
+        from memlaw.adapter.wrapper import base_of
+        from memlaw.ledger.update import Request, Watch, update
+        from memlaw.planning.library import adapt_law
+
+        law, choose = options.get("law"), None
+        if law is not None:
+            choose = partial(adapt_law, law)
+        terms = terms_of(options.get("max_harm", Terms.max_harm), options.get("allow_loss", Terms.allow_loss))
+        rank = options.get("rank")
+        check_rank(self.store, rank)
+        base = base_of(model, tokenizer)
+        originals = _facts(base, options.get("originals"))
+        request = Request(_facts(base, facts), tuple(retract), originals, rank, terms, choose)
+        watch = Watch(options.get("execution") or Execution(), options.get("on_step"), options.get("wait", 0.0))
+        return update(self.store, base, request, watch)
+
+    def difference(self, facts: Facts | None = None, retract: Sequence[str] = ()) -> Change:
+        """The ids that `update` would add, change and retract; nothing is trained. Raises DataError as it does.
+
+        Chats and tasks need the model's tokenizer to be read: give them as a MemorySet.
+        """
+        memory_set = facts if facts is None or isinstance(facts, MemorySet) else read(facts)
+        return self.diff(() if memory_set is None else memory_set.facts, retract).change()
+
+    def diff(self, facts: Sequence[Fact], retract: Sequence[str] = ()) -> Diff:
+        """`difference`, with the facts and the records of what is held."""
+        return difference(self.store.head(), facts, retract, self.settings.key)
+
+    def audit(self, model: Any, tokenizer: Any, number: int | None = None, **options: Unpack[AuditOptions]) -> Audit:
+        """Measure every fact of a version again, by default of the current one, and keep the result with the ledger.
+
+        `options` are those of AuditOptions: adapter, originals, side_effects. Raises LedgerError, AdapterError.
+        """
+        from memlaw.adapter.wrapper import base_of
+        from memlaw.ledger.audited import audit
+
+        base, adapter = base_of(model, tokenizer), options.get("adapter")
+        return audit(
+            self.store,
+            base,
+            number,
+            adapter=None if adapter is None else Path(adapter),
+            originals=_facts(base, options.get("originals")),
+            harm=options.get("side_effects", False),
+        )
+
+    def review(self, number: int | None = None, audits: Sequence[Audit] = ()) -> Review:
+        """Which fact came back under which version up to `number`, and what each update cost older facts.
+
+        Versions count as measured when they were published, or as one of `audits` found them.
+        """
+        return review(self.store, number, audits)
+
+    def version(self, number: int | None = None) -> Version:
+        """A version, by default the current one: its facts by id and hash, what it changed, and what that took."""
+        return self.store.head() if number is None else self.store.version(number)
+
+    def status(self) -> Status:
+        """The current version in numbers, and what to do next."""
+        return status.status(self.store)
+
+    def log(self) -> view.Log:
+        """All versions, and what each changed."""
+        return view.log(self.store)
+
+    def history(self, fact: str) -> tuple[view.Seen, ...]:
+        """What became of the fact with this id, version by version."""
+        return view.history(self.store, fact)
+
+    def rollback(self, number: int) -> Version:
+        """Make another version the current one; nothing is removed, and a later version can be made current again."""
+        return self.store.move_head(number)
+
+    def export(self, out: StrPath, number: int | None = None) -> int:
+        """Copy the adapter of a version, by default the current one, to `out`; returns the number of the version."""
+        return upkeep.export(self.store, out, number)
+
+    def verify(self) -> upkeep.VerifyReport:
+        """Check every file; changes nothing."""
+        return upkeep.verify(self.store)
+
+
+def open(path: StrPath) -> Ledger:  # noqa: A001 - memlaw.ledger.open, as gzip.open
+    """The ledger in a directory. Raises LedgerError if there is none, or one that a later memlaw wrote."""
+    return Ledger(Store(path))
+
+
+def create(path: StrPath, model: Any, tokenizer: Any, *, rank: int, **options: Any) -> Ledger:
+    """Make an empty ledger in a new or empty directory, for adapters of this model.
+
+    `options` are those of CreateOptions (placement, texts, eos), fields of TrainConfig such as method="ot" or
+    steps=500, and `config`, a TrainConfig that the fields change; by default the settings of `memlaw train`. All
+    updates share them. Raises AdapterError, ConfigError, LedgerError.
+    """
+    from memlaw.adapter.wrapper import base_of
+    from memlaw.ledger.update import NewLedger
+    from memlaw.ledger.update import create as make
+
+    shared = {name: options.pop(name) for name in CreateOptions.__annotations__ if name in options}
+    config = replace(options.pop("config", None) or UNTIL_RECALLED, **options)
+    store = Store(path)
+    make(store, base_of(model, tokenizer), NewLedger(rank, config=config, **shared))
+    return Ledger(store)
+
+
+def terms_of(max_harm: float, allow_loss: int) -> Terms:
+    """What an update must keep to. Raises ConfigError for a number that says nothing."""
+    if not max_harm >= 0:
+        raise ConfigError(
+            f"max_harm (--max-harm) is {max_harm}: choose nats a token, from 0 up, that an update may "
+            "cost the model, or inf for no bound."
+        )
+    if allow_loss < 0:
+        raise ConfigError(
+            f"allow_loss (--allow-loss) is {allow_loss}: choose how many facts may be lost, a whole number from 0 up."
+        )
+    return Terms(max_harm, allow_loss)
+
+
+def check_rank(store: Store, rank: int | None) -> None:
+    """Raise ConfigError for a rank below the current one, which no adapter of a ledger goes back to."""
+    held = store.head().rank
+    if rank is not None and rank < held:
+        raise ConfigError(
+            f"The rank (--rank) {rank} is below the ledger's {held}: an update goes on with what the adapter holds, so "
+            "it can only give it more room. Leave the rank out, or make a new ledger."
+        )
+
+
+def _facts(base: Base, facts: Facts | None) -> tuple[Fact, ...]:
+    from memlaw.data.load import memory_set_for
+
+    return () if facts is None else memory_set_for(base, facts).facts

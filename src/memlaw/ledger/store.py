@@ -1,0 +1,556 @@
+"""Reading and writing the files of one ledger."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from memlaw.core import files
+from memlaw.core.canonical import canonical_json, to_dict
+from memlaw.core.config import identity
+from memlaw.core.errors import LedgerError, MemlawError, suggest
+from memlaw.core.facts import Fact
+from memlaw.core.sealed import UNKNOWN_FIELDS, Fault, seal, unseal
+from memlaw.ledger.records import (
+    FORMAT,
+    Audit,
+    Change,
+    Held,
+    Pair,
+    Retracted,
+    Settings,
+    Version,
+    duplicates,
+    from_dict,
+    now,
+    pair_of,
+)
+
+LEDGER, HEAD, LOCK, VIEW = "ledger.json", "HEAD", "lock", "ledger.db"
+VERSIONS, AUDITS = "versions", "audits"
+MANIFEST, TEXTS, ADAPTER = "manifest.json", "facts.jsonl", "adapter"
+
+PRIVATE = 0o600
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A version, and the hashes of the files beside its manifest."""
+
+    version: Version
+    files: Mapping[str, str]
+    """Path in the version's folder, with slashes -> SHA-256."""
+    sha256: str
+    """Of the manifest file, as HEAD names it."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a version's facts, as far as they are known."""
+
+    known: Mapping[Pair, Fact]
+    kept_in: Path | None
+    """The folder of the versions; None if the ledger keeps no texts, so that only given originals are known."""
+
+    def of(self, records: Sequence[Held | Retracted]) -> tuple[Fact, ...]:
+        """The facts of the records, in their order. Raises LedgerError, which names the ids of those without text."""
+        missing = self.missing(records)
+        if missing:
+            raise LedgerError(
+                f"The texts of {_some(missing)} are needed to ask for these facts, but {self._lack(records)}. Add the "
+                "original records to the file of the update: a record that is stored already changes nothing."
+            )
+        return tuple(dataclasses.replace(self.known[record.pair], id=record.id) for record in records)
+
+    def missing(self, records: Iterable[Held | Retracted]) -> tuple[str, ...]:
+        """Ids of the records whose text is not known."""
+        return tuple(record.id for record in records if record.pair not in self.known)
+
+    def _lack(self, records: Sequence[Held | Retracted]) -> str:
+        if self.kept_in is None:
+            return "the ledger keeps no texts (--no-text)"
+        since = sorted({record.since for record in records if record.pair not in self.known})
+        return f"{_some(str(self.kept_in / _folder(number) / TEXTS) for number in since)} is missing or damaged"
+
+
+class Store:
+    """The files of one ledger under `root`. Nothing is read before it is asked for; all methods raise LedgerError."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        self._lock = FileLock(self.root / LOCK)
+        self._settings: Settings | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a ledger here."""
+        return _present(self.root / LEDGER)
+
+    def settings(self) -> Settings:
+        """What all versions share. Read once: it never changes."""
+        if self._settings is None:
+            if not self.exists:
+                raise not_a_ledger(self.root)
+            self._settings = self._record(self.root / LEDGER, parse_settings)
+        return self._settings
+
+    def head(self) -> Version:
+        """The current version, checked against HEAD and its own seal."""
+        number, sha256 = self.head_entry()
+        if not _present(self.folder(number)):
+            raise LedgerError(
+                f"{HEAD} names version {number}, but {self.folder(number)} is missing. {self._way_back()}"
+            )
+        manifest = self.manifest(number)
+        if manifest.sha256 != sha256:
+            raise LedgerError(
+                f"{self._manifest_file(number)} is not the one that {HEAD} names: it was replaced by hand, or restored "
+                f"from another ledger. {self._way_back()}"
+            )
+        return manifest.version
+
+    def head_entry(self) -> tuple[int, str]:
+        """What HEAD says: the number of the current version and the SHA-256 of its manifest."""
+        self.settings()
+        return self._record(self.root / HEAD, parse_head, self._way_back)
+
+    def version(self, number: int) -> Version:
+        """A complete version, its manifest checked."""
+        self.settings()
+        return self.manifest(number).version
+
+    def manifest(self, number: int) -> Manifest:
+        """A version with the hashes of its files, which are not read."""
+        path = self._manifest_file(number)
+        if not _present(path.parent):
+            raise LedgerError(f"{self.root} has no version {number}; it has {_some(map(str, self.numbers()))}.")
+        return self._record(path, lambda content: parse_manifest(number, content), self._way_back)
+
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of all versions, also of those that HEAD never reached, in order."""
+        try:
+            return tuple(int(folder.name) for folder in reversed(files.numbered(self.root / VERSIONS)))
+        except OSError as error:
+            raise _unreadable(self.root / VERSIONS, error) from error
+
+    def versions(self) -> Iterator[Version]:
+        """All versions in the order of their numbers."""
+        return (self.version(number) for number in self.numbers())
+
+    def lineage(self, number: int | None = None) -> tuple[int, ...]:
+        """The versions from 0 to `number` (default: HEAD), each the parent of the next."""
+        version = self.head() if number is None else self.version(number)
+        line = [version.number]
+        while version.parent is not None:
+            if version.parent >= version.number:
+                raise LedgerError(f"{self._manifest_file(version.number)} names a later version as its parent.")
+            version = self.version(version.parent)
+            line.append(version.number)
+        return tuple(reversed(line))
+
+    def adapter(self, number: int) -> Path | None:
+        """The folder of a version's adapter, every file checked; None for a version without one."""
+        manifest = self.manifest(number)
+        if not any(name.startswith(f"{ADAPTER}/") for name in manifest.files):
+            return None
+        self.check_files(manifest)
+        return self.folder(number) / ADAPTER
+
+    def check_files(self, manifest: Manifest) -> None:
+        """Raise LedgerError unless the files beside the manifest are those that were published, to the last bit."""
+        for fault in self.faults(manifest):
+            raise LedgerError(
+                f"{self.root / fault.path} cannot be trusted: {fault.why}. Version {manifest.version.number} is not "
+                f"what was published. {self._way_back()}"
+            )
+
+    def faults(self, manifest: Manifest) -> tuple[Fault, ...]:
+        """The files beside a manifest that are missing, foreign or not what was published."""
+        folder = self.folder(manifest.version.number)
+        try:
+            actual = _hashes(folder)
+        except OSError as error:
+            raise _unreadable(folder, error) from error
+        why = {
+            name: "it is missing"
+            if name not in actual
+            else "it was not published with its version"
+            if name not in manifest.files
+            else "its SHA-256 does not match"
+            for name in sorted(actual.keys() | manifest.files.keys())
+            if actual.get(name) != manifest.files.get(name)
+        }
+        return tuple(Fault((folder / name).relative_to(self.root).as_posix(), reason) for name, reason in why.items())
+
+    def texts(self, version: Version, originals: Sequence[Fact] = ()) -> Texts:
+        """The texts of everything that a version holds or has retracted, from the files of the versions `since`.
+
+        `originals` are facts that a user gives again; those that the version does not know do no harm.
+        """
+        settings = self.settings()
+        given = {pair_of(fact, settings.key): fact for fact in originals}
+        if settings.texts:
+            for number in {*(fact.since for fact in version.held), *(old.since for old in version.retracted)}:
+                given |= self._texts_of(number)
+        return Texts(given, self.root / VERSIONS if settings.texts else None)
+
+    def audit(self, number: int) -> Audit | None:
+        """The latest audit of a version; None if there is none."""
+        self.settings()
+        path = self._audit_file(number)
+        if not _present(path):
+            return None
+        return self._record(path, lambda content: parse_audit(number, content), lambda: "Audit the version again.")
+
+    def create(self, settings: Settings) -> Version:
+        """Make the ledger, with the empty version 0. Its directory must be new, empty, or of a killed `create`.
+
+        ledger.json is written last: without it there is no ledger, and creating it again starts over.
+        """
+        self.check_free()
+        with self._writing("The ledger was not made", "Choose another directory."):
+            files.make_folders(self.root)
+            with self.locked():
+                self.check_free()
+                files.make_folders(self.root / VERSIONS)
+                empty = Version(0, None, (), (), Change(), settings.rank, now())
+                manifest = self._build(empty, adapter=None, texts=None, replace=True)
+                self._point(0, manifest)
+                files.write(self.root / LEDGER, seal(_settings_to_dict(settings)), mode=PRIVATE)
+                self._tidy()
+        return empty
+
+    @contextlib.contextmanager
+    def locked(self, wait: float = 0.0) -> Iterator[None]:
+        """Be the only writer; may be nested. Waits up to `wait` seconds for another one, math.inf for as long as it
+        takes, and then raises LedgerError. A killed writer holds no lock."""
+        try:
+            self._lock.acquire(timeout=-1 if math.isinf(wait) else wait)
+        except Timeout:
+            raise LedgerError(
+                f"Another process is writing to {self.root}. Two updates at once would each miss what the other "
+                "stores, so this one has changed nothing. Run it again once the other has ended, or let it wait: "
+                "--wait."
+            ) from None
+        except OSError as error:
+            raise LedgerError(
+                f"{self.root / LOCK} cannot be locked: {error.strerror or error}. Nothing was changed. Writing needs "
+                "a directory that you may write to, on a file system with locks."
+            ) from error
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def next_number(self) -> int:
+        """The number of the next version: one more than the highest ever published, so none is used twice."""
+        return max((*self.numbers(), self.head_entry()[0])) + 1
+
+    def publish(
+        self, version: Version, *, adapter: Callable[[Path], object] | None, texts: Sequence[Fact] = ()
+    ) -> Version:
+        """Publish a version whose parent is HEAD, and make it the current one; once this returns, it survives a kill.
+
+        `adapter` writes the adapter into the folder that it is given, which does not exist yet. `texts` are the facts
+        that are new or changed in this version, with the ids of `version.held`; a ledger without texts ignores them.
+        Call it under the `locked` that covers the whole update. Raises LedgerError if anything cannot be written or
+        another version was published meanwhile: the ledger then is as it was, or the message says what is left to do.
+        """
+        with self.locked():
+            parent, _ = self.head_entry()
+            if (version.number, version.parent) != (self.next_number(), parent):
+                raise LedgerError(
+                    f"The ledger changed during the update: version {parent} is current, and version "
+                    f"{self.next_number()} would be next, but this update made version {version.number} from "
+                    f"{version.parent}. Nothing was published; run the update again."
+                )
+            _check(version)
+            rows = self._rows(version, texts) if self.settings().texts else None
+            with self._writing(f"Version {version.number} was not published", f"Version {parent} stays current."):
+                self._tidy()
+                manifest = self._build(version, adapter=adapter, texts=rows)
+            self._advance(version.number, manifest)
+        return version
+
+    def move_head(self, number: int) -> Version:
+        """Make a complete version the current one, back or forth, after checking all of its files."""
+        with self.locked():
+            self.settings()
+            manifest = self.manifest(number)
+            self.check_files(manifest)
+            with self._writing("HEAD was not moved", "The current version is the one before."):
+                self._point(number, manifest.sha256)
+        return manifest.version
+
+    def keep_audit(self, audit: Audit) -> None:
+        """Keep an audit in place of the last one of its version. Needs no lock."""
+        self.manifest(audit.version)
+        with self._writing("The audit was not kept", "The audit before it is."):
+            files.make_folders(self.root / AUDITS)
+            files.write(self._audit_file(audit.version), seal(to_dict(audit)))
+
+    def folder(self, number: int) -> Path:
+        """The folder of a version."""
+        return self.root / VERSIONS / _folder(number)
+
+    def _manifest_file(self, number: int) -> Path:
+        return self.folder(number) / MANIFEST
+
+    def _audit_file(self, number: int) -> Path:
+        return self.root / AUDITS / f"{_folder(number)}.json"
+
+    def _build(
+        self,
+        version: Version,
+        *,
+        adapter: Callable[[Path], object] | None,
+        texts: bytes | None,
+        replace: bool = False,
+    ) -> str:
+        """Make the folder of a version, whole or not at all; returns the SHA-256 of its manifest."""
+        with files.new_folder(self.folder(version.number), replace=replace) as built:
+            if adapter is not None:
+                adapter(built / ADAPTER)
+            if texts:
+                files.write(built / TEXTS, texts, mode=PRIVATE)
+            content = seal({"files": _hashes(built), "version": to_dict(version)})
+            files.write(built / MANIFEST, content)
+        return hashlib.sha256(content).hexdigest()
+
+    def _point(self, number: int, manifest: str) -> None:
+        files.write(self.root / HEAD, seal({"version": number, "manifest": manifest}))
+
+    def _advance(self, number: int, manifest: str) -> None:
+        """Move HEAD to a version that was just published. The version is complete, so a failure loses no work."""
+        try:
+            self._point(number, manifest)
+        except OSError as error:
+            current, _ = self.head_entry()
+            if current == number:
+                raise LedgerError(
+                    f"Version {number} is current, but the disk did not confirm it: {error.strerror or error}. It may "
+                    "be lost if the machine stops now. Repair the disk, then run: memlaw ledger verify."
+                ) from error
+            raise LedgerError(
+                f"Version {number} is complete, but HEAD cannot be moved to it: {error.strerror or error}. Version "
+                f"{current} stays current. Free some space or repair the disk, then run: memlaw ledger rollback "
+                f"{self.root} {number}"
+            ) from error
+
+    def _rows(self, version: Version, texts: Sequence[Fact]) -> bytes:
+        """The content of facts.jsonl. Raises ValueError unless it has every fact that is new in this version."""
+        key = self.settings().key
+        new = {record.pair: record.id for record in version.held if record.since == version.number}
+        given = {pair_of(fact, key): fact for fact in texts}
+        if given.keys() != new.keys():
+            raise ValueError(f"{len(new)} facts are new in this version, and {len(given)} texts do not match them.")
+        rows = (_row(dataclasses.replace(fact, id=new[pair])) for pair, fact in given.items())
+        return "".join(f"{canonical_json(row)}\n" for row in rows).encode("utf-8", "surrogatepass")
+
+    def _texts_of(self, number: int) -> dict[Pair, Fact]:
+        """The facts in the file of a version. Their hashes name what they are, so a damaged one is found by nobody."""
+        content = self._content(self.folder(number) / TEXTS) or b""
+        key = self.settings().key
+        known = {}
+        for line in content.split(b"\n"):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                fact = _fact(json.loads(line.decode("utf-8", "surrogatepass")))
+                known[pair_of(fact, key)] = fact
+        return known
+
+    def check_free(self) -> None:
+        """Raise LedgerError unless a ledger may be made here: memlaw writes into no directory of someone else."""
+        if self.exists:
+            raise LedgerError(f"{self.root} is a ledger already. Update it, or choose another directory.")
+        if _present(self.root) and not self.root.is_dir():
+            raise LedgerError(f"{self.root} is a file; a ledger is a directory. Choose another.")
+        if any(number for number in self.numbers()):
+            raise LedgerError(
+                f"{self.root} has the versions of a ledger, but no {LEDGER}. Nothing was written there. Restore the "
+                "file from a backup, or choose another directory."
+            )
+        ours = {VERSIONS, HEAD, LOCK}
+        strangers = sorted(
+            path.name for path in self.root.glob("*") if path.name not in ours and not files.is_temporary(path)
+        )
+        if strangers:
+            raise LedgerError(
+                f"{self.root} is not empty: it holds {strangers[0]}{' and more' if len(strangers) > 1 else ''}. "
+                "Nothing was written there. Choose another directory."
+            )
+
+    def _tidy(self) -> None:
+        """Remove the temporaries of killed writers; only under the lock, so none of them is still at work."""
+        for folder in (self.root, self.root / VERSIONS):
+            for leftover in files.leftovers(folder):
+                files.discard(leftover)
+
+    @contextlib.contextmanager
+    def _writing(self, what: str, state: str) -> Iterator[None]:
+        try:
+            yield
+        except MemlawError:
+            raise
+        except OSError as error:
+            raise LedgerError(
+                f"{what}: {error.strerror or error}. {state} Free some space or repair the disk, and run the command "
+                "again."
+            ) from error
+
+    def _record(self, path: Path, parse: Callable[[bytes], T], way_out: Callable[[], str] | None = None) -> T:
+        """The content of a sealed file, parsed."""
+        advice = way_out or (lambda: "Restore it from a backup.")
+        content = self._content(path)
+        if content is None:
+            raise LedgerError(f"{path} is missing. {advice()}")
+        try:
+            return parse(content)
+        except UNKNOWN_FIELDS as error:
+            raise LedgerError(
+                f"{path} is intact but has fields or values that this version of memlaw does not know. Use the version "
+                "that wrote it, or a newer one."
+            ) from error
+        except ValueError as error:
+            raise LedgerError(f"{path} is damaged: {error}. {advice()}") from error
+
+    def _content(self, path: Path) -> bytes | None:
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+    def _way_back(self) -> str:
+        """What to do about a version, or HEAD, that cannot be used."""
+        return (
+            f"Restore it from a backup, or go to the last intact version: memlaw ledger verify {self.root} names it, "
+            f"and memlaw ledger rollback {self.root} VERSION makes it current."
+        )
+
+
+def not_a_ledger(directory: Path) -> LedgerError:
+    """The error for a directory without a ledger."""
+    return LedgerError(
+        f"{directory} is not a ledger: it has no {LEDGER}. {_nearest(directory)}Check the path, or make one: memlaw "
+        f"ledger init {directory}"
+    )
+
+
+def _nearest(directory: Path) -> str:
+    """The ledger that was probably meant: around the directory, in it, or beside it under a similar name."""
+    around = directory.absolute().parents[:2]
+    with contextlib.suppress(OSError):
+        inside = sorted(path.parent for path in directory.glob(f"*/{LEDGER}"))
+        for meant in (*(parent for parent in around if (parent / LEDGER).is_file()), *inside):
+            return f"{meant} is one. "
+        return suggest(str(directory), (str(path.parent) for path in directory.parent.glob(f"*/{LEDGER}")))
+    return ""
+
+
+def parse_settings(content: bytes) -> Settings:
+    """The content of ledger.json. Raises LedgerError for a later format, ValueError, or one of UNKNOWN_FIELDS."""
+    body = unseal(content)
+    written = body.get("format") if isinstance(body, dict) else None
+    if isinstance(written, int) and written > FORMAT:
+        raise LedgerError(
+            f"The ledger was written by a later version of memlaw (format {written}; this one reads format {FORMAT}). "
+            "Upgrade memlaw: what this version would read or write might be wrong."
+        )
+    return from_dict(Settings, body)
+
+
+def _settings_to_dict(settings: Settings) -> dict[str, Any]:
+    return to_dict(settings) | {"train": identity(settings.train)}
+
+
+def parse_head(content: bytes) -> tuple[int, str]:
+    """The content of HEAD. Raises ValueError, or one of UNKNOWN_FIELDS."""
+    body = unseal(content)
+    return int(body["version"]), str(body["manifest"])
+
+
+def parse_manifest(number: int, content: bytes) -> Manifest:
+    """The content of a manifest. Raises ValueError, or one of UNKNOWN_FIELDS."""
+    body = unseal(content)
+    version = from_dict(Version, body["version"])
+    if version.number != number:
+        raise ValueError(f"it is of version {version.number}")
+    return Manifest(version, dict(body["files"]), hashlib.sha256(content).hexdigest())
+
+
+def parse_audit(number: int, content: bytes) -> Audit:
+    """The content of an audit. Raises ValueError, or one of UNKNOWN_FIELDS."""
+    audit = from_dict(Audit, unseal(content))
+    if audit.version != number:
+        raise ValueError(f"it is of version {audit.version}")
+    return audit
+
+
+def _present(path: Path) -> bool:
+    """Whether there is such a file or folder. Raises LedgerError if that cannot be known."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return True
+
+
+def _folder(number: int) -> str:
+    return f"{number:06d}"
+
+
+def _row(fact: Fact) -> dict[str, Any]:
+    """A fact as a record that `memlaw.read` reads too."""
+    row: dict[str, Any] = {"id": fact.id, "prompt": fact.prompt, "completion": fact.target}
+    exact = {"target_ids": fact.target_ids, "end": fact.end}
+    return row | {name: value for name, value in exact.items() if value is not None}
+
+
+def _fact(row: Mapping[str, Any]) -> Fact:
+    ids = row.get("target_ids")
+    return Fact(
+        row["prompt"], row["completion"], row["id"], target_ids=None if ids is None else tuple(ids), end=row.get("end")
+    )
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Path -> SHA-256 of every file in a version's folder but its manifest."""
+    entries = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {path.relative_to(folder).as_posix(): files.file_sha256(path) for path in entries}
+
+
+def _check(version: Version) -> None:
+    """Raise ValueError for a version that contradicts itself."""
+    held = {fact.pair for fact in version.held}
+    doubled = duplicates(fact.id for fact in version.held) | duplicates(fact.prompt for fact in version.held)
+    both = [old.id for old in version.retracted if old.pair in held]
+    if doubled or both:
+        raise ValueError(f"Version {version.number} holds facts twice, or facts that it has retracted: {doubled}{both}")
+
+
+def _some(names: Iterable[str]) -> str:
+    every = list(names)
+    shown = ", ".join(every[:5])
+    return shown if len(every) <= 5 else f"{shown} and {len(every) - 5} more"
+
+
+def _unreadable(path: Path, error: OSError) -> LedgerError:
+    return LedgerError(
+        f"Cannot read {path}: {error.strerror or error}. Without it, facts could be lost or trained twice. Make it "
+        "readable, then run the command again."
+    )
