@@ -100,7 +100,7 @@ def test_a_small_adapter_drifts_about_as_predicted(base: Base, size: float) -> N
 
 def test_few_vectors_are_kept_as_they_are() -> None:
     vectors = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    few, many = SecondMoment(8, 5), SecondMoment(8, 10)
+    few, many = SecondMoment.of_none(8, 5), SecondMoment.of_none(8, 10)
     few.add(vectors[:2])
     few.add(vectors[2:])
     many.add(vectors)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from memlaw.cli.output import note
+from memlaw.core.stages import listening
 from memlaw.training.result import StackProgress
 
 if TYPE_CHECKING:
@@ -21,11 +22,16 @@ EVERY = 60.0
 """Seconds between two lines of a log; the first comes after as many, so that short commands stay silent."""
 
 
+SILENT = 5.0
+"""Seconds of preparation before the first line about it."""
+
+
 class _Log:
     """A line now and then where there is no terminal to draw on: a batch system, `nohup`, a notebook's `!memlaw`."""
 
     def __init__(self, *, wanted: bool) -> None:
         self.wanted, self._latest = wanted, time.monotonic()
+        self._stage = ""
 
     def show(self, progress: StackProgress, prefix: str = "", of_what: str = "") -> None:
         now = time.monotonic()
@@ -37,6 +43,14 @@ class _Log:
             f"{prefix}step {progress.step:,} of {progress.steps:,}: loss {progress.loss:.3f}, "
             f"{progress.ordered:.1%} ordered, at most {left:,.0f} s left{of_what}"
         )
+
+    def prepare(self, stage: str, done: int, total: int, prefix: str = "") -> None:
+        """A line for each stage of a preparation that is not over at once, and one a minute while it lasts."""
+        now = time.monotonic()
+        if not self.wanted or done == total or now - self._latest < (EVERY if stage == self._stage else SILENT):
+            return
+        self._latest, self._stage = now, stage
+        note(f"{prefix}before the first step: {done:,} of {total:,} {stage}")
 
 
 def _bar() -> Progress:
@@ -73,7 +87,7 @@ def judging_bar() -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def training_bar(name: str) -> Iterator[Callable[[StackProgress], None]]:
-    """The steps of one stack: mean loss, ordered share, stubborn tokens, time left."""
+    """What a training prepares, then the steps of one stack: mean loss, ordered share, stubborn tokens, time left."""
     with _bar() as bar:
         task, log = bar.add_task(name, total=1, state=""), _Log(wanted=bar.disable)
 
@@ -81,7 +95,12 @@ def training_bar(name: str) -> Iterator[Callable[[StackProgress], None]]:
             log.show(progress, f"{name}, ")
             bar.update(task, completed=progress.step, total=progress.steps, state=_state(progress))
 
-        yield show
+        def prepare(stage: str, done: int, total: int) -> None:
+            log.prepare(stage, done, total, f"{name}, ")
+            bar.update(task, completed=done, total=total, state=stage)
+
+        with listening(prepare):
+            yield show
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor
 from memlaw.core.cache import cache_folder
 from memlaw.core.canonical import digest
 from memlaw.core.errors import ConfigError, ModelError
+from memlaw.core.stages import tell
 from memlaw.model.base import Base
 from memlaw.model.parts import frozen
 from memlaw.model.tensor_file import read_tensor, write_tensor
@@ -26,6 +27,8 @@ it has rehearsed."""
 
 VERSION = 1
 """Increase when the same seed gives other tokens."""
+
+STAGE = "tokens that the model writes"
 
 _LOGITS = 1 << 23
 """Logits computed at once, which bounds the memory: 32 MiB in float32, a few times that while one is drawn."""
@@ -111,20 +114,25 @@ def _generator(seed: int) -> torch.Generator:
 def _draw(base: Base, start: int, uniform: Tensor) -> Tensor:
     """Rows of sampled tokens, one for each number of `uniform` [rows, tokens] in [0, 1)."""
     vocabulary = base.model.get_output_embeddings().weight.shape[0]
+    drawn: list[Tensor] = []
+    tell(STAGE, 0, uniform.numel())
     with frozen(base.model):
-        parts = [_draw_part(base, start, part) for part in torch.split(uniform, max(1, _LOGITS // vocabulary))]
-    return torch.cat(parts)
+        for part in torch.split(uniform, max(1, _LOGITS // vocabulary)):
+            drawn.append(_draw_part(base, start, part, before=sum(map(len, drawn)), rows=len(uniform)))
+    return torch.cat(drawn)
 
 
-def _draw_part(base: Base, start: int, uniform: Tensor) -> Tensor:
-    rows, tokens = uniform.shape
-    last = torch.full((rows, 1), start, device=base.device)
+def _draw_part(base: Base, start: int, uniform: Tensor, *, before: int, rows: int) -> Tensor:
+    """As `_draw`; `before` of `rows` in all have been drawn already."""
+    tokens = uniform.shape[1]
+    last = torch.full((len(uniform), 1), start, device=base.device)
     drawn, cache = [last], None
     for step in range(tokens):
         output: Any = base.model(input_ids=last, past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         last = _pick(output.logits[:, -1], uniform[:, step, None].to(base.device))
         drawn.append(last)
+        tell(STAGE, before * tokens + len(uniform) * (step + 1), rows * tokens)
     return torch.cat(drawn, 1).cpu()
 
 

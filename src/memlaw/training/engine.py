@@ -20,7 +20,7 @@ from memlaw.model.head import frozen_head
 from memlaw.model.memory import counting_saved, out_of_memory
 from memlaw.model.parts import frozen
 from memlaw.training.optimizers.by_name import OPTIMIZERS
-from memlaw.training.protection import Protection, measured, own_text
+from memlaw.training.protection import Protection, own_text, protection_at
 from memlaw.training.rehearsal import Rehearsal
 from memlaw.training.rows import Batch, Rows
 from memlaw.training.run import Run
@@ -106,10 +106,9 @@ class Engine:
         """What predicts the drift of these adapters, if any of them is protected."""
         if self.neutral is None:
             return None
-        ids = self.neutral.to(self.device)
         try:
-            suffix = Suffix.of_rows(base, self.sites, ids, Execution())
-            return measured(suffix, self.head, base.model, self.sites, ids)
+            own = all(run.neutral is None for run in self.runs)
+            return protection_at(base, self.head, self.sites, self.neutral.to(self.device), own=own)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise

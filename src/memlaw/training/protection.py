@@ -23,15 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from memlaw.adapter.stack import AdapterStack
+from memlaw.core.config import Execution
 from memlaw.core.errors import DataError, ModelError
+from memlaw.core.stages import tell
 from memlaw.data import read_text
 from memlaw.losses.divergence import drawn_gradient
 from memlaw.model.base import Base
 from memlaw.model.head import FrozenHead
+from memlaw.model.linear import use_onednn
 from memlaw.model.memory import out_of_memory
 from memlaw.model.outline import Site
+from memlaw.model.parts import decoder_layers
 from memlaw.model.sampling import sampled
 from memlaw.model.tokenizer import token_ids
+from memlaw.training import moment_cache
 from memlaw.training.suffix import Suffix
 
 OWN_TEXT = (128, 64)
@@ -46,6 +51,8 @@ MOMENT_BYTES = 2 << 30
 """Largest memory of all moments: many modules of a large model are measured on fewer rows."""
 
 _DRAW_SEED = 3
+
+STAGE = "rows of other text measured"
 
 
 def own_text(base: Base) -> Tensor | None:
@@ -83,35 +90,46 @@ def text_of_file(base: Base, path: Path) -> Tensor:
 
 
 class SecondMoment:
-    """M = E[x x'] of vectors x [d], as a matrix or, from fewer than d vectors, as these."""
+    """M = E[x x'] of `count` vectors x [d], as a matrix or, from fewer than d vectors, as these."""
 
-    def __init__(self, width: int, count: int) -> None:
-        """Of `count` vectors in all, which `add` is given."""
+    def __init__(self, count: int, numbers: Tensor) -> None:
+        """`numbers` are M [d, d] or the vectors [count, d]."""
         self.count = count
-        self._whole = torch.zeros(width, width, dtype=torch.float64) if count >= width else None
-        self._vectors: list[Tensor] = []
+        self.numbers = numbers
+        self._added = 0
+
+    @classmethod
+    def of_none(cls, width: int, count: int) -> SecondMoment:
+        """Zero, until `add` has been given all vectors."""
+        return cls(
+            count, torch.zeros(cls.shape(width, count), dtype=torch.float64 if count >= width else torch.float32)
+        )
+
+    @staticmethod
+    def shape(width: int, count: int) -> tuple[int, int]:
+        """Of `numbers`."""
+        return min(width, count), width
+
+    @property
+    def is_matrix(self) -> bool:
+        return self.count >= self.numbers.shape[1]
 
     def add(self, vectors: Tensor) -> None:
         """[n, d]"""
-        if self._whole is None:
-            self._vectors.append(vectors.float())
-            return
-        vectors = vectors.double()
-        self._whole = self._whole.to(vectors.device)
-        self._whole += vectors.T @ vectors / self.count
+        self.numbers = self.numbers.to(vectors.device)
+        if self.is_matrix:
+            vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+            self.numbers += (vectors.T @ vectors).double() / self.count  # few products at a time: float32 will do
+        else:
+            self.numbers[self._added : self._added + len(vectors)] = vectors
+            self._added += len(vectors)
 
     def times(self, tensor: Tensor) -> Tensor:
         """M T, [..., d, r] -> [..., d, r]."""
-        if self._whole is not None:
-            self._whole = self._whole.to(tensor)  # once: from then on it has the type and the device of the adapters
-            return self._whole @ tensor
-        vectors = self._factor(tensor)
-        return vectors.T @ (vectors @ tensor) / self.count
-
-    def _factor(self, like: Tensor) -> Tensor:
-        if len(self._vectors) > 1 or self._vectors[0].dtype != like.dtype:
-            self._vectors = [torch.cat(self._vectors).to(like)]
-        return self._vectors[0]
+        self.numbers = self.numbers.to(tensor)  # once: from then on they are where the adapters are
+        if self.is_matrix:
+            return self.numbers @ tensor
+        return self.numbers.T @ (self.numbers @ tensor) / self.count
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +138,12 @@ class Curvature:
 
     inputs: SecondMoment
     outputs: SecondMoment
+
+    def in_precision_of_adapters(self, model: torch.dtype) -> Curvature:
+        """Adapters have at least float32. What the cache keeps is the same numbers."""
+        for moment in (self.inputs, self.outputs):
+            moment.numbers = moment.numbers.to(torch.promote_types(model, torch.float32))
+        return self
 
 
 class Protection:
@@ -154,27 +178,51 @@ class Protection:
             yield curvature.inputs.times(a.detach()), curvature.outputs.times(b.detach().mT).mT
 
 
-def measured(suffix: Suffix, head: FrozenHead, model: nn.Module, sites: Sequence[Site], ids: Tensor) -> Protection:
+def protection_at(base: Base, head: FrozenHead, sites: Sequence[Site], ids: Tensor, *, own: bool) -> Protection:
+    """What predicts the drift at `sites`, which come by layer, on the neutral text `ids` [rows, time].
+
+    C and G are kept in the cache folder, by the fingerprint of the base: a second training measures nothing. Vectors,
+    from which a text can be reconstructed, are kept only of the base's `own` text. Nothing may be attached to the base.
+    """
+    count = _vectors(sites, ids)
+    key = moment_cache.key_of(base, sites, ids)
+    shapes = [(SecondMoment.shape(site.d_in, count), SecondMoment.shape(site.d_out, count)) for site in sites]
+    found = moment_cache.kept(key, shapes)
+    if found is not None:
+        return Protection([Curvature(SecondMoment(count, c), SecondMoment(count, g)) for c, g in found])
+    tell(STAGE, 0, len(ids))
+    with use_onednn(decoder_layers(base.model)):  # those below the sites too: here they are half of the work
+        suffix = Suffix.of_rows(base, sites, ids, Execution())
+        protection = measured(suffix, head, base.model, sites, ids)
+    moments = [(one.inputs, one.outputs) for one in protection.curvatures]
+    if own or all(moment.is_matrix for pair in moments for moment in pair):
+        moment_cache.keep(key, [(inputs.numbers, outputs.numbers) for inputs, outputs in moments])
+    return protection
+
+
+def measured(suffix: Suffix, head: FrozenHead, model: Any, sites: Sequence[Site], ids: Tensor) -> Protection:
     """C and G at `sites` on the neutral text `ids` [rows, time], whose `suffix` starts at the first of them.
 
     A row's first token is left out: it has nothing before it, and many models park a huge state there that no text
     depends on. g sums what a change at one token does to it and to all later tokens of its row.
     """
-    rows = _affordable(sites, *ids.shape)
-    count = rows * (ids.shape[1] - 2)
+    count = _vectors(sites, ids)
+    rows = count // (ids.shape[1] - 2)
     modules = [model.get_submodule(site.path) for site in sites]
     at_once = ROWS_AT_ONCE
     while True:
-        curvatures = [Curvature(SecondMoment(site.d_in, count), SecondMoment(site.d_out, count)) for site in sites]
+        curvatures = [
+            Curvature(SecondMoment.of_none(site.d_in, count), SecondMoment.of_none(site.d_out, count)) for site in sites
+        ]
         stream = torch.Generator().manual_seed(_DRAW_SEED)
         try:
             for some in torch.split(torch.arange(rows), at_once):
-                for curvature, (inputs, gradients) in zip(
-                    curvatures, _at_sites(suffix, head, modules, some, stream), strict=True
-                ):
+                at_sites = _at_sites(suffix, head, modules, some, stream)
+                for curvature, (inputs, gradients) in zip(curvatures, at_sites, strict=True):
                     curvature.inputs.add(_inner(inputs))
                     curvature.outputs.add(_inner(gradients))
-            return Protection(curvatures)
+                tell(STAGE, int(some[-1]) + 1, rows)
+            return Protection([one.in_precision_of_adapters(model.dtype) for one in curvatures])
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or at_once == 1:
                 raise
@@ -194,6 +242,11 @@ def _at_sites(
     back = drawn_gradient(head, hidden.detach().flatten(0, 1), stream).view_as(hidden)
     gradients = torch.autograd.grad(hidden, [one.added for one in seen], back)
     return iter([(one.inputs, gradient) for one, gradient in zip(seen, gradients, strict=True)])
+
+
+def _vectors(sites: Sequence[Site], ids: Tensor) -> int:
+    """How many vectors C and G are measured from."""
+    return _affordable(sites, *ids.shape) * (ids.shape[1] - 2)
 
 
 def _affordable(sites: Sequence[Site], rows: int, time: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from memlaw.core.config import AUTO, Optimizer, TrainConfig
 from memlaw.core.facts import EncodedFact
+from memlaw.core.stages import tell
 from memlaw.model.base import Base
 from memlaw.model.memory import out_of_memory
 from memlaw.training.engine import Engine
@@ -33,6 +34,8 @@ RECORDS = 8
 
 FAR = 0.65
 """Share of the best rate's gain that the chosen one reaches at least."""
+
+STAGE = "steps of comparing learning rates"
 
 
 def settled(base: Base, facts: Sequence[EncodedFact], runs: Sequence[Run]) -> list[Run]:
@@ -74,8 +77,10 @@ def _gains(base: Base, facts: Sequence[EncodedFact], run: Run, rates: Sequence[f
         engine = Engine(base, facts, [replace(run, config=_trial(run.config, rate)) for rate in rates])
         state = engine.start()
         before = engine.mean(engine.evaluate(None if run.start is None else state.stack))
-        for _ in range(STEPS):
+        for step in range(STEPS):
+            tell(STAGE, step, STEPS)
             engine.advance(state, engine.step(state))
+        tell(STAGE, STEPS, STEPS)
         return before - engine.mean(engine.evaluate(state.stack))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
