@@ -300,8 +300,7 @@ def bytes_per_token(base: Base, fact: EncodedFact, placement: Placement, rank: i
 def unwanted_weights(weights: Tensor, nll: Tensor, floor: Tensor) -> Tensor:
     """`weights` [n], but of tokens with a floor -1 below it and 0 above: the mirror image of the threshold loss.
 
-    A negative weight raises the loss of a token. It gets none once the loss has reached the floor, so that nothing is
-    forgotten beyond that.
+    A negative weight raises the loss of a token; once the loss has reached the floor, it is not pushed any further.
     """
     return torch.where(floor > -torch.inf, -(nll < floor).to(weights.dtype), weights)
 
