@@ -23,7 +23,7 @@ COMMANDS = {
     "recall": "Did it stick? Diagnose every token, certify every fact",
     "probe": "Train a grid of ranks and lengths to fit a law to",
     "fit": "Fit the law to a probe or a table of points",
-    "ledger": "Add, change and retract facts, in versions that are measured before they count",
+    "ledger": "Add, change and retract facts, version by version",
     "report": "Write one HTML page of all results",
     "journal": "Inspect, verify, rebuild and export the files of a probe",
 }

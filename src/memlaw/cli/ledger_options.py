@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memlaw.cli.laws import laws_in
-from memlaw.cli.options import Device, Dtype, Placement, Records, load_base, with_warnings
+from memlaw.cli.options import (
+    Device,
+    Dtype,
+    OnConflictChoice,
+    Placement,
+    PromptField,
+    TargetField,
+    TurnsChoice,
+    load_base,
+    with_warnings,
+)
 from memlaw.cli.plan import LawOptions
 from memlaw.cli.records import setting
 from memlaw.core.config import Execution
@@ -20,6 +30,7 @@ from memlaw.model.files import BUNDLED
 
 if TYPE_CHECKING:
     from memlaw.core.facts import Fact
+    from memlaw.data import Reading
     from memlaw.ledger import Settings
     from memlaw.ledger.gate import Terms
     from memlaw.model.base import Base
@@ -139,15 +150,29 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(Records):
+class Source:
     """Where facts come from: how records are read, and the model whose tokens they become."""
 
+    on_conflict: OnConflictChoice = "error"
+    turns: TurnsChoice = "all"
+    prompt_field: PromptField = None
+    target_field: TargetField = None
     model: Annotated[
         str | None,
         typer.Option(help="The model that the ledger was made for, if it has moved.  [default: by its name]"),
     ] = None
     dtype: Dtype = "auto"
     device: Device = "auto"
+
+    def reading(self, eos: bool) -> Reading:
+        """How records are read; whether targets end is the ledger's to say."""
+        from memlaw.data import Reading
+
+        given = {name: value for name, value in vars(self).items() if name in _READ}
+        return Reading(eos=eos, **given)
+
+
+_READ = ("on_conflict", "turns", "prompt_field", "target_field")
 
 
 class LedgerBase:
@@ -185,7 +210,7 @@ class LedgerBase:
 
         if file is None:
             return ()
-        reading = self.source.reading_with(self.settings.eos)
+        reading = self.source.reading(self.settings.eos)
         return with_warnings(load_memory_set(file, self.tokenizer, self._drawable_ids, reading)).facts
 
     def _drawable_ids(self) -> Sequence[int]:

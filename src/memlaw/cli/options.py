@@ -29,34 +29,22 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, float64 or
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Records:
-    """How the records of a file become facts."""
+OnConflictChoice = Annotated[
+    OnConflict, typer.Option(help="Which target to keep if a prompt has several; error refuses the data.")
+]
 
-    on_conflict: Annotated[
-        OnConflict, typer.Option(help="Which target to keep if a prompt has several; error refuses the data.")
-    ] = "error"
-    turns: Annotated[
-        Turns,
-        typer.Option(help="Answers of a chat to store: all, each with its history as prompt, or only the last."),
-    ] = "all"
-    prompt_field: Annotated[str | None, typer.Option(metavar="NAME", help="Field or column of the prompts.")] = None
-    target_field: Annotated[str | None, typer.Option(metavar="NAME", help="Field or column of the targets.")] = None
+TurnsChoice = Annotated[
+    Turns,
+    typer.Option(help="Answers of a chat to store: all, each with its history as prompt, or only the last."),
+]
 
-    def reading_with(self, eos: bool | None) -> Reading:
-        from memlaw.data import Reading
+PromptField = Annotated[str | None, typer.Option(metavar="NAME", help="Field or column of the prompts.")]
 
-        return Reading(
-            eos=eos,
-            on_conflict=self.on_conflict,
-            turns=self.turns,
-            prompt_field=self.prompt_field,
-            target_field=self.target_field,
-        )
+TargetField = Annotated[str | None, typer.Option(metavar="NAME", help="Field or column of the targets.")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs(Records):
+class Inputs:
     """The facts, and the model that stores them."""
 
     data: Annotated[
@@ -78,6 +66,10 @@ class Inputs(Records):
             help="End each target with the end-of-sequence token.  [default: yes for records, no for one long target]",
         ),
     ] = None
+    on_conflict: OnConflictChoice = "error"
+    turns: TurnsChoice = "all"
+    prompt_field: PromptField = None
+    target_field: TargetField = None
 
     def load_base(self) -> Base:
         return load_base(self.model, self.dtype, self.device)
@@ -133,7 +125,15 @@ class Inputs(Records):
 
     @property
     def reading(self) -> Reading:
-        return self.reading_with(self.eos)
+        from memlaw.data import Reading
+
+        return Reading(
+            eos=self.eos,
+            on_conflict=self.on_conflict,
+            turns=self.turns,
+            prompt_field=self.prompt_field,
+            target_field=self.target_field,
+        )
 
     @property
     def _reading_flags(self) -> tuple[str, ...]:
