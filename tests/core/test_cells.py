@@ -56,6 +56,7 @@ OTHER_TRAININGS: dict[str, Any] = {
     "scaling": "lora",
     "init": "paper",
     "optimizer": "muon",
+    "momentum": 0.95,
     "average": 8,
     "anneal": 0.25,
     "protect": 1.0,

@@ -59,8 +59,9 @@ def test_unknown_settings_are_refused_with_the_known_ones(tmp_path):
         ProbeConfig.from_yaml(path)
     assert str(caught.value) == (
         f"{path}: Unknown setting epochs, lora_alpha: it would change nothing. Known: rule, margin, position, "
-        "focus, steps, until, anneal, boundaries, optimizer, learning_rate, schedule, average, batch_size, clip, "
-        "weight_decay, protect, rehearse, dropout, scale, scaling, init, ranks, lengths, methods, seeds, placement."
+        "focus, steps, until, anneal, boundaries, optimizer, momentum, learning_rate, schedule, average, batch_size, "
+        "clip, weight_decay, protect, rehearse, dropout, scale, scaling, init, ranks, lengths, methods, seeds, "
+        "placement."
     )
 
 

@@ -57,6 +57,7 @@ class TrainingOptions:
         float | None, _training("learning_rate", "--learning-rate", "--lr", metavar="auto|RATE", parser=_rate)
     ] = None
     optimizer: Annotated[Optimizer | None, _training("optimizer")] = None
+    momentum: Annotated[float | None, _training("momentum")] = None
     protect: Annotated[float | None, _training("protect")] = None
     batch_size: Annotated[int | None, _training("batch_size")] = None
     seed: Annotated[int | None, _training("seed")] = None

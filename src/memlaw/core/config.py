@@ -97,6 +97,9 @@ class Recipe(Weighting):
     budget, only their proportions count: the last epoch ends with the last step."""
     optimizer: Optimizer = "adamw"
     """adamw; muon: the momentum of A and of B with its singular values made alike (Newton-Schulz)."""
+    momentum: Annotated[Number, Field(ge=0, lt=1), Choose("a number from 0 to below 1")] = 0.9
+    """Of muon: how much of the direction of the last step stays. More helps where the rank hardly holds the facts and
+    every step sees all of them (0.95, `batch_size` 0), and takes longer elsewhere."""
     learning_rate: Rate = 2e-2
     """Initial learning rate; 0 = auto: the smallest of several that gets far in a few steps."""
     schedule: Schedule = "linear"
@@ -151,7 +154,7 @@ class TrainConfig(Recipe):
 AUTO = 0.0
 """The learning rate that leaves the choice to the training."""
 
-ADDED = ("anneal", "optimizer", "average", "protect", "rehearse")
+ADDED = ("anneal", "optimizer", "momentum", "average", "protect", "rehearse")
 """Settings that came after the first cells and adapters were trained: their defaults are what was done before."""
 
 

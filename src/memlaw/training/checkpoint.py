@@ -255,7 +255,8 @@ class _SavedTensors:
 
     def state(self, place: int, numbers: _StateNumbers) -> State:
         stack = self._stack(numbers.runs, self.engine.sites, f"{place}.adapter")
-        optimizer = OPTIMIZERS[self.engine.runs[0].config.optimizer](stack.tensors, stack.ranks)
+        momenta = [self.engine.runs[run].config.momentum for run in numbers.runs]
+        optimizer = OPTIMIZERS[self.engine.runs[0].config.optimizer](stack.tensors, stack.ranks, momenta)
         moments = {name: self._listed(f"{place}.{name}", len(stack.tensors)) for name in optimizer.MOMENTS}
         optimizer.load(numbers.updates, moments)
         return State(

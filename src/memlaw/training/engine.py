@@ -130,7 +130,9 @@ class Engine:
             runs=tuple(range(len(self.runs))),
             configs=tuple(run.config for run in self.runs),
             stack=stack,
-            optimizer=OPTIMIZERS[self.runs[0].config.optimizer](stack.tensors, stack.ranks),
+            optimizer=OPTIMIZERS[self.runs[0].config.optimizer](
+                stack.tensors, stack.ranks, [run.config.momentum for run in self.runs]
+            ),
             latest=self._unknown().expand(len(self.runs), -1, -1).clone(),
             average=stack.select(range(len(stack))) if self.averages else None,
         )

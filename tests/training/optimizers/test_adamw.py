@@ -11,7 +11,7 @@ def test_stacked_adamw_is_torch_adamw() -> None:
     rates, decays = torch.tensor([1e-2, 1e-1, 0.0]), torch.tensor([0.0, 0.1, 0.5])
     copies = [[t[k].clone().requires_grad_(True) for t in tensors] for k in range(3)]
     theirs = [torch.optim.AdamW(copies[k], lr=float(rates[k]), weight_decay=float(decays[k])) for k in range(3)]
-    ours = StackedAdamW(tensors, [2, 2, 2])
+    ours = StackedAdamW(tensors, [2, 2, 2], [0.9] * 3)
     for _ in range(5):
         gradients = [torch.randn(t.shape, generator=stream, dtype=torch.float64) for t in tensors]
         ours.step(tensors, gradients, rates, decays)

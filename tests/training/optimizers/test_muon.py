@@ -10,6 +10,7 @@ from memlaw.training.optimizers.base import cut
 from memlaw.training.optimizers.muon import COEFFICIENTS, STEPS, StackedMuon, orthogonal
 
 RATES, DECAYS = torch.tensor([1e-2, 1e-1, 0.0]), torch.tensor([0.0, 0.1, 0.5])
+MOMENTA = [0.9, 0.0, 0.98]
 
 
 def pairs(stream: torch.Generator, ranks: list[int]) -> list[Tensor]:
@@ -41,15 +42,15 @@ def test_each_adapter_moves_as_by_the_definition_alone() -> None:
     tensors = pairs(stream, ranks)
     singles = [alone(tensors, k, rank) for k, rank in enumerate(ranks)]
     momenta = [[torch.zeros_like(x) for x in single] for single in singles]
-    ours = StackedMuon(tensors, ranks)
+    ours = StackedMuon(tensors, ranks, MOMENTA)
     for _ in range(4):
         gradients = pairs(stream, ranks)
         ours.step(tensors, gradients, RATES, DECAYS)
         for k, rank in enumerate(ranks):
             for x, m, g in zip(singles[k], momenta[k], alone(gradients, k, rank), strict=True):
-                m.mul_(StackedMuon.momentum).add_(g)
+                m.mul_(MOMENTA[k]).add_(g)
                 scale = max(1.0, x.shape[0] / x.shape[1]) ** 0.5
-                x.mul_(1 - RATES[k] * DECAYS[k]).sub_(RATES[k] * scale * slow_orthogonal(g + StackedMuon.momentum * m))
+                x.mul_(1 - RATES[k] * DECAYS[k]).sub_(RATES[k] * scale * slow_orthogonal(g + MOMENTA[k] * m))
     for k, rank in enumerate(ranks):
         for found, wanted in zip(alone(tensors, k, rank), singles[k], strict=True):
             torch.testing.assert_close(found, wanted)
@@ -61,8 +62,8 @@ def test_it_is_torch_muon_up_to_the_bfloat16_of_torch() -> None:
     stream = torch.Generator().manual_seed(0)
     tensors = [tensor.float() for tensor in pairs(stream, [4])]
     copies = [tensor[0].clone().requires_grad_(True) for tensor in tensors]
-    theirs = torch.optim.Muon(copies, lr=0.05, weight_decay=0.0, momentum=StackedMuon.momentum)
-    ours = StackedMuon(tensors, [4])
+    theirs = torch.optim.Muon(copies, lr=0.05, weight_decay=0.0, momentum=0.95)
+    ours = StackedMuon(tensors, [4], [0.95])
     before = [tensor[0].clone() for tensor in tensors]
     for _ in range(3):
         gradients = [tensor.float() for tensor in pairs(stream, [4])]
@@ -90,7 +91,7 @@ def test_nothing_becomes_nothing() -> None:
 def test_the_adapters_that_stay_go_on_as_they_were() -> None:
     stream, ranks = torch.Generator().manual_seed(2), [2, 6]
     tensors, kept = pairs(stream, ranks), [1]
-    whole = StackedMuon(tensors, ranks)
+    whole = StackedMuon(tensors, ranks, MOMENTA[:2])
     whole.step(tensors, pairs(stream, ranks), RATES[:2], DECAYS[:2])
     some = cut(tensors, kept, [tensor[kept] for tensor in tensors])
     part = whole.select(kept, some)

@@ -57,6 +57,7 @@ COLUMNS: dict[str, type] = {
     "focus": float,
     "boundaries": tuple,
     "optimizer": str,
+    "momentum": float,
     "learning_rate": float,
     "average": int,
     "anneal": float,

@@ -19,10 +19,11 @@ class StackedOptimizer(ABC):
     MOMENTS: ClassVar[tuple[str, ...]]
     """Names of the averages it keeps, each with one tensor for every tensor it updates."""
 
-    def __init__(self, tensors: Sequence[Tensor], ranks: Sequence[int]) -> None:
-        """`ranks` [K] of the adapters: beyond its own rank, an adapter's part of a tensor is zero."""
+    def __init__(self, tensors: Sequence[Tensor], ranks: Sequence[int], momenta: Sequence[float]) -> None:
+        """`ranks` [K] of the adapters: beyond its own rank, an adapter's part of a tensor is zero. `momenta` [K] are
+        those of `TrainConfig`, for optimizers that let users choose."""
         self.updates = 0
-        self.ranks = tuple(ranks)
+        self.ranks, self.momenta = tuple(ranks), tuple(momenta)
         self.moments = {
             name: [torch.zeros_like(tensor, requires_grad=False) for tensor in tensors] for name in self.MOMENTS
         }
@@ -44,7 +45,7 @@ class StackedOptimizer(ABC):
 
     def select(self, keep: Sequence[int], like: Sequence[Tensor]) -> Self:
         """The optimizer of the adapters `keep`, its moments cut to the shapes of the tensors `like`."""
-        chosen = type(self)(like, [self.ranks[k] for k in keep])
+        chosen = type(self)(like, [self.ranks[k] for k in keep], [self.momenta[k] for k in keep])
         chosen.load(self.updates, {name: cut(moments, keep, like) for name, moments in self.moments.items()})
         return chosen
 
