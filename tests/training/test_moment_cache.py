@@ -53,6 +53,7 @@ def assert_same(one: Asked, other: Asked) -> None:
     for mine, theirs in zip(one.numbers, other.numbers, strict=True):
         assert mine.dtype == theirs.dtype
         assert torch.equal(mine, theirs)
+        assert (mine.storage_offset(), mine.stride()) == (theirs.storage_offset(), theirs.stride())  # so are products
 
 
 def folders(cache: Path) -> list[Path]:
