@@ -3,86 +3,45 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
-import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
 from memlaw.core import files
-from memlaw.core.canonical import canonical_json, to_dict
-from memlaw.core.config import identity
+from memlaw.core.canonical import to_dict
 from memlaw.core.errors import LedgerError, MemlawError, suggest
 from memlaw.core.facts import Fact
-from memlaw.core.sealed import UNKNOWN_FIELDS, Fault, seal, unseal
-from memlaw.ledger.records import (
-    FORMAT,
-    Audit,
-    Change,
-    Held,
-    Pair,
-    Retracted,
-    Settings,
-    Version,
-    duplicates,
-    from_dict,
-    now,
-    pair_of,
+from memlaw.core.sealed import UNKNOWN_FIELDS, Fault, seal
+from memlaw.ledger.contents import (
+    Manifest,
+    check_consistent,
+    parse_audit,
+    parse_head,
+    parse_manifest,
+    parse_settings,
+    settings_to_dict,
 )
-
-LEDGER, HEAD, LOCK, VIEW = "ledger.json", "HEAD", "lock", "ledger.db"
-VERSIONS, AUDITS = "versions", "audits"
-MANIFEST, TEXTS, ADAPTER = "manifest.json", "facts.jsonl", "adapter"
-
-PRIVATE = 0o600
+from memlaw.ledger.layout import (
+    ADAPTER,
+    AUDITS,
+    HEAD,
+    LEDGER,
+    LOCK,
+    MANIFEST,
+    PRIVATE,
+    TEXTS,
+    VERSIONS,
+    version_folder,
+)
+from memlaw.ledger.records import Audit, Change, Settings, Version, now, pair_of
+from memlaw.ledger.texts import Texts, listed, read_texts, write_texts
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A version, and the hashes of the files beside its manifest."""
-
-    version: Version
-    files: Mapping[str, str]
-    """Path in the version's folder, with slashes -> SHA-256."""
-    sha256: str
-    """Of the manifest file, as HEAD names it."""
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The texts of a version's facts, as far as they are known."""
-
-    known: Mapping[Pair, Fact]
-    kept_in: Path | None
-    """The folder of the versions; None if the ledger keeps no texts, so that only given originals are known."""
-
-    def of(self, records: Sequence[Held | Retracted]) -> tuple[Fact, ...]:
-        """The facts of the records, in their order. Raises LedgerError, which names the ids of those without text."""
-        missing = self.missing(records)
-        if missing:
-            raise LedgerError(
-                f"The texts of {_some(missing)} are needed to ask for these facts, but {self._lack(records)}. Add the "
-                "original records to the file of the update: a record that is stored already changes nothing."
-            )
-        return tuple(dataclasses.replace(self.known[record.pair], id=record.id) for record in records)
-
-    def missing(self, records: Iterable[Held | Retracted]) -> tuple[str, ...]:
-        """Ids of the records whose text is not known."""
-        return tuple(record.id for record in records if record.pair not in self.known)
-
-    def _lack(self, records: Sequence[Held | Retracted]) -> str:
-        if self.kept_in is None:
-            return "the ledger keeps no texts (--no-text)"
-        since = sorted({record.since for record in records if record.pair not in self.known})
-        return f"{_some(str(self.kept_in / _folder(number) / TEXTS) for number in since)} is missing or damaged"
 
 
 class Store:
@@ -135,7 +94,7 @@ class Store:
         """A version with the hashes of its files, which are not read."""
         path = self._manifest_file(number)
         if not _present(path.parent):
-            raise LedgerError(f"{self.root} has no version {number}; it has {_some(map(str, self.numbers()))}.")
+            raise LedgerError(f"{self.root} has no version {number}; it has {listed(map(str, self.numbers()))}.")
         return self._record(path, lambda content: parse_manifest(number, content), self._way_back)
 
     def numbers(self) -> tuple[int, ...]:
@@ -203,7 +162,7 @@ class Store:
         given = {pair_of(fact, settings.key): fact for fact in originals}
         if settings.texts:
             for number in {*(fact.since for fact in version.held), *(old.since for old in version.retracted)}:
-                given |= self._texts_of(number)
+                given |= read_texts(self._content(self.folder(number) / TEXTS) or b"", settings.key)
         return Texts(given, self.root / VERSIONS if settings.texts else None)
 
     def audit(self, number: int) -> Audit | None:
@@ -228,7 +187,7 @@ class Store:
                 empty = Version(0, None, (), (), Change(), settings.rank, now())
                 manifest = self._build(empty, adapter=None, texts=None, replace=True)
                 self._point(0, manifest)
-                files.write(self.root / LEDGER, seal(_settings_to_dict(settings)), mode=PRIVATE)
+                files.write(self.root / LEDGER, seal(settings_to_dict(settings)), mode=PRIVATE)
                 self._tidy()
         return empty
 
@@ -276,8 +235,8 @@ class Store:
                     f"{self.next_number()} would be next, but this update made version {version.number} from "
                     f"{version.parent}. Nothing was published; run the update again."
                 )
-            _check(version)
-            rows = self._rows(version, texts) if self.settings().texts else None
+            check_consistent(version)
+            rows = write_texts(version, texts, self.settings().key) if self.settings().texts else None
             with self._writing(f"Version {version.number} was not published", f"Version {parent} stays current."):
                 self._tidy()
                 manifest = self._build(version, adapter=adapter, texts=rows)
@@ -303,13 +262,13 @@ class Store:
 
     def folder(self, number: int) -> Path:
         """The folder of a version."""
-        return self.root / VERSIONS / _folder(number)
+        return self.root / VERSIONS / version_folder(number)
 
     def _manifest_file(self, number: int) -> Path:
         return self.folder(number) / MANIFEST
 
     def _audit_file(self, number: int) -> Path:
-        return self.root / AUDITS / f"{_folder(number)}.json"
+        return self.root / AUDITS / f"{version_folder(number)}.json"
 
     def _build(
         self,
@@ -348,27 +307,6 @@ class Store:
                 f"{current} stays current. Free some space or repair the disk, then run: memlaw ledger rollback "
                 f"{self.root} {number}"
             ) from error
-
-    def _rows(self, version: Version, texts: Sequence[Fact]) -> bytes:
-        """The content of facts.jsonl. Raises ValueError unless it has every fact that is new in this version."""
-        key = self.settings().key
-        new = {record.pair: record.id for record in version.held if record.since == version.number}
-        given = {pair_of(fact, key): fact for fact in texts}
-        if given.keys() != new.keys():
-            raise ValueError(f"{len(new)} facts are new in this version, and {len(given)} texts do not match them.")
-        rows = (_row(dataclasses.replace(fact, id=new[pair])) for pair, fact in given.items())
-        return "".join(f"{canonical_json(row)}\n" for row in rows).encode("utf-8", "surrogatepass")
-
-    def _texts_of(self, number: int) -> dict[Pair, Fact]:
-        """The facts in the file of a version. Their hashes name what they are, so a damaged one is found by nobody."""
-        content = self._content(self.folder(number) / TEXTS) or b""
-        key = self.settings().key
-        known = {}
-        for line in content.split(b"\n"):
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                fact = _fact(json.loads(line.decode("utf-8", "surrogatepass")))
-                known[pair_of(fact, key)] = fact
-        return known
 
     def check_free(self) -> None:
         """Raise LedgerError unless a ledger may be made here: memlaw writes into no directory of someone else."""
@@ -460,45 +398,6 @@ def _nearest(directory: Path) -> str:
     return ""
 
 
-def parse_settings(content: bytes) -> Settings:
-    """The content of ledger.json. Raises LedgerError for a later format, ValueError, or one of UNKNOWN_FIELDS."""
-    body = unseal(content)
-    written = body.get("format") if isinstance(body, dict) else None
-    if isinstance(written, int) and written > FORMAT:
-        raise LedgerError(
-            f"The ledger was written by a later version of memlaw (format {written}; this one reads format {FORMAT}). "
-            "Upgrade memlaw: what this version would read or write might be wrong."
-        )
-    return from_dict(Settings, body)
-
-
-def _settings_to_dict(settings: Settings) -> dict[str, Any]:
-    return to_dict(settings) | {"train": identity(settings.train)}
-
-
-def parse_head(content: bytes) -> tuple[int, str]:
-    """The content of HEAD. Raises ValueError, or one of UNKNOWN_FIELDS."""
-    body = unseal(content)
-    return int(body["version"]), str(body["manifest"])
-
-
-def parse_manifest(number: int, content: bytes) -> Manifest:
-    """The content of a manifest. Raises ValueError, or one of UNKNOWN_FIELDS."""
-    body = unseal(content)
-    version = from_dict(Version, body["version"])
-    if version.number != number:
-        raise ValueError(f"it is of version {version.number}")
-    return Manifest(version, dict(body["files"]), hashlib.sha256(content).hexdigest())
-
-
-def parse_audit(number: int, content: bytes) -> Audit:
-    """The content of an audit. Raises ValueError, or one of UNKNOWN_FIELDS."""
-    audit = from_dict(Audit, unseal(content))
-    if audit.version != number:
-        raise ValueError(f"it is of version {audit.version}")
-    return audit
-
-
 def _present(path: Path) -> bool:
     """Whether there is such a file or folder. Raises LedgerError if that cannot be known."""
     try:
@@ -510,43 +409,10 @@ def _present(path: Path) -> bool:
     return True
 
 
-def _folder(number: int) -> str:
-    return f"{number:06d}"
-
-
-def _row(fact: Fact) -> dict[str, Any]:
-    """A fact as a record that `memlaw.read` reads too."""
-    row: dict[str, Any] = {"id": fact.id, "prompt": fact.prompt, "completion": fact.target}
-    exact = {"target_ids": fact.target_ids, "end": fact.end}
-    return row | {name: value for name, value in exact.items() if value is not None}
-
-
-def _fact(row: Mapping[str, Any]) -> Fact:
-    ids = row.get("target_ids")
-    return Fact(
-        row["prompt"], row["completion"], row["id"], target_ids=None if ids is None else tuple(ids), end=row.get("end")
-    )
-
-
 def _hashes(folder: Path) -> dict[str, str]:
     """Path -> SHA-256 of every file in a version's folder but its manifest."""
     entries = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {path.relative_to(folder).as_posix(): files.file_sha256(path) for path in entries}
-
-
-def _check(version: Version) -> None:
-    """Raise ValueError for a version that contradicts itself."""
-    held = {fact.pair for fact in version.held}
-    doubled = duplicates(fact.id for fact in version.held) | duplicates(fact.prompt for fact in version.held)
-    both = [old.id for old in version.retracted if old.pair in held]
-    if doubled or both:
-        raise ValueError(f"Version {version.number} holds facts twice, or facts that it has retracted: {doubled}{both}")
-
-
-def _some(names: Iterable[str]) -> str:
-    every = list(names)
-    shown = ", ".join(every[:5])
-    return shown if len(every) <= 5 else f"{shown} and {len(every) - 5} more"
 
 
 def _unreadable(path: Path, error: OSError) -> LedgerError:

@@ -15,22 +15,9 @@ from memlaw.core import files
 from memlaw.core.errors import LedgerError
 from memlaw.core.sealed import Fault, Inspection
 from memlaw.ledger import view
-from memlaw.ledger.store import (
-    AUDITS,
-    HEAD,
-    LEDGER,
-    LOCK,
-    MANIFEST,
-    VERSIONS,
-    VIEW,
-    Manifest,
-    Store,
-    not_a_ledger,
-    parse_audit,
-    parse_head,
-    parse_manifest,
-    parse_settings,
-)
+from memlaw.ledger.contents import Manifest, parse_audit, parse_head, parse_manifest, parse_settings
+from memlaw.ledger.layout import AUDITS, HEAD, LEDGER, LOCK, MANIFEST, VERSIONS, VIEW
+from memlaw.ledger.store import Store, not_a_ledger
 
 _OURS = {LEDGER, HEAD, LOCK, VIEW, f"{VIEW}-journal", VERSIONS, AUDITS}
 

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from memlaw.core import files
 from memlaw.core.errors import LedgerError
+from memlaw.ledger.layout import VIEW
 from memlaw.ledger.records import Verdict, Version
-from memlaw.ledger.store import VIEW, Store
+from memlaw.ledger.store import Store
 
 _SCHEMA = 1
 """Goes up with any change of the tables; a view of another number is made again."""

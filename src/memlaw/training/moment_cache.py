@@ -55,7 +55,7 @@ def kept(key: str, shapes: Sequence[tuple[Shape, Shape]]) -> list[tuple[Tensor, 
         if numbers is None or numbers.numel() != sum(sizes):
             return None
         first, second = torch.split(numbers, sizes)
-        # Cloned, so that they lie in memory as measured ones do: where a matrix begins decides the last bit of products.
+        # Cloned, so that they begin in memory where measured ones do: that decides the last bit of a product.
         found.append((first.view(inputs).clone(), second.view(outputs).clone()))
     with contextlib.suppress(OSError):
         os.utime(folder)
