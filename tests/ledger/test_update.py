@@ -174,6 +174,27 @@ def test_what_changes_nothing_makes_no_version(base: Base, tmp_path: Path) -> No
     assert updated(store, base) == first
 
 
+def test_an_update_that_would_harm_the_model_too_much_is_trained_anew(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memlaw.ledger.update.AGAIN", 0.0)  # going on is all but unprotected, so it harms more
+    protected = replace(CONFIG, protect=30.0)
+    going_on, together, bounded = (
+        a_ledger(tmp_path / name, base, config=protected) for name in ("on", "together", "bounded")
+    )
+    for store in (going_on, bounded):
+        updated(store, base, A, B)
+    on, anew = updated(going_on, base, C), updated(together, base, A, B, C)
+    harms = [version.side_effects.loss_difference for version in (on, anew) if version.side_effects is not None]
+    assert harms[1] < harms[0], "or this test shows nothing"
+    version = updated(bounded, base, C, terms=Terms(max_harm=sum(harms) / 2))
+    assert version.side_effects == anew.side_effects
+    efforts = [one.effort for one in (on, anew, version)]
+    assert efforts[2] is not None
+    assert efforts[2].steps == sum(effort.steps for effort in efforts[:2] if effort is not None)
+    assert version.change == on.change
+
+
 class TestFailures:
     """Whatever fails, the ledger is as it was, and the next update finds it free."""
 
@@ -298,6 +319,7 @@ def test_protection_starts_from_where_it_ended(protect: float, ended_at: float, 
     effort = Effort(9, 99, 1.0, 2.0, 0.2, learning_rate=0.05, protection=ended_at)
     config = next_config(settings, effort)
     assert config == replace(settings.train, protect=starts_at, learning_rate=0.05)
+    assert next_config(settings, effort, anew=True) == replace(settings.train, learning_rate=0.05)
     assert next_config(settings, None) == settings.train
 
 

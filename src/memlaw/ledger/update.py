@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.peft import loaded, save
+from memlaw.adapter.stack import AdapterStack
 from memlaw.core.canonical import to_dict
 from memlaw.core.config import UNTIL_RECALLED, Execution, TrainConfig
 from memlaw.core.errors import FitError, GateError, LedgerError, TrainError
@@ -145,27 +147,31 @@ class _Update:
         wanted = (*kept, *self.diff.to_train)
         on = bench(self.base, wanted, dropped, self.settings.eos, harm=True)
         if not wanted:
-            return self._publish(None, measured(self.base, on, nullcontext), on)
-        trained = self._trained(on)
-        result = measured(self.base, on, partial(trained.attached, self.base.model))
-        found = objections(result, self.request.terms)
-        if found:
-            raise GateError(f"Version {self.number} was not published. {' '.join(found)} Nothing was changed.")
-        return self._publish(trained, result, on)
-
-    def _trained(self, on: Bench) -> Trained:
-        """The current adapter, trained on."""
-        rows = (*on.wanted, *with_floors(on.unwanted, [one.tokens for one in on.before], on.wanted))
+            return self._publish(None, measured(self.base, on, nullcontext), on, None)
         folder = self.store.adapter(self.head.number)
-        start = None if folder is None else loaded(self.base, folder)
-        run = Run(self.rank, self.where, _config(self.settings, self.head.effort), start=start)
+        starts = [None] if folder is None else [loaded(self.base, folder), None]
+        efforts: list[Effort] = []
+        for start in starts:  # going on is cheaper; a new adapter costs the model less, and forgets what is retracted
+            trained = self._trained(on, start)
+            efforts.append(_effort(trained, on))
+            result = measured(self.base, on, partial(trained.attached, self.base.model))
+            found = objections(result, self.request.terms)
+            if not found:
+                return self._publish(trained, result, on, _together(efforts))
+        raise GateError(f"Version {self.number} was not published. {' '.join(found)} Nothing was changed.")
+
+    def _trained(self, on: Bench, start: AdapterStack | None) -> Trained:
+        """The adapter `start` trained on, or a new one."""
+        rows = (*on.wanted, *with_floors(on.unwanted, [one.tokens for one in on.before], on.wanted))
+        config = _config(self.settings, self.head.effort, anew=start is None)
+        run = Run(self.rank, self.where, config, start=start)
         execution, on_step = self.watch.execution, self.watch.on_step
         (trained,) = train_stack(self.base, rows, [run], execution=execution, on_step=on_step)
         if trained.status != "finished":
             raise TrainError(f"Training {trained.status}: {trained.message}. Nothing was changed.")
         return trained
 
-    def _publish(self, trained: Trained | None, result: Measured, on: Bench) -> Version:
+    def _publish(self, trained: Trained | None, result: Measured, on: Bench, effort: Effort | None) -> Version:
         held = tuple(self._held(result))
         version = Version(
             number=self.number,
@@ -175,7 +181,7 @@ class _Update:
             change=self.diff.change(fact.id for fact in held if fact.verdict == "lost"),
             rank=self.rank,
             created=now(),
-            effort=None if trained is None else _effort(trained, on),
+            effort=effort,
             side_effects=result.side_effects,
             room=self._room(result, on),
             rounding=None if result.report is None else result.report.rounding,
@@ -224,18 +230,27 @@ class _Update:
             yield replace(record, log_p=one.log_p, log_p_base=one.log_p_base)
 
 
-def _config(settings: Settings, before: Effort | None) -> TrainConfig:
-    """The settings of the ledger; from its second training on, with the rate and protection of the one `before`.
+def _config(settings: Settings, before: Effort | None, *, anew: bool = False) -> TrainConfig:
+    """The settings of the ledger; from its second training on, with the rate of the one `before` and, unless it starts
+    anew, its protection.
 
     The factor before x A B is the ledger's at every rank, so that a higher rank changes no function.
     """
     config = replace(settings.train, scale=settings.scale, scaling="constant")
     if before is None or not before.learning_rate:
         return config
+    again = max(AGAIN * before.protection, LEAST * config.protect)
+    protect = config.protect if anew else min(config.protect, again)
+    return replace(config, learning_rate=before.learning_rate, protect=protect)
+
+
+def _together(efforts: Sequence[Effort]) -> Effort:
+    """All trainings of an update: what they took together, and how the last one went."""
     return replace(
-        config,
-        learning_rate=before.learning_rate,
-        protect=min(config.protect, max(AGAIN * before.protection, LEAST * config.protect)),
+        efforts[-1],
+        steps=sum(effort.steps for effort in efforts),
+        tokens_forwarded=sum(effort.tokens_forwarded for effort in efforts),
+        seconds=math.fsum(effort.seconds for effort in efforts),
     )
 
 
