@@ -45,11 +45,13 @@ def judged(run: Run, data: Path, base: Path, adapter: Path, *options: object) ->
 
 
 @pytest.fixture(scope="module")
-def small_law(single: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the law of cells of 30 steps, by which no rank holds the facts."""
-    folder = tmp_path_factory.mktemp("small") / "laws"
-    assert exit_code("fit", single, "--form", "bounded", "--save", folder / "own.json") == 0
-    return folder
+def small_law(model: Path, facts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the law of cells of 30 steps of AdamW, by which no rank holds the facts."""
+    folder = tmp_path_factory.mktemp("small")
+    grid = ("--ranks", "1,2,4", "--lengths", "12,24,48", "--optimizer", "adamw", "--steps", 30)
+    assert exit_code("probe", facts, "--model", model, *grid, "--out", folder / "P") == 0
+    assert exit_code("fit", folder / "P", "--form", "bounded", "--save", folder / "laws" / "own.json") == 0
+    return folder / "laws"
 
 
 def edit(adapter: Path, **changes: Any) -> None:

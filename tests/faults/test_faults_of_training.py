@@ -15,13 +15,14 @@ import torch
 import memlaw
 from helpers import tiny
 from helpers.faulty import CELLS, FACTS, probed
+from memlaw.core.cache import VARIABLE
 from memlaw.core.cells import CellResult
 from memlaw.core.errors import TrainError
 from memlaw.sweep.engines.base import Resources
 from memlaw.sweep.engines.isolated import Isolated
 from memlaw.sweep.journal import Journal
 from memlaw.training.engine import Engine
-from memlaw.training.optimizers.adamw import StackedAdamW
+from memlaw.training.optimizers.muon import StackedMuon
 from memlaw.training.state import State
 from memlaw.training.step import Step
 
@@ -68,7 +69,7 @@ def test_24_nan_loss(tmp_path: Path, undisturbed: Path, monkeypatch: pytest.Monk
 
 def test_25_divergence(tmp_path: Path) -> None:
     """The tiny base is normalised everywhere, so that a step size of 1 does it no harm; one that overflows does."""
-    summary = probed(tmp_path / "out", learning_rate=1e38)
+    summary = probed(tmp_path / "out", optimizer="adamw", learning_rate=1e38)
     assert (summary.finished, summary.failed, summary.diverged) == (0, CELLS, CELLS)
     for result in Journal(tmp_path / "out").results():
         assert 0 < result.steps < 10
@@ -77,13 +78,13 @@ def test_25_divergence(tmp_path: Path) -> None:
 
 
 def test_26_nan_weights(tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def after_3_steps(step: Callable[..., None], optimizer: StackedAdamW, tensors: list[Any], *rest: Any) -> None:
+    def after_3_steps(step: Callable[..., None], optimizer: StackedMuon, tensors: list[Any], *rest: Any) -> None:
         step(optimizer, tensors, *rest)
         if optimizer.updates == 3:
             with torch.no_grad():
                 tensors[1][-1, 0, 0] = math.nan  # the last of a stack has the highest rank
 
-    spoil(monkeypatch, StackedAdamW, after_3_steps)
+    spoil(monkeypatch, StackedMuon, after_3_steps)
     probed(tmp_path / "out")
     assert_only_rank_3_was_struck(tmp_path / "out", undisturbed, "diverged")
 
@@ -119,7 +120,8 @@ def out_of_memory_above(adapters: int) -> Callable[..., None]:
     return check
 
 
-def test_28_out_of_memory(tmp_path: Path, undisturbed: Path) -> None:
+def test_28_out_of_memory(tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))  # where nothing that protects the model is kept yet
     base = tiny.base()
     fits_one_row_at_a_time = base.model.model.layers[-1].register_forward_pre_hook(out_of_memory_above(1))
     with pytest.warns(UserWarning, match="do not fit in memory: continuing with"):
