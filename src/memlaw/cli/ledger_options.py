@@ -113,9 +113,9 @@ class Judged(LawOptions):
         return law_chooser(self.law, self.cells, shelf=library.values())
 
     def terms(self) -> Terms:
-        from memlaw.ledger.ledger import terms_of
+        from memlaw.ledger.gate import Terms
 
-        return terms_of(self.max_harm, self.allow_loss)
+        return Terms(self.max_harm, self.allow_loss)
 
 
 @dataclass(frozen=True, kw_only=True)

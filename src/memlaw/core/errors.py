@@ -50,6 +50,13 @@ class GateError(MemlawError):
     """An update of a ledger that would lose facts, leave retracted ones or harm the model, and was not published."""
 
 
+def listed(names: Iterable[str]) -> str:
+    """The first few names, in a sentence."""
+    every = list(names)
+    shown = ", ".join(every[:5])
+    return shown if len(every) <= 5 else f"{shown} and {len(every) - 5} more"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that is not blank; the name of its class if there is no such line."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

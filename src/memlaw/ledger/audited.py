@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from memlaw.adapter.peft import attach
 from memlaw.core.facts import Fact
-from memlaw.ledger.gate import Measured, verdict
-from memlaw.ledger.measured import bench, check_base, measured
-from memlaw.ledger.records import Audit, Held, Version, now
+from memlaw.ledger.measured import bench, check_base, held_as, measured, retracted_as
+from memlaw.ledger.records import Audit, now
 from memlaw.ledger.store import Store
 from memlaw.model.base import Base
 
@@ -40,13 +38,11 @@ def audit(
     folder = store.adapter(version.number) if adapter is None else adapter
     on = bench(base, wanted, unwanted, settings.eos, harm=harm)
     result = measured(base, on, partial(_attached, base, folder))
+    items = () if result.report is None else result.report.items
     found = Audit(
         version=version.number,
-        held=tuple(_held(version, result)),
-        retracted=tuple(
-            replace(old, log_p=one.log_p, log_p_base=one.log_p_base)
-            for old, one in zip(version.retracted, result.gone, strict=True)
-        ),
+        held=tuple(held_as(*each) for each in zip(version.held, items, strict=True)),
+        retracted=tuple(retracted_as(*each) for each in zip(version.retracted, result.gone, strict=True)),
         adapter="" if adapter is None else str(adapter),
         created=now(),
         side_effects=result.side_effects,
@@ -55,12 +51,6 @@ def audit(
     )
     store.keep_audit(found)
     return found
-
-
-def _held(version: Version, result: Measured) -> Iterator[Held]:
-    items = () if result.report is None else result.report.items
-    for fact, item in zip(version.held, items, strict=True):
-        yield replace(fact, margin=item.margin, verdict=verdict(item))
 
 
 def _attached(base: Base, folder: Path | None) -> AbstractContextManager[object]:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memlaw.core.errors import ConfigError
+from memlaw.core.errors import ConfigError, listed
 from memlaw.core.recall import RecallReport, RecordRecall
 from memlaw.core.side_effects import SideEffects
 from memlaw.ledger.records import Verdict
 from memlaw.ledger.unwanted import FACTOR, Gone
-
-_NAMED = 5
-"""Ids in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +22,15 @@ class Terms:
     """Facts that need not be certified."""
 
     def __post_init__(self) -> None:
-        if not (self.max_harm >= 0 and self.allow_loss >= 0):
+        if not self.max_harm >= 0:
             raise ConfigError(
-                f"An update may cost the model {self.max_harm} nats a token and lose {self.allow_loss} facts: choose 0 "
-                "or more of both, and infinity for any harm."
+                f"max_harm (--max-harm) is {self.max_harm}: choose nats a token, from 0 up, that an update may cost "
+                "the model, or inf for no bound."
+            )
+        if self.allow_loss < 0:
+            raise ConfigError(
+                f"allow_loss (--allow-loss) is {self.allow_loss}: choose how many facts may be lost, a whole number "
+                "from 0 up."
             )
 
 
@@ -64,7 +66,7 @@ def _facts(measured: Measured, terms: Terms) -> str:
     reasons = sorted({item.reason for item in missing if item.reason is not None})
     why = f" ({', '.join(reasons)})" if reasons else ""
     return (
-        f"{len(missing)} of {len(items)} facts would not be certified{why}: {_some([item.id for item in missing])}. "
+        f"{len(missing)} of {len(items)} facts would not be certified{why}: {listed(item.id for item in missing)}. "
         "Give them room with a higher --rank, retract what is no longer needed, or publish without them: --allow-loss "
         f"{len(missing)}."
     )
@@ -76,7 +78,7 @@ def _retracted(gone: Sequence[Gone]) -> str:
         return ""
     return (
         f"{len(left)} retracted targets would still come back, or be more than {FACTOR:g} times as probable as under "
-        f"the base alone: {_some([one.id for one in left])}. Give the update more room with a higher --rank."
+        f"the base alone: {listed(one.id for one in left)}. Give the update more room with a higher --rank."
     )
 
 
@@ -88,7 +90,3 @@ def _harm(effects: SideEffects | None, terms: Terms) -> str:
         f"{terms.max_harm:g} are allowed. Give the facts room with a higher --rank or a --placement in more modules, "
         "which costs the model less, or allow more: --max-harm."
     )
-
-
-def _some(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")

@@ -105,7 +105,7 @@ class Ledger:
         law, choose = options.get("law"), None
         if law is not None:
             choose = partial(adapt_law, law)
-        terms = terms_of(options.get("max_harm", Terms.max_harm), options.get("allow_loss", Terms.allow_loss))
+        terms = Terms(options.get("max_harm", Terms.max_harm), options.get("allow_loss", Terms.allow_loss))
         rank = options.get("rank")
         check_rank(self.store, rank)
         base = base_of(model, tokenizer)
@@ -203,20 +203,6 @@ def create(path: StrPath, model: Any, tokenizer: Any, *, rank: int, **options: A
     store = Store(path)
     make(store, base_of(model, tokenizer), NewLedger(rank, config=config, **shared))
     return Ledger(store)
-
-
-def terms_of(max_harm: float, allow_loss: int) -> Terms:
-    """What an update must keep to. Raises ConfigError for a number that says nothing."""
-    if not max_harm >= 0:
-        raise ConfigError(
-            f"max_harm (--max-harm) is {max_harm}: choose nats a token, from 0 up, that an update may "
-            "cost the model, or inf for no bound."
-        )
-    if allow_loss < 0:
-        raise ConfigError(
-            f"allow_loss (--allow-loss) is {allow_loss}: choose how many facts may be lost, a whole number from 0 up."
-        )
-    return Terms(max_harm, allow_loss)
 
 
 def check_rank(store: Store, rank: int | None) -> None:

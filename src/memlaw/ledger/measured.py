@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memlaw.core.errors import LedgerError
 from memlaw.core.facts import EncodedFact, Fact, MemorySet
@@ -12,9 +12,9 @@ from memlaw.core.recall import RecordRecall
 from memlaw.data import encode
 from memlaw.diagnosis.measure import measure
 from memlaw.diagnosis.side_effects import Alone, alone, side_effects, yardstick
-from memlaw.ledger.gate import Measured
-from memlaw.ledger.records import Settings
-from memlaw.ledger.unwanted import judged, shared_tokens
+from memlaw.ledger.gate import Measured, verdict
+from memlaw.ledger.records import Held, Retracted, Settings
+from memlaw.ledger.unwanted import Gone, judged, shared_tokens
 from memlaw.model.base import Base
 from memlaw.model.tokenizer import tokenizer_fingerprint
 
@@ -66,6 +66,16 @@ def measured(base: Base, on: Bench, attached: Callable[[], AbstractContextManage
     shared = shared_tokens(on.unwanted, on.wanted)
     gone = tuple(judged(*each) for each in zip(after, on.before, shared, strict=True))
     return Measured(report, gone, effects)
+
+
+def held_as(fact: Held, item: RecordRecall) -> Held:
+    """The record of a fact as it was measured now."""
+    return replace(fact, margin=item.margin, verdict=verdict(item))
+
+
+def retracted_as(old: Retracted, now: Gone) -> Retracted:
+    """The record of a target that must not come back as it was measured now."""
+    return replace(old, log_p=now.log_p, log_p_base=now.log_p_base)
 
 
 def _encoded(base: Base, facts: Sequence[Fact], eos: bool) -> tuple[EncodedFact, ...]:

@@ -10,24 +10,24 @@ def status(store: Store) -> Status:
     """The current version in numbers. Raises LedgerError if the ledger is damaged."""
     version = store.head()
     verdicts = [fact.verdict for fact in version.held]
+    lost, at_risk = verdicts.count("lost"), len(version.at_risk())
     return Status(
         version=version.number,
         facts=len(verdicts),
         certified=verdicts.count("certified"),
-        at_risk=len(version.at_risk()),
-        lost=verdicts.count("lost"),
+        at_risk=at_risk,
+        lost=lost,
         retracted=len(version.retracted),
         tokens=version.tokens,
         rank=version.rank,
         versions=len(store.numbers()),
         room=version.room,
         side_effects=version.side_effects,
-        advice=_advice(store, version),
+        advice=_advice(store, version, lost, at_risk),
     )
 
 
-def _advice(store: Store, version: Version) -> str:
-    lost = sum(fact.verdict == "lost" for fact in version.held)
+def _advice(store: Store, version: Version, lost: int, at_risk: int) -> str:
     if not version.held:
         return f"Store facts: memlaw ledger update {store.root} FACTS."
     if lost:
@@ -37,9 +37,9 @@ def _advice(store: Store, version: Version) -> str:
             f"The next update may not fit. Update with a --rank above {version.rank}, or retract what is no longer "
             "needed."
         )
-    if version.at_risk():
+    if at_risk:
         return (
-            f"{len(version.at_risk())} facts come back by a margin that rounding may undo. The next update rehearses "
+            f"{at_risk} facts come back by a margin that rounding may undo. The next update rehearses "
             "them; before serving in a lower precision, audit the adapter as it is served."
         )
     return "Every fact comes back. Nothing to do."

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from memlaw.core import files
 from memlaw.core.canonical import to_dict
-from memlaw.core.errors import LedgerError, MemlawError, suggest
+from memlaw.core.errors import LedgerError, MemlawError, listed, suggest
 from memlaw.core.facts import Fact
 from memlaw.core.sealed import UNKNOWN_FIELDS, Fault, seal
 from memlaw.ledger.contents import (
@@ -39,7 +39,7 @@ from memlaw.ledger.layout import (
     version_folder,
 )
 from memlaw.ledger.records import Audit, Change, Settings, Version, now, pair_of
-from memlaw.ledger.texts import Texts, listed, read_texts, write_texts
+from memlaw.ledger.texts import Texts, read_texts, write_texts
 
 T = TypeVar("T")
 

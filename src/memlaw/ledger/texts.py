@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memlaw.core.canonical import canonical_json
-from memlaw.core.errors import LedgerError
+from memlaw.core.errors import LedgerError, listed
 from memlaw.core.facts import Fact
 from memlaw.ledger.layout import TEXTS, version_folder
 from memlaw.ledger.records import Held, Pair, Retracted, Version, pair_of
@@ -63,13 +63,6 @@ def read_texts(content: bytes, key: str) -> dict[Pair, Fact]:
             fact = _fact(json.loads(line.decode("utf-8", "surrogatepass")))
             known[pair_of(fact, key)] = fact
     return known
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few names, in a sentence."""
-    every = list(names)
-    shown = ", ".join(every[:5])
-    return shown if len(every) <= 5 else f"{shown} and {len(every) - 5} more"
 
 
 def _row(fact: Fact) -> dict[str, Any]:

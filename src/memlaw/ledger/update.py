@@ -17,9 +17,10 @@ from memlaw.core.canonical import to_dict
 from memlaw.core.config import UNTIL_RECALLED, Execution, TrainConfig
 from memlaw.core.errors import FitError, GateError, LedgerError, TrainError
 from memlaw.core.facts import Fact
+from memlaw.ledger import view
 from memlaw.ledger.diff import Diff, difference
 from memlaw.ledger.gate import Measured, Terms, objections, verdict
-from memlaw.ledger.measured import Bench, bench, check_base, measured
+from memlaw.ledger.measured import Bench, bench, check_base, held_as, measured, retracted_as
 from memlaw.ledger.records import Effort, Held, Retracted, Room, Settings, Version, drop, hold, now
 from memlaw.ledger.room import CapacityBelief
 from memlaw.ledger.store import Store
@@ -205,14 +206,13 @@ class _Update:
         if answer.capacity is None:
             return None
         held = sum(item.length for item in result.report.items if item.certified)
-        before = [version.tokens for version in self.store.versions() if version.rank <= self.rank]
+        before = [entry.tokens for entry in view.log(self.store).entries if entry.rank <= self.rank]
         return CapacityBelief.from_law(answer.capacity).seen([held, *before]).room(held)
 
     def _held(self, result: Measured) -> Iterator[Held]:
         items = {} if result.report is None else {item.id: item for item in result.report.items}
         for fact in self.diff.unchanged:
-            item = items[fact.id]
-            yield replace(fact, margin=item.margin, verdict=verdict(item))
+            yield held_as(fact, items[fact.id])
         for new in self.diff.to_train:
             item = items[new.id]
             yield hold(
@@ -227,7 +227,7 @@ class _Update:
     def _retracted(self, gone: Sequence[Gone]) -> Iterator[Retracted]:
         dropped = [drop(old, self.number, log_p=0.0, log_p_base=0.0) for old in self.diff.dropped]
         for record, one in zip((*dropped, *self.diff.forbidden), gone, strict=True):
-            yield replace(record, log_p=one.log_p, log_p_base=one.log_p_base)
+            yield retracted_as(record, one)
 
 
 def _config(settings: Settings, before: Effort | None, *, anew: bool = False) -> TrainConfig:
