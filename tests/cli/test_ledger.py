@@ -233,11 +233,11 @@ def test_where_there_is_no_ledger_the_nearest_is_named(run: Run, ledger: Path, t
 
 def test_damage_is_found_named_and_left_behind_by_rollback(run: Run, ledger: Path) -> None:
     assert run("ledger", "verify", ledger, "--json").document["intact"] is True
-    weights = ledger / "versions" / "000002" / "adapter" / "adapter_model.safetensors"
+    weights = ledger / "versions" / "000002" / "adapters" / "1" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     found = run("ledger", "verify", ledger)
     assert found.code == 2
-    assert "versions/000002/adapter/adapter_model.safetensors: its SHA-256 does not match" in found.out
+    assert "versions/000002/adapters/1/adapter_model.safetensors: its SHA-256 does not match" in found.out
     assert "memlaw ledger rollback" in found.out
     refused = run("ledger", "update", ledger, "--retract", "price")
     assert_refused(refused, "Version 2 is not what was published")

@@ -15,7 +15,7 @@ from helpers import cuts
 from memlaw.core.config import UNTIL_RECALLED
 from memlaw.core.facts import Fact
 from memlaw.ledger.diff import Diff, difference
-from memlaw.ledger.records import Held, Settings, Verdict, Version, drop, hold
+from memlaw.ledger.records import Adapter, Held, Settings, Verdict, Version, drop, hold
 from memlaw.ledger.store import Store
 
 KEY = "5e" * 32
@@ -53,9 +53,10 @@ def next_version(store: Store, diff: Diff) -> Version:
     """The version that a training would make of HEAD, with every fact certified."""
     head, number = store.head(), store.next_number()
     dropped = tuple(drop(held, number, log_p=-20.0, log_p_base=-30.0) for held in diff.dropped)
+    held = (*diff.unchanged, *held_by(diff.to_train, number))
     return Version(
-        number=number, parent=head.number, held=(*diff.unchanged, *held_by(diff.to_train, number)),
-        retracted=diff.forbidden + dropped, change=diff.change(), rank=4, created="2026-11-28T12:00:00+00:00",
+        number=number, parent=head.number, held=held, retracted=diff.forbidden + dropped, change=diff.change(), rank=4,
+        created="2026-11-28T12:00:00+00:00", adapters=(Adapter(1, 4, number, tokens=3 * len(held)),),
     )  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def update(store: Store, facts: Sequence[Fact], retract: Sequence[str] = ()) -> 
     with store.locked():
         diff = difference(store.head(), facts, retract, store.settings().key)
         version = next_version(store, diff)
-        return store.publish(version, adapter=an_adapter(), texts=diff.to_train)
+        return store.publish(version, trained={1: an_adapter()}, texts=diff.to_train)
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
@@ -133,7 +134,7 @@ def check_published(root: Path, acknowledged: bool) -> None:
     assert version.number in ((2,) if acknowledged else (1, 2))
     assert {fact.id for fact in version.held} == ({"a", "b"} if version.number == 1 else {"a", "b", "c"})
     assert len(store.texts(version).of(version.held)) == len(version.held)
-    assert store.adapter(version.number)
+    assert store.adapters(version.number)[1].is_dir()
     for number in store.numbers():
         store.check_files(store.manifest(number))
     highest = store.numbers()[-1]

@@ -11,9 +11,9 @@ from helpers import tiny
 from helpers.fingerprints import everything
 from helpers.real_ledgers import FIRST, SECOND, two_updates
 from memlaw.core.errors import AdapterError, LedgerError
-from memlaw.ledger import upkeep
 from memlaw.ledger.audited import audit
 from memlaw.ledger.records import Held
+from memlaw.ledger.served import export
 from memlaw.ledger.store import Store
 from memlaw.model.base import Base
 
@@ -59,7 +59,7 @@ def test_a_server_that_missed_an_update_lacks_what_changed_and_repeats_what_was_
     store: Store, base: Base, tmp_path: Path
 ) -> None:
     served = tmp_path / "served"
-    upkeep.export(store, served, 1)
+    export(store, served, 1)
     found = audit(store, base, adapter=served)
     assert {fact.id: fact.verdict for fact in found.held} == {"a": "lost", "c": "certified", "d": "lost"}
     assert by_id(found.held)["c"].margin == pytest.approx(by_id(store.version(1).held)["c"].margin, abs=1e-4)
@@ -92,7 +92,7 @@ def test_another_base_a_damaged_adapter_and_no_adapter_are_refused(store: Store,
         audit(store, tiny.base(seed=1))
     with pytest.raises(AdapterError):
         audit(store, base, adapter=tmp_path)
-    folder = store.adapter(2)
+    folder = store.adapters(2)[1]
     assert folder is not None
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")

@@ -41,7 +41,8 @@ def every_document(store: Store) -> list[Any]:
         documents.audit_document([audit], review(store, 2, [audit])),
         documents.LogDocument(**vars(view.log(store))),
         documents.RollbackDocument(**vars(now), before=None),
-        documents.ExportDocument(version=2, adapter="A"),
+        documents.ExportDocument(version=2, adapter="A", adapters=(1,)),
+        documents.RouteDocument(version=2, adapter=None),
         documents.VerifyDocument(**vars(upkeep.verify(store))),
     ]
 
@@ -57,7 +58,7 @@ def test_the_schema_in_the_documentation_is_that_of_the_code():
 def test_the_documents_of_the_schema_and_their_own_keys_are_described():
     definitions = documents.ledger_schema()["$defs"]
     named = {name: definition for name, definition in definitions.items() if name.endswith("Document")}
-    assert len(named) == 8
+    assert len(named) == 9
     for name, definition in named.items():
         assert "description" in definition, name
     for name in ("AuditDocument", "AuditedVersion", "AuditedFact", "FactLoss", "InitDocument", "ExportDocument"):

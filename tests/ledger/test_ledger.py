@@ -32,8 +32,9 @@ def test_the_verbs_are_those_of_the_rooms_modules(tmp_path):
     assert ledger.verify() == upkeep.verify(store)
     assert ledger.review() == review(store)
     assert ledger.rollback(1) == first == ledger.version()
-    assert ledger.export(tmp_path / "out") == 1
-    assert snapshot(tmp_path / "out") == snapshot(store.folder(1) / "adapter")
+    assert ledger.export(tmp_path / "out") == first
+    assert (ledger.route("What is a? "), ledger.route("What is b? ")) == (1, None)
+    assert snapshot(tmp_path / "out") == snapshot(store.folder(1) / "adapters" / "1")
 
 
 def test_where_there_is_no_ledger_none_is_opened(tmp_path):

@@ -12,6 +12,7 @@ from memlaw.core.canonical import to_dict
 from memlaw.core.facts import Fact
 from memlaw.core.side_effects import SideEffects
 from memlaw.ledger.records import (
+    Adapter,
     Change,
     Effort,
     Room,
@@ -33,8 +34,8 @@ def test_a_version_with_everything_reads_back_as_it_was():
     facts = held_by(some_facts("a", "b"), 3)
     old = drop(facts[0], 4, log_p=-20.5, log_p_base=-30.25)
     version = Version(
-        4, 3, (facts[1],), (old,), Change(("b",), (), ("a",), ()), 8, "now", Effort(9, 70, 0.5, 2.0, None), EFFECTS,
-        Room(100.0, 50.0, None), 1e-6,
+        4, 3, (facts[1],), (old,), Change(("b",), (), ("a",), ()), 8, "now", Effort(9, 70, 0.5, 2.0, None),
+        (Adapter(1, 8, 4, 3, 0.1, 5.0, EFFECTS, Room(100.0, 50.0, None), 1e-6), Adapter(2, 4, 3, 0)),
     )  # fmt: skip
     assert from_dict(Version, to_dict(version)) == version
     assert from_dict(Settings, to_dict(SETTINGS)) == SETTINGS

@@ -20,18 +20,19 @@ def store(tmp_path):
 
 
 def publish(store: Store, *held: Held, **changes) -> Status:
-    """The status after a version that holds these facts, all of them older ones."""
+    """The status after a version that holds these facts, all of them older ones; `changes` are of its adapter."""
     head, number = store.head(), store.next_number()
+    adapters = (dataclasses.replace(head.adapters[0], **changes),)
     store.publish(
-        dataclasses.replace(head, number=number, parent=head.number, held=held, retracted=(), **changes), adapter=None
+        dataclasses.replace(head, number=number, parent=head.number, held=held, retracted=(), adapters=adapters)
     )
     return status(store)
 
 
 def test_the_facts_of_the_current_version_are_counted(store):
     assert status(store) == Status(
-        version=2, facts=2, certified=2, at_risk=0, lost=0, retracted=2, tokens=6, rank=4, versions=3, room=None,
-        side_effects=None, advice="Every fact comes back. Nothing to do.",
+        version=2, facts=2, certified=2, at_risk=0, lost=0, retracted=2, tokens=6, rank=4, adapters=1, versions=3,
+        room=None, side_effects=None, advice="Every fact comes back. Nothing to do.",
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def test_a_new_ledger_is_at_version_0_without_facts_and_says_what_all_versions_s
     store = Store(tmp_path / "KB")
     assert store.settings() == SETTINGS
     assert (store.head().number, store.head().parent, store.head().held) == (0, None, ())
-    assert store.adapter(0) is None
+    assert store.adapters(0) == {}
     assert store.numbers() == (0,)
     assert leftovers(tmp_path) == []
 
@@ -77,14 +77,14 @@ def test_a_published_version_is_current_and_reads_back_as_it_was(store):
     assert [(old.id, old.since, old.until) for old in version.retracted] == [("a", 1, 2)]
     assert again.lineage() == (0, 1, 2)
     assert [one.number for one in again.versions()] == [0, 1, 2]
-    assert (again.adapter(2) / "adapter_model.safetensors").read_bytes() == b"weights"
+    assert (again.adapters(2)[1] / "adapter_model.safetensors").read_bytes() == b"weights"
 
 
 def test_the_files_are_those_that_the_format_names(store):
     names = sorted(snapshot(store.root))
     assert names == [
         "HEAD", "ledger.json", "lock", "versions/000000/manifest.json",
-        "versions/000001/adapter/adapter_model.safetensors", "versions/000001/adapter/memlaw_adapter.json",
+        "versions/000001/adapters/1/adapter_model.safetensors", "versions/000001/adapters/1/memlaw_adapter.json",
         "versions/000001/facts.jsonl", "versions/000001/manifest.json",
     ]  # fmt: skip
     rows = [json.loads(line) for line in (store.folder(1) / "facts.jsonl").read_text().splitlines()]
@@ -185,16 +185,16 @@ def test_a_version_that_was_made_of_another_head_is_refused(store):
     update(store, some_facts("d"))
     before = snapshot(store.root)
     with pytest.raises(LedgerError, match=r"changed during the update: version 2 is current.*run the update again"):
-        store.publish(stale, adapter=None, texts=NEW)
+        store.publish(stale, texts=NEW)
     assert snapshot(store.root) == before
 
 
 def test_a_version_that_contradicts_itself_or_lacks_texts_is_a_mistake_of_the_caller(store):
     version = next_version(store, difference(store.head(), NEW, [], KEY))
     with pytest.raises(ValueError, match="1 facts are new in this version, and 0 texts do not match them"):
-        store.publish(version, adapter=None, texts=())
+        store.publish(version, texts=())
     with pytest.raises(ValueError, match="facts twice"):
-        store.publish(dataclasses.replace(version, held=version.held * 2), adapter=None, texts=NEW)
+        store.publish(dataclasses.replace(version, held=version.held * 2), texts=NEW)
     assert store.head().number == 1
 
 
@@ -206,7 +206,7 @@ def test_an_adapter_that_cannot_be_written_leaves_the_ledger_as_it_was(store):
 
     version = next_version(store, difference(store.head(), NEW, [], KEY))
     with pytest.raises(AdapterError, match="not finite"):
-        store.publish(version, adapter=refuse, texts=NEW)
+        store.publish(version, trained={1: refuse}, texts=NEW)
     assert snapshot(store.root) == before
     assert leftovers(store.root) == []
 
@@ -320,7 +320,7 @@ def test_a_flipped_bit_in_any_byte_of_head_or_of_a_manifest_is_noticed(tmp_path)
 @pytest.mark.parametrize("damage", ["change", "remove", "add"])
 def test_an_edited_version_is_neither_used_nor_made_current(store, damage):
     update(store, NEW)
-    adapter = store.folder(1) / "adapter"
+    adapter = store.folder(1) / "adapters" / "1"
     if damage == "change":
         (adapter / "adapter_model.safetensors").write_bytes(b"other weights")
     elif damage == "remove":
@@ -328,9 +328,9 @@ def test_an_edited_version_is_neither_used_nor_made_current(store, damage):
     else:
         (adapter / "foreign.bin").touch()
     with pytest.raises(
-        LedgerError, match=r"000001/adapter/\S+ cannot be trusted: it.*Version 1 is not what was published"
+        LedgerError, match=r"000001/adapters/1/\S+ cannot be trusted: it.*Version 1 is not what was published"
     ):
-        store.adapter(1)
+        store.adapters(1)
     with pytest.raises(LedgerError, match="cannot be trusted"):
         store.move_head(1)
     assert store.head().number == 2

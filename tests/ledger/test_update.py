@@ -20,11 +20,13 @@ from memlaw.core.config import AUTO, UNTIL_RECALLED, Scaling, TrainConfig
 from memlaw.core.errors import AdapterError, DataError, GateError, LedgerError, TrainError
 from memlaw.core.facts import Fact, MemorySet
 from memlaw.data import encode
+from memlaw.ledger.audited import audit
 from memlaw.ledger.gate import Terms
-from memlaw.ledger.records import Effort, Version
+from memlaw.ledger.records import Adapter, Version
+from memlaw.ledger.served import routes_of
 from memlaw.ledger.store import Store
-from memlaw.ledger.update import AGAIN, LEAST, NewLedger, Request, Watch, create, update
-from memlaw.ledger.update import _config as next_config
+from memlaw.ledger.training import AGAIN, LEAST, Watch, next_config
+from memlaw.ledger.update import NewLedger, Request, create, update
 from memlaw.model.base import Base
 from memlaw.training.result import StackProgress
 from memlaw.training.step_size import RATES
@@ -59,8 +61,7 @@ def updated(store: Store, base: Base, *facts: Fact, terms: Terms = ANY_HARM, **r
 
 def decoded(store: Store, base: Base, facts: Sequence[Fact], *, eos: bool = True) -> list[bool]:
     """Whether the saved adapter, loaded as any user would, gives each fact by decoding in the plainest way."""
-    folder = store.adapter(store.head().number)
-    assert folder is not None
+    (folder,) = store.adapters(store.head().number).values()
     encoded = encode(MemorySet(tuple(facts), eos, "test"), base.tokenizer, context=None)
     with attach(base, folder):
         return [reference.greedy(base.model, one.prompt, one.length) == list(one.target) for one in encoded]
@@ -71,7 +72,7 @@ def test_a_new_ledger_is_empty_and_knows_its_base(base: Base, tmp_path: Path) ->
     settings = store.settings()
     assert (settings.model, settings.base, settings.placement) == (base.name, base.fingerprint, "down_proj@1+2+3")
     assert (settings.rank, settings.scale, settings.train) == (6, 4.0, CONFIG)
-    assert (store.head().number, store.head().held, store.adapter(0)) == (0, (), None)
+    assert (store.head().number, store.head().held, store.adapters(0)) == (0, (), {})
     with pytest.raises(AdapterError):
         create(Store(tmp_path / "other"), base, NewLedger(10_000))
     assert not Store(tmp_path / "other").exists
@@ -160,7 +161,7 @@ def test_without_any_fact_the_base_is_alone_and_the_next_update_starts_anew(base
     store = a_ledger(tmp_path, base)
     updated(store, base, A, B)
     empty = updated(store, base, retract=("a", "b"))
-    assert (empty.held, empty.effort, empty.side_effects, store.adapter(2)) == ((), None, None, None)
+    assert (empty.held, empty.effort, empty.side_effects, store.adapters(2)) == ((), None, None, {})
     assert [(one.id, one.log_p) for one in empty.retracted] == [(one.id, one.log_p_base) for one in empty.retracted]
     assert [held.id for held in updated(store, base, C).held] == ["c"]
     assert decoded(store, base, [C]) == [True]
@@ -177,7 +178,7 @@ def test_what_changes_nothing_makes_no_version(base: Base, tmp_path: Path) -> No
 def test_an_update_that_would_harm_the_model_too_much_is_trained_anew(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memlaw.ledger.update.AGAIN", 0.0)  # going on is all but unprotected, so it harms more
+    monkeypatch.setattr("memlaw.ledger.training.AGAIN", 0.0)  # going on is all but unprotected, so it harms more
     protected = replace(CONFIG, protect=30.0)
     going_on, together, bounded = (
         a_ledger(tmp_path / name, base, config=protected) for name in ("on", "together", "bounded")
@@ -269,8 +270,7 @@ def test_a_higher_rank_keeps_the_function_and_has_room_for_more(scaling: Scaling
     assert (first.rank, grown.rank, grown.change.added) == (4, 7, ())
     logits, scales = [], []
     for number in (1, 2):
-        folder = store.adapter(number)
-        assert folder is not None
+        folder = store.adapters(number)[1]
         info = load_info(folder)
         assert info is not None
         scales.append((info.rank, info.scale))
@@ -282,6 +282,84 @@ def test_a_higher_rank_keeps_the_function_and_has_room_for_more(scaling: Scaling
     last = updated(store, base, C)
     assert (last.rank, [held.verdict for held in last.held]) == (7, ["certified"] * 3)
     assert decoded(store, base, [A, B, C]) == [True] * 3
+
+
+MANY = tuple(fact(f"{name}{place}", f"{place}{name}{place}{name}") for name in "gh" for place in range(2))
+
+
+@pytest.fixture(scope="module")
+def full(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A ledger whose rank 1 is too low for all facts."""
+    store = a_ledger(tmp_path_factory.mktemp("full"), base, rank=1, config=replace(CONFIG, steps=80))
+    with pytest.raises(GateError, match="facts would not be certified .* --auto-grow"):
+        updated(store, base, *MANY)
+    updated(store, base, *MANY, auto_grow=True)
+    return store
+
+
+class TestSeveralAdapters:
+    """Facts that one adapter cannot hold are spread over several, and an update trains only those that it touches."""
+
+    def routed(self, store: Store, base: Base, facts: Sequence[Fact]) -> list[bool]:
+        """Whether decoding gives each fact with the adapter that it is routed to."""
+        version, folders = store.head(), store.adapters(store.head().number)
+        routes = routes_of(version, store.settings().key)
+        folder_of = {one.id: folders.get(routes.of(one.prompt) or 0) for one in facts}
+        found = []
+        for one in facts:
+            folder = folder_of[one.id]
+            assert folder is not None
+            (row,) = encode(MemorySet((one,), True, "test"), base.tokenizer, context=None)
+            with attach(base, folder):
+                found.append(reference.greedy(base.model, row.prompt, row.length) == list(row.target))
+        return found
+
+    def test_every_fact_comes_back_with_the_adapter_it_is_routed_to(self, full: Store, base: Base) -> None:
+        version = full.head()
+        assert len(version.adapters) > 1
+        assert [one.number for one in version.adapters] == list(range(1, len(version.adapters) + 1))
+        assert [held.id for held in version.held] == [one.id for one in MANY]
+        assert {held.adapter for held in version.held} == {one.number for one in version.adapters}
+        assert sum(one.tokens for one in version.adapters) == version.tokens
+        assert all(self.routed(full, base, MANY))
+
+    def test_an_update_leaves_the_adapters_alone_that_it_does_not_concern(self, full: Store, base: Base) -> None:
+        before = full.head()
+        old, *others = [one for one in MANY if _adapter_of(before, one) == 1]
+        new = replace(old, target="Z9")
+        version = updated(full, base, new)
+        assert [one.number for one in version.adapters if one.trained == version.number] == [1]
+        assert version.adapters[1:] == before.adapters[1:]
+        assert version.effort is not None
+        assert before.effort is not None
+        assert version.effort.tokens_forwarded < before.effort.tokens_forwarded
+        assert self.routed(full, base, [new, *others]) == [True] * (1 + len(others))
+        assert self.routed(full, base, [old]) == [False]
+        found = audit(full, base)
+        assert [held.verdict for held in found.held] == ["certified"] * len(MANY)
+        assert found.returned == ()
+        updated(full, base, old)
+
+    def test_an_adapter_without_facts_is_no_more(self, full: Store, base: Base) -> None:
+        before = full.head()
+        last = before.adapters[-1].number
+        gone = tuple(held.id for held in before.held if held.adapter == last)
+        version = updated(full, base, retract=gone)
+        assert [one.number for one in version.adapters] == [one.number for one in before.adapters[:-1]]
+        assert {old.id for old in version.retracted if old.until == version.number} == set(gone)
+        back = updated(full, base, *(one for one in MANY if one.id in gone), auto_grow=True)
+        assert len(back.held) == len(MANY)
+        assert all(self.routed(full, base, MANY))
+
+    def test_what_more_adapters_do_not_help_is_refused(self, full: Store, base: Base) -> None:
+        before = snapshot(full.root)
+        with pytest.raises(GateError, match=r"Adapter \d: The model would lose"):
+            updated(full, base, C, terms=Terms(max_harm=0.0), auto_grow=True)
+        assert snapshot(full.root) == before
+
+
+def _adapter_of(version: Version, one: Fact) -> int:
+    return next(held.adapter for held in version.held if held.id == one.id)
 
 
 def test_without_texts_an_update_asks_for_the_originals_that_it_needs(base: Base, tmp_path: Path) -> None:
@@ -297,11 +375,11 @@ def test_without_texts_an_update_asks_for_the_originals_that_it_needs(base: Base
 
 def test_an_update_takes_the_rate_that_the_first_one_chose(base: Base, tmp_path: Path) -> None:
     store = a_ledger(tmp_path, base, config=replace(CONFIG, learning_rate=AUTO, protect=30.0))
-    efforts = [version.effort for version in (updated(store, base, A), updated(store, base, B))]
-    rates = [effort.learning_rate for effort in efforts if effort is not None]
+    adapters = [version.adapters[0] for version in (updated(store, base, A), updated(store, base, B))]
+    rates = [adapter.learning_rate for adapter in adapters]
     assert rates[0] in RATES["muon"]
     assert rates == [rates[0]] * 2
-    assert all(effort is not None and 0 < effort.protection < 30.0 for effort in efforts)
+    assert all(0 < adapter.protection < 30.0 for adapter in adapters)
 
 
 @pytest.mark.parametrize(
@@ -316,10 +394,10 @@ def test_an_update_takes_the_rate_that_the_first_one_chose(base: Base, tmp_path:
 )
 def test_protection_starts_from_where_it_ended(protect: float, ended_at: float, starts_at: float) -> None:
     settings = replace(SETTINGS, train=replace(UNTIL_RECALLED, protect=protect))
-    effort = Effort(9, 99, 1.0, 2.0, 0.2, learning_rate=0.05, protection=ended_at)
-    config = next_config(settings, effort)
+    adapter = Adapter(1, 4, 1, tokens=9, learning_rate=0.05, protection=ended_at)
+    config = next_config(settings, adapter)
     assert config == replace(settings.train, protect=starts_at, learning_rate=0.05)
-    assert next_config(settings, effort, anew=True) == replace(settings.train, learning_rate=0.05)
+    assert next_config(settings, adapter, anew=True) == replace(settings.train, learning_rate=0.05)
     assert next_config(settings, None) == settings.train
 
 

@@ -1,22 +1,21 @@
-"""What `verify` finds, and adapters that are exported."""
+"""What `verify` finds."""
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
-from helpers.ledgers import SECRET, SETTINGS, a_ledger, held_by, leftovers, snapshot, some_facts, update
+from helpers.ledgers import SECRET, SETTINGS, a_ledger, held_by, snapshot, some_facts, update
 from memlaw.core.canonical import to_dict
 from memlaw.core.errors import LedgerError
 from memlaw.core.sealed import Fault, seal, unseal
 from memlaw.ledger import view
 from memlaw.ledger.records import Audit
 from memlaw.ledger.store import Store
-from memlaw.ledger.upkeep import export, verify
+from memlaw.ledger.upkeep import verify
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ DAMAGED = {
         "it is of version 2",
     ),
     "texts": ("versions/000001/facts.jsonl", lambda content: content.replace(b"hunter2", b"hunter3"), SHA),
-    "adapter": ("versions/000002/adapter/adapter_model.safetensors", lambda content: content + b"\0", SHA),
+    "adapter": ("versions/000002/adapters/1/adapter_model.safetensors", lambda content: content + b"\0", SHA),
     "audit": ("audits/000001.json", lambda content: content[1:], CUT),
     "another audit": (
         "audits/000001.json", lambda content: seal(unseal(content) | {"version": 2}), "it is of version 2",
@@ -79,7 +78,7 @@ def test_every_damaged_file_is_named(store, name, damage, why):
     assert report.versions == tuple(one for one in (0, 1, 2) if one != number)
 
 
-@pytest.mark.parametrize("name", ["facts.jsonl", "adapter/memlaw_adapter.json"])
+@pytest.mark.parametrize("name", ["facts.jsonl", "adapters/1/memlaw_adapter.json"])
 def test_a_file_that_is_gone_or_was_put_into_a_version_is_named(store, name):
     path = store.folder(2) / name
     path.rename(store.folder(1) / "foreign")
@@ -137,56 +136,3 @@ def test_what_is_no_ledger_or_a_later_one_is_refused(store, tmp_path):
     (store.root / "ledger.json").write_bytes(seal(to_dict(SETTINGS) | {"format": 9}))
     with pytest.raises(LedgerError, match="later version of memlaw"):
         verify(Store(store.root))
-
-
-def test_the_adapter_of_any_version_is_exported_and_replaces_an_earlier_one(store, tmp_path):
-    out = tmp_path / "new" / "adapter"
-    assert export(store, out) == 2
-    assert snapshot(out) == snapshot(store.folder(2) / "adapter")
-    (out / "README.md").write_text("of an earlier export")
-    assert export(store, out, 1) == 1
-    assert snapshot(out) == snapshot(store.folder(1) / "adapter")
-    assert leftovers(tmp_path) == []
-
-
-def test_an_export_overwrites_nothing_but_adapters(store, tmp_path):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter").touch()
-    (tmp_path / "file").touch()
-    with pytest.raises(LedgerError, match="thesis is not empty and holds no adapter of memlaw"):
-        export(store, tmp_path / "thesis")
-    with pytest.raises(LedgerError, match="file is a file; an adapter is a directory"):
-        export(store, tmp_path / "file")
-    with pytest.raises(LedgerError, match="Version 0 holds no facts and so has no adapter"):
-        export(store, tmp_path / "out", 0)
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_adapter_that_changes_while_it_is_copied_is_not_exported(store, tmp_path, monkeypatch):
-    copy = shutil.copytree
-
-    def disturbed(source, target, **options):
-        copy(source, target, **options)
-        (target / "adapter_model.safetensors").write_bytes(b"half")
-
-    monkeypatch.setattr(shutil, "copytree", disturbed)
-    with pytest.raises(LedgerError, match="The adapter of version 2 changed while it was copied"):
-        export(store, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_damaged_adapter_is_not_exported_and_a_full_disk_is_told(store, tmp_path, monkeypatch):
-    def full(*_args: object, **_options: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(
-            LedgerError, match=r"Cannot write \S+out: No space left on device\. The ledger is unchanged"
-        ):
-            export(store, tmp_path / "out")
-    (store.folder(2) / "adapter" / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(LedgerError, match="cannot be trusted"):
-        export(store, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert leftovers(tmp_path) == []

@@ -51,7 +51,7 @@ def test_the_log_has_the_effort_and_the_lost_facts_of_a_version(store):
     version = dataclasses.replace(
         head, number=5, parent=4, held=(lost, *head.held[1:]), effort=Effort(70, 5000, 1.5, 2.0, 0.1)
     )
-    store.publish(version, adapter=None, texts=())
+    store.publish(version)
     entry = view.log(store).entries[-1]
     assert (entry.steps, entry.tokens_forwarded, entry.seconds, entry.loss_difference) == (70, 5000, 1.5, None)
     assert (entry.certified, entry.lost, entry.tokens) == (3, 1, 9)

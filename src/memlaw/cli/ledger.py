@@ -75,7 +75,8 @@ def update(
     if not wanted.dry_run and not (diff.empty and wanted.rank in (None, head.rank)):
         from memlaw.ledger.update import Request  # loads torch
 
-        request = Request(facts, retract, model.read(wanted.originals), wanted.rank, terms, judged.chooser())
+        originals = model.read(wanted.originals)
+        request = Request(facts, retract, originals, wanted.rank, wanted.auto_grow, terms, judged.chooser())
         made = _published(opened.store, model.base, request, execution, math.inf if wanted.wait else 0.0)
     document = update_document(opened.status(), diff.change(), made)
     emit(as_json, to_dict(document), lines.update_lines(directory, document, dry_run=wanted.dry_run))
@@ -99,12 +100,14 @@ def audit(*, directory: Directory, asked: Asked, source: Source, as_json: AsJson
     from memlaw.ledger import open as open_ledger
     from memlaw.ledger.audited import audit as measure
     from memlaw.ledger.documents import audit_document
+    from memlaw.ledger.served import served
 
     asked.check()
     opened = open_ledger(directory)
-    if asked.adapter is not None:
-        load_info(asked.adapter)  # a directory that holds no adapter is refused before the model is loaded
-    last = opened.version(asked.version).number
+    version = opened.version(asked.version)
+    for folder in () if asked.adapter is None else served(version, asked.adapter).values():
+        load_info(folder)  # a directory that holds no adapter is refused before the model is loaded
+    last = version.number
     numbers = [number for number in opened.store.lineage(last) if number] if asked.every else [last]
     model = LedgerBase(opened.settings, source)
     originals, audits = model.read(asked.originals), []
@@ -148,21 +151,41 @@ def rollback(
     emit(as_json, to_dict(RollbackDocument(**vars(now), before=before)), lines.rollback_lines(directory, now, before))
 
 
-@ledger.command(short_help="Copy the adapter of a version for a server")
+@ledger.command(short_help="Say which adapter to serve a prompt with")
+def route(
+    *,
+    directory: Directory,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The exact prompt of a fact.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print the number of the adapter that brings back the fact of a prompt: a ledger may have several."""
+    from memlaw.ledger import open as open_ledger
+    from memlaw.ledger.documents import RouteDocument
+
+    opened = open_ledger(directory)
+    document = RouteDocument(version=opened.version().number, adapter=opened.route(prompt))
+    emit(as_json, to_dict(document), lines.route_lines(directory, document))
+
+
+@ledger.command(short_help="Copy the adapters of a version for a server")
 def export(
     *,
     directory: Directory,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory for the adapter, in PEFT's format.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory for the adapters, in PEFT's format.")],
     version: Annotated[int | None, typer.Option(metavar="V", help="Version.  [default: the current one]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy the adapter of a version to a directory of its own, as PEFT and every LoRA server load it."""
+    """Copy the adapter of a version to a directory of its own, as PEFT and every LoRA server load it.
+
+    Several adapters become its folders 1, 2, ..., and routes.json says which prompt goes to which.
+    """
     from memlaw.ledger import open as open_ledger
     from memlaw.ledger.documents import ExportDocument
 
-    number = open_ledger(directory).export(out, version)
-    document = ExportDocument(version=number, adapter=str(out))
-    emit(as_json, to_dict(document), [f"{out}: the adapter of version {number}."])
+    exported = open_ledger(directory).export(out, version)
+    numbers = tuple(one.number for one in exported.adapters)
+    document = ExportDocument(version=exported.number, adapter=str(out), adapters=numbers)
+    emit(as_json, to_dict(document), lines.export_lines(document))
 
 
 @ledger.command(short_help="Check every file against its SHA-256; change nothing")
@@ -181,7 +204,7 @@ def verify(*, directory: Directory, as_json: AsJson = False) -> None:
 def _published(store: Store, base: Base, request: Request, execution: Execution, wait: float) -> Version | None:
     """The version that an update published; None if another process has made it already."""
     from memlaw.cli.progress import training_bar
-    from memlaw.ledger.update import Watch
+    from memlaw.ledger.training import Watch
     from memlaw.ledger.update import update as make
 
     before = store.numbers()

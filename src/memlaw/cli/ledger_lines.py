@@ -11,7 +11,15 @@ from memlaw.core.side_effects import sentence
 
 if TYPE_CHECKING:
     from memlaw.ledger import Change, Effort, Log, Status, VerifyReport
-    from memlaw.ledger.documents import AuditDocument, AuditedVersion, FactLoss, InitDocument, UpdateDocument
+    from memlaw.ledger.documents import (
+        AuditDocument,
+        AuditedVersion,
+        ExportDocument,
+        FactLoss,
+        InitDocument,
+        RouteDocument,
+        UpdateDocument,
+    )
     from memlaw.ledger.view import Entry
 
 
@@ -34,7 +42,7 @@ def update_lines(ledger: Path, done: UpdateDocument, *, dry_run: bool) -> Iterat
     if done.side_effects is not None:
         yield from paragraph(sentence(done.side_effects))
     yield from _named("lost", done.change.lost)
-    yield f"Now {_counts(done)}; rank {done.rank}."
+    yield f"Now {_counts(done)}; {_at(done)}."
     yield from paragraph(done.advice)
 
 
@@ -45,7 +53,7 @@ def status_lines(ledger: Path, now: Status) -> Iterator[str]:
         "at risk": f"{counted(now.at_risk, 'fact')}, by a margin that rounding may undo" if now.at_risk else "",
         "lost": f"{counted(now.lost, 'fact')}, published with --allow-loss" if now.lost else "",
         "retracted": f"{counted(now.retracted, 'target')} that must not come back" if now.retracted else "",
-        "target tokens": f"{now.tokens:,} at rank {now.rank}",
+        "target tokens": f"{now.tokens:,} at {_at(now)}",
         "room left": _room(now),
         "versions": f"{now.versions:,}; see `memlaw ledger log {ledger}`",
     }
@@ -90,7 +98,24 @@ def rollback_lines(ledger: Path, now: Status, before: int | None) -> Iterator[st
     """Which version is current now."""
     was = "" if before is None else f" It was version {before}."
     yield f"{ledger}: version {now.version} is current.{was}"
-    yield f"Now {_counts(now)}; rank {now.rank}."
+    yield f"Now {_counts(now)}; {_at(now)}."
+
+
+def route_lines(ledger: Path, found: RouteDocument) -> Iterator[str]:
+    """Which adapter a prompt goes to."""
+    if found.adapter is None:
+        yield f"{ledger}: version {found.version} holds no fact of this prompt. Any adapter will do, or none."
+    else:
+        yield f"{ledger}: adapter {found.adapter}."
+
+
+def export_lines(made: ExportDocument) -> Iterator[str]:
+    """Where the adapters are."""
+    if len(made.adapters) == 1:
+        yield f"{made.adapter}: the adapter of version {made.version}."
+        return
+    yield f"{made.adapter}: the {len(made.adapters)} adapters of version {made.version}, in folders by their numbers."
+    yield from paragraph("routes.json says which prompt goes to which: memlaw.ledger.routes(DIR).of(PROMPT).")
 
 
 def verify_lines(checked: VerifyReport) -> Iterator[str]:
@@ -165,6 +190,10 @@ def _facts(facts: int, certified: int, lost: int) -> str:
     return f"{counted(facts, 'fact')}, {sure if facts > 1 or certified < facts else 'certified'}{rest}"
 
 
+def _at(now: Status) -> str:
+    return f"rank {now.rank}" if now.adapters <= 1 else f"rank {now.rank}, {now.adapters} adapters"
+
+
 def _room(now: Status) -> str:
     if now.room is None:
         return ""
@@ -195,6 +224,8 @@ def _cost(loss: FactLoss) -> str:
 def _entry(entry: Entry) -> str:
     changes = _counted(entry.added, entry.changed, entry.retracted)
     parts = [_facts(entry.facts, entry.certified, entry.lost), changes, f"rank {entry.rank}"]
+    if entry.adapters > 1:
+        parts.append(f"{entry.adapters} adapters")
     if entry.steps is not None:
         parts.append(counted(entry.steps, "step"))
     if entry.loss_difference is not None:

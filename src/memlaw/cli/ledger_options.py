@@ -80,6 +80,12 @@ class Wanted:
         list[str] | None, typer.Option(metavar="ID,...", help="Facts that must no longer come back.")
     ] = None
     rank: Annotated[int | None, typer.Option(help="A higher LoRA rank to go on with.  [default: as it is]")] = None
+    auto_grow: Annotated[
+        bool,
+        typer.Option(
+            "--auto-grow", help="Give new facts that do not fit a higher rank or another adapter, as the law says."
+        ),
+    ] = False
     originals: Originals = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change; train nothing.")] = False
     wait: Annotated[bool, typer.Option("--wait", help="Wait for another update to end.")] = False
@@ -136,7 +142,8 @@ class Asked:
     version: Annotated[int | None, typer.Option(metavar="V", help="Version.  [default: the current one]")] = None
     every: Annotated[bool, typer.Option("--all", help="Also every version before it: what each update cost.")] = False
     adapter: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Adapter as it is served.  [default: the version's own]")
+        Path | None,
+        typer.Option(metavar="DIR", help="What is served, as `export` wrote it.  [default: the version's own]"),
     ] = None
     side_effects: Annotated[
         bool, typer.Option("--side-effects", help="Measure what the adapter changes elsewhere as well.")

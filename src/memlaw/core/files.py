@@ -153,6 +153,23 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
         discard(temporary)
 
 
+def link_all(source: Path, target: Path) -> None:
+    """Give every file of a folder a second name in `target`, which is made; a copy where there are no hard links.
+
+    For files that never change: both names are one file. Raises OSError.
+    """
+    shutil.copytree(source, target, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        shutil.copyfile(source, target)
+
+
 def numbered(folder: Path) -> list[Path]:
     """Its subfolders whose names are numbers, highest first."""
     return sorted((entry for entry in folder.glob("[0-9]*") if entry.name.isdecimal()), key=_number, reverse=True)

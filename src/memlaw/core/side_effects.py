@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -33,6 +33,12 @@ class SideEffects:
     """Near misses that were asked."""
     near_miss_base: float | None
     """Share of the near misses that the base alone answers with a stored value."""
+
+
+def worst(measured: Iterable[SideEffects | None]) -> SideEffects | None:
+    """Those of the adapter that costs the model most; None if none were measured."""
+    known = [effects for effects in measured if effects is not None]
+    return max(known, key=lambda effects: effects.loss_difference, default=None)
 
 
 def sentence(effects: SideEffects) -> str:

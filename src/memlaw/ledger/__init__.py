@@ -1,7 +1,7 @@
-"""The ledger: facts that come, change and go, as immutable versions of an adapter and of what it holds.
+"""The ledger: facts that come, change and go, as immutable versions of adapters and of what they hold.
 
     KB/ledger.json           what all versions share: base, tokenizer, placement, training, the key of the hashes
-    KB/versions/000007/      a version: manifest.json says what it holds and seals the other files, adapter/ is the
+    KB/versions/000007/      a version: manifest.json says what it holds and seals the other files, adapters/1/ is an
                              adapter in PEFT's format, facts.jsonl has the texts of the facts that it introduced
     KB/HEAD                  which version is current
     KB/audits/000007.json    the latest audit of a version
@@ -18,12 +18,14 @@ owner only, or nowhere.
 """
 
 from memlaw.ledger.ledger import AuditOptions, CreateOptions, Ledger, UpdateOptions, create, open  # noqa: A004 - as gzip.open
-from memlaw.ledger.records import Audit, Change, Effort, Held, Retracted, Room, Settings, Status, Version
+from memlaw.ledger.records import Adapter, Audit, Change, Effort, Held, Retracted, Room, Settings, Status, Version
 from memlaw.ledger.review import Review
+from memlaw.ledger.served import Routes, routes
 from memlaw.ledger.upkeep import VerifyReport
 from memlaw.ledger.view import Entry, Log, Seen
 
 __all__ = [
+    "Adapter",
     "Audit",
     "AuditOptions",
     "Change",
@@ -36,6 +38,7 @@ __all__ = [
     "Retracted",
     "Review",
     "Room",
+    "Routes",
     "Seen",
     "Settings",
     "Status",
@@ -44,4 +47,5 @@ __all__ = [
     "Version",
     "create",
     "open",
+    "routes",
 ]

@@ -72,3 +72,6 @@ def check_consistent(version: Version) -> None:
     both = [old.id for old in version.retracted if old.pair in held]
     if doubled or both:
         raise ValueError(f"Version {version.number} holds facts twice, or facts that it has retracted: {doubled}{both}")
+    homeless = {fact.adapter for fact in version.held} - {one.number for one in version.adapters}
+    if homeless:
+        raise ValueError(f"Version {version.number} holds facts in adapters that it does not have: {homeless}")

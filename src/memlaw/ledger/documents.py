@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from memlaw.core.sealed import Fault
 from memlaw.core.side_effects import SideEffects
 from memlaw.ledger.audit import Loss
-from memlaw.ledger.records import Audit, Change, Effort, Settings, Status, Verdict, Version
+from memlaw.ledger.records import Audit, Change, Effort, Held, Settings, Status, Verdict, Version
 from memlaw.ledger.review import Review
 from memlaw.ledger.upkeep import VerifyReport
 from memlaw.ledger.view import Entry, Log
@@ -92,6 +92,8 @@ class AuditedFact:
     """certified; ordered: it comes back by a margin that rounding may undo; lost: it does not."""
     since: int
     """The version that introduced this target."""
+    adapter: int
+    """The adapter that it was asked with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,10 +179,24 @@ class ExportDocument:
     """`memlaw ledger export`: where an adapter was copied to."""
 
     version: int
-    """Whose adapter it is."""
+    """Whose adapters they are."""
     adapter: str
-    """Its directory."""
+    """Its directory; that of several has a folder for each, named by its number, and routes.json."""
+    adapters: tuple[int, ...]
+    """The numbers of the adapters."""
     schema: Literal["memlaw.ledger.export/1"] = "memlaw.ledger.export/1"
+    """Which document this is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouteDocument:
+    """`memlaw ledger route`: the adapter to serve a prompt with."""
+
+    version: int
+    """The current version."""
+    adapter: int | None
+    """Number of the adapter that holds the prompt's fact; null for a prompt of no fact."""
+    schema: Literal["memlaw.ledger.route/1"] = "memlaw.ledger.route/1"
     """Which document this is."""
 
 
@@ -200,12 +216,13 @@ Document = (
     | LogDocument
     | RollbackDocument
     | ExportDocument
+    | RouteDocument
     | VerifyDocument
 )
 
 for _kind in (
     *(InitDocument, UpdateDocument, StatusDocument, AuditDocument, AuditedVersion, AuditedFact, FactLoss),
-    *(LogDocument, Log, Entry, RollbackDocument, ExportDocument, VerifyDocument, VerifyReport, Fault),
+    *(LogDocument, Log, Entry, RollbackDocument, ExportDocument, RouteDocument, VerifyDocument, VerifyReport, Fault),
 ):  # the string under a field becomes its description in the schema
     with_config(ConfigDict(use_attribute_docstrings=True))(_kind)
 
@@ -268,8 +285,12 @@ def _audited(audit: Audit) -> AuditedVersion:
         returned=audit.returned,
         rounding=audit.rounding,
         side_effects=audit.side_effects,
-        items=tuple(AuditedFact(fact.id, fact.tokens, fact.margin, fact.verdict, fact.since) for fact in audit.held),
+        items=tuple(map(_audited_fact, audit.held)),
     )
+
+
+def _audited_fact(fact: Held) -> AuditedFact:
+    return AuditedFact(**{field.name: getattr(fact, field.name) for field in fields(AuditedFact)})
 
 
 def _loss(loss: Loss) -> FactLoss:

@@ -44,6 +44,11 @@ class Measured:
     """The targets that should not."""
     side_effects: SideEffects | None
 
+    def uncertain(self) -> tuple[RecordRecall, ...]:
+        """The facts that are not certified."""
+        items = () if self.report is None else self.report.items
+        return tuple(item for item in items if verdict(item) != "certified")
+
 
 def verdict(item: RecordRecall) -> Verdict:
     """How a fact stands: certified; ordered if it comes back by a margin that rounding may undo; lost."""
@@ -59,16 +64,15 @@ def objections(measured: Measured, terms: Terms) -> tuple[str, ...]:
 
 
 def _facts(measured: Measured, terms: Terms) -> str:
-    items = () if measured.report is None else measured.report.items
-    missing = [item for item in items if verdict(item) != "certified"]
-    if len(missing) <= terms.allow_loss:
+    missing = measured.uncertain()
+    if measured.report is None or len(missing) <= terms.allow_loss:
         return ""
     reasons = sorted({item.reason for item in missing if item.reason is not None})
     why = f" ({', '.join(reasons)})" if reasons else ""
     return (
-        f"{len(missing)} of {len(items)} facts would not be certified{why}: {listed(item.id for item in missing)}. "
-        "Give them room with a higher --rank, retract what is no longer needed, or publish without them: --allow-loss "
-        f"{len(missing)}."
+        f"{len(missing)} of {measured.report.records} facts would not be certified{why}: "
+        f"{listed(item.id for item in missing)}. Give them room with a higher --rank or --auto-grow, retract what is "
+        f"no longer needed, or publish without them: --allow-loss {len(missing)}."
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from memlaw.core.config import UNTIL_RECALLED, Execution
 from memlaw.core.errors import ConfigError
 from memlaw.core.facts import Fact, MemorySet
-from memlaw.ledger import status, upkeep, view
+from memlaw.ledger import served, status, upkeep, view
 from memlaw.ledger.diff import Diff, difference
 from memlaw.ledger.gate import Terms
 from memlaw.ledger.records import Audit, Change, Status, Version
@@ -45,7 +45,9 @@ class UpdateOptions(TypedDict, total=False):
     originals: Facts | None
     """Facts that the ledger holds or has retracted, for a ledger that keeps no texts."""
     rank: int | None
-    """A higher rank to go on with."""
+    """A higher rank for the adapter that new facts go to."""
+    auto_grow: bool
+    """Give new facts that do not fit a higher rank or another adapter (default False)."""
     max_harm: float
     """Largest loss difference on neutral text, nats a token (default 0.1); math.inf for no bound."""
     allow_loss: int
@@ -64,7 +66,7 @@ class AuditOptions(TypedDict, total=False):
     """Keywords of `Ledger.audit`."""
 
     adapter: StrPath | None
-    """Directory of the adapter that is served; by default the version's own."""
+    """Directory of what is served, as `export` wrote it; by default the version's own."""
     originals: Facts | None
     """The facts, for a ledger that keeps no texts."""
     side_effects: bool
@@ -91,15 +93,16 @@ class Ledger:
         """Add and change `facts`, retract the facts with the ids `retract`, and publish the result as a version.
 
         Facts with a prompt that is held change its target; facts that are not mentioned stay. `model` is left as it
-        was. `options` are those of UpdateOptions: originals, rank, max_harm, allow_loss, law, wait, execution, on_step.
-        Returns the current version if there is nothing to do.
+        was. `options` are those of UpdateOptions: originals, rank, auto_grow, max_harm, allow_loss, law, wait,
+        execution, on_step. Returns the current version if there is nothing to do.
 
         Raises GateError, and changes nothing, if a fact would not come back, a retracted one would, or the model would
         lose more than `max_harm`; DataError for a request that contradicts itself; LedgerError for another base and for
         two updates at once; TrainError if training diverged.
         """
         from memlaw.adapter.wrapper import base_of
-        from memlaw.ledger.update import Request, Watch, update
+        from memlaw.ledger.training import Watch
+        from memlaw.ledger.update import Request, update
         from memlaw.planning.library import adapt_law
 
         law, choose = options.get("law"), None
@@ -110,7 +113,8 @@ class Ledger:
         check_rank(self.store, rank)
         base = base_of(model, tokenizer)
         originals = _facts(base, options.get("originals"))
-        request = Request(_facts(base, facts), tuple(retract), originals, rank, terms, choose)
+        grow = options.get("auto_grow", False)
+        request = Request(_facts(base, facts), tuple(retract), originals, rank, grow, terms, choose)
         watch = Watch(options.get("execution") or Execution(), options.get("on_step"), options.get("wait", 0.0))
         return update(self.store, base, request, watch)
 
@@ -173,9 +177,16 @@ class Ledger:
         """Make another version the current one; nothing is removed, and a later version can be made current again."""
         return self.store.move_head(number)
 
-    def export(self, out: StrPath, number: int | None = None) -> int:
-        """Copy the adapter of a version, by default the current one, to `out`; returns the number of the version."""
-        return upkeep.export(self.store, out, number)
+    def route(self, prompt: str) -> int | None:
+        """The number of the adapter that brings back the fact of a prompt; None for a prompt of no fact."""
+        return served.routes_of(self.store.head(), self.settings.key).of(prompt)
+
+    def export(self, out: StrPath, number: int | None = None) -> Version:
+        """Copy the adapters of a version, by default the current one, to `out`; returns the version.
+
+        One adapter is copied to `out` itself; several become its folders 1, 2, ..., with routes.json beside them.
+        """
+        return served.export(self.store, out, number)
 
     def verify(self) -> upkeep.VerifyReport:
         """Check every file; changes nothing."""

@@ -50,8 +50,8 @@ def check_base(base: Base, settings: Settings) -> None:
 
 def bench(base: Base, wanted: Sequence[Fact], unwanted: Sequence[Fact], eos: bool, *, harm: bool) -> Bench:
     """Encode the facts, and run the base alone, to which nothing may be attached. Raises DataError."""
-    stored = _encoded(base, wanted, eos)
-    dropped = tuple(row for fact in unwanted for row in _encoded(base, [fact], eos))  # a prompt may have had several
+    stored = encoded(base, wanted, eos)
+    dropped = tuple(row for fact in unwanted for row in encoded(base, [fact], eos))  # a prompt may have had several
     before = measure(base, dropped, decode=True).items if dropped else ()
     asked = MemorySet(tuple(wanted), eos, "the ledger")
     return Bench(stored, dropped, before, alone(base, yardstick(base, asked)) if harm and wanted else None)
@@ -78,7 +78,8 @@ def retracted_as(old: Retracted, now: Gone) -> Retracted:
     return replace(old, log_p=now.log_p, log_p_base=now.log_p_base)
 
 
-def _encoded(base: Base, facts: Sequence[Fact], eos: bool) -> tuple[EncodedFact, ...]:
+def encoded(base: Base, facts: Sequence[Fact], eos: bool) -> tuple[EncodedFact, ...]:
+    """Facts as token ids of the base. Raises DataError."""
     if not facts:
         return ()
     return encode(MemorySet(tuple(facts), eos, "the ledger"), base.tokenizer, context=base.context, stops=base.stops)

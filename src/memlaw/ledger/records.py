@@ -15,7 +15,7 @@ from memlaw.core.canonical import canonical_json
 from memlaw.core.config import Number, TrainConfig, Whole
 from memlaw.core.facts import Fact
 from memlaw.core.precision import TOLERANCE
-from memlaw.core.side_effects import SideEffects
+from memlaw.core.side_effects import SideEffects, worst
 
 FORMAT = 1
 """Goes up when an older memlaw would misread a ledger; that memlaw then refuses it."""
@@ -83,6 +83,8 @@ class Held:
     verdict: Verdict
     since: Whole
     """The version that introduced this target, whose facts.jsonl has its text."""
+    adapter: Whole = 1
+    """The adapter that brings it back: the one to serve its prompt with."""
 
     @property
     def pair(self) -> Pair:
@@ -108,6 +110,8 @@ class Retracted:
     """Log of the probability, in nats, that sampling emits the whole target, when last measured."""
     log_p_base: Number
     """The same of the base alone."""
+    adapter: Whole = 1
+    """The adapter that held it, under which it must not come back."""
 
     @property
     def pair(self) -> Pair:
@@ -144,10 +148,6 @@ class Effort:
     loss_init: Number | None
     """Mean loss of the trained target tokens before the first step, nats; None if nothing was trained."""
     loss_final: Number | None
-    learning_rate: Number = 0.0
-    """Of the first step; later updates take the same."""
-    protection: Number = 0.0
-    """Weight of protection at the end, from which the next update goes on."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,29 @@ class Room:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """One adapter of a version: a version whose facts do not fit into one has several, and each fact one of them."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _NO_OTHER_FIELDS
+
+    number: Whole
+    """From 1; the name of its folder."""
+    rank: Whole
+    trained: Whole
+    """The version that trained it last."""
+    tokens: Whole
+    """Target tokens of the facts that it brings back."""
+    learning_rate: Number = 0.0
+    """Of the first step; later updates take the same."""
+    protection: Number = 0.0
+    """Weight of protection at the end, from which the next update goes on."""
+    side_effects: SideEffects | None = None
+    room: Room | None = None
+    rounding: Number | None = None
+    """Measured difference in nats between teacher-forced and cached losses; None: not measured."""
+
+
+@dataclass(frozen=True)
 class Version:
     """One state of the knowledge; the content of manifest.json, with the hashes of the other files beside it."""
 
@@ -175,13 +198,27 @@ class Version:
     retracted: tuple[Retracted, ...]
     change: Change
     rank: Whole
+    """Rank of the adapter that new facts go to."""
     created: str
     """ISO 8601, for people; nothing depends on it."""
     effort: Effort | None = None
-    side_effects: SideEffects | None = None
-    room: Room | None = None
-    rounding: Number | None = None
-    """Measured difference in nats between teacher-forced and cached losses; None: not measured."""
+    adapters: tuple[Adapter, ...] = ()
+    """By number; new facts go to the last."""
+
+    @property
+    def side_effects(self) -> SideEffects | None:
+        """Of the adapter that costs the model most: a prompt is served with one of them."""
+        return worst(one.side_effects for one in self.adapters)
+
+    @property
+    def room(self) -> Room | None:
+        """Of the adapter that new facts go to."""
+        return self.adapters[-1].room if self.adapters else None
+
+    @property
+    def rounding(self) -> float | None:
+        """The largest of all adapters; None: not measured."""
+        return max((one.rounding for one in self.adapters if one.rounding is not None), default=None)
 
     @property
     def tokens(self) -> int:
@@ -234,6 +271,9 @@ class Status:
     tokens: int
     """Target tokens of the facts that come back."""
     rank: int
+    """Rank of the adapter that new facts go to."""
+    adapters: int
+    """Adapters that the facts are spread over; a prompt is served with the one that holds its fact."""
     versions: int
     """Complete versions, also those that no update builds on."""
     room: Room | None
@@ -265,7 +305,7 @@ def hold(fact: Fact, key: str, *, tokens: int, margin: float, verdict: Verdict, 
 
 def drop(held: Held, until: int, *, log_p: float, log_p_base: float) -> Retracted:
     """The record of a target that version `until` drops."""
-    return Retracted(held.id, held.prompt, held.target, held.tokens, held.since, until, log_p, log_p_base)
+    return Retracted(held.id, held.prompt, held.target, held.tokens, held.since, until, log_p, log_p_base, held.adapter)
 
 
 def _at_risk(held: Iterable[Held], rounding: float | None) -> tuple[Held, ...]:

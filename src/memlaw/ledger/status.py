@@ -20,6 +20,7 @@ def status(store: Store) -> Status:
         retracted=len(version.retracted),
         tokens=version.tokens,
         rank=version.rank,
+        adapters=len(version.adapters),
         versions=len(store.numbers()),
         room=version.room,
         side_effects=version.side_effects,

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +27,6 @@ from memlaw.ledger.contents import (
     settings_to_dict,
 )
 from memlaw.ledger.layout import (
-    ADAPTER,
     AUDITS,
     HEAD,
     LEDGER,
@@ -36,12 +35,16 @@ from memlaw.ledger.layout import (
     PRIVATE,
     TEXTS,
     VERSIONS,
+    adapter_folder,
     version_folder,
 )
 from memlaw.ledger.records import Audit, Change, Settings, Version, now, pair_of
 from memlaw.ledger.texts import Texts, read_texts, write_texts
 
 T = TypeVar("T")
+
+AdapterWriter = Callable[[Path], object]
+"""Writes an adapter into the folder that it is given, which does not exist yet."""
 
 
 class Store:
@@ -119,13 +122,13 @@ class Store:
             line.append(version.number)
         return tuple(reversed(line))
 
-    def adapter(self, number: int) -> Path | None:
-        """The folder of a version's adapter, every file checked; None for a version without one."""
+    def adapters(self, number: int) -> dict[int, Path]:
+        """The folders of a version's adapters by their numbers, every file of the version checked."""
         manifest = self.manifest(number)
-        if not any(name.startswith(f"{ADAPTER}/") for name in manifest.files):
-            return None
-        self.check_files(manifest)
-        return self.folder(number) / ADAPTER
+        if manifest.version.adapters:
+            self.check_files(manifest)
+        folder = self.folder(number)
+        return {one.number: folder / adapter_folder(one.number) for one in manifest.version.adapters}
 
     def check_files(self, manifest: Manifest) -> None:
         """Raise LedgerError unless the files beside the manifest are those that were published, to the last bit."""
@@ -185,7 +188,7 @@ class Store:
                 self.check_free()
                 files.make_folders(self.root / VERSIONS)
                 empty = Version(0, None, (), (), Change(), settings.rank, now())
-                manifest = self._build(empty, adapter=None, texts=None, replace=True)
+                manifest = self._build(empty, texts=None, replace=True)
                 self._point(0, manifest)
                 files.write(self.root / LEDGER, seal(settings_to_dict(settings)), mode=PRIVATE)
                 self._tidy()
@@ -218,12 +221,13 @@ class Store:
         return max((*self.numbers(), self.head_entry()[0])) + 1
 
     def publish(
-        self, version: Version, *, adapter: Callable[[Path], object] | None, texts: Sequence[Fact] = ()
+        self, version: Version, *, trained: Mapping[int, AdapterWriter] | None = None, texts: Sequence[Fact] = ()
     ) -> Version:
         """Publish a version whose parent is HEAD, and make it the current one; once this returns, it survives a kill.
 
-        `adapter` writes the adapter into the folder that it is given, which does not exist yet. `texts` are the facts
-        that are new or changed in this version, with the ids of `version.held`; a ledger without texts ignores them.
+        `trained` has those of `version.adapters` that are new or changed; the others are the parent's, file by file.
+        `texts` are the facts that are new or changed in this version, with the ids of `version.held`; a ledger without
+        texts ignores them.
         Call it under the `locked` that covers the whole update. Raises LedgerError if anything cannot be written or
         another version was published meanwhile: the ledger then is as it was, or the message says what is left to do.
         """
@@ -239,7 +243,7 @@ class Store:
             rows = write_texts(version, texts, self.settings().key) if self.settings().texts else None
             with self._writing(f"Version {version.number} was not published", f"Version {parent} stays current."):
                 self._tidy()
-                manifest = self._build(version, adapter=adapter, texts=rows)
+                manifest = self._build(version, trained or {}, texts=rows)
             self._advance(version.number, manifest)
         return version
 
@@ -273,20 +277,30 @@ class Store:
     def _build(
         self,
         version: Version,
+        trained: Mapping[int, AdapterWriter] | None = None,
         *,
-        adapter: Callable[[Path], object] | None,
         texts: bytes | None,
         replace: bool = False,
     ) -> str:
         """Make the folder of a version, whole or not at all; returns the SHA-256 of its manifest."""
         with files.new_folder(self.folder(version.number), replace=replace) as built:
-            if adapter is not None:
-                adapter(built / ADAPTER)
+            self._add_adapters(version, trained or {}, built)
             if texts:
                 files.write(built / TEXTS, texts, mode=PRIVATE)
             content = seal({"files": _hashes(built), "version": to_dict(version)})
             files.write(built / MANIFEST, content)
         return hashlib.sha256(content).hexdigest()
+
+    def _add_adapters(self, version: Version, trained: Mapping[int, AdapterWriter], built: Path) -> None:
+        kept = {one.number for one in version.adapters} - trained.keys()
+        before = self.adapters(version.parent) if kept and version.parent is not None else {}
+        for one in version.adapters:
+            folder = built / adapter_folder(one.number)
+            files.make_folders(folder.parent)
+            if one.number in trained:
+                trained[one.number](folder)
+            else:
+                files.link_all(before[one.number], folder)
 
     def _point(self, number: int, manifest: str) -> None:
         files.write(self.root / HEAD, seal({"version": number, "manifest": manifest}))

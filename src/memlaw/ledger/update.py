@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
-import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 from memlaw.adapter.on_model import placement_on
-from memlaw.adapter.peft import loaded, save
-from memlaw.adapter.stack import AdapterStack
-from memlaw.core.canonical import to_dict
-from memlaw.core.config import UNTIL_RECALLED, Execution, TrainConfig
-from memlaw.core.errors import FitError, GateError, LedgerError, TrainError
+from memlaw.core.config import UNTIL_RECALLED, TrainConfig
+from memlaw.core.errors import FitError, GateError, LedgerError
 from memlaw.core.facts import Fact
 from memlaw.ledger import view
 from memlaw.ledger.diff import Diff, difference
-from memlaw.ledger.gate import Measured, Terms, objections, verdict
-from memlaw.ledger.measured import Bench, bench, check_base, held_as, measured, retracted_as
-from memlaw.ledger.records import Effort, Held, Retracted, Room, Settings, Version, drop, hold, now
+from memlaw.ledger.gate import Terms, verdict
+from memlaw.ledger.jobs import Job, expected_harm, jobs, last_number, opened
+from memlaw.ledger.measured import check_base, held_as, retracted_as
+from memlaw.ledger.records import (
+    Adapter,
+    Effort,
+    Held,
+    Pair,
+    Retracted,
+    Room,
+    Settings,
+    Version,
+    drop,
+    hold,
+    now,
+    pair_of,
+)
 from memlaw.ledger.room import CapacityBelief
 from memlaw.ledger.store import Store
-from memlaw.ledger.unwanted import Gone, with_floors
+from memlaw.ledger.training import Outcome, Trainer, Watch, together
 from memlaw.model.base import Base
 from memlaw.model.tokenizer import tokenizer_fingerprint
 from memlaw.planning.for_facts import plan_for
 from memlaw.planning.library import LawChooser
 from memlaw.planning.request import PlanRequest
-from memlaw.training.result import StackProgress, Trained
-from memlaw.training.run import Run
-from memlaw.training.stack import train_stack
-
-AGAIN = 2.0
-"""How much stronger than at the end of the last update protection starts: the facts may have left room meanwhile."""
-
-LEAST = 2.0**-20
-"""Part of the configured protection with which every update starts at least: one that left no room for any, published
-with losses, must not unprotect all that follow."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +52,12 @@ class Request:
     originals: tuple[Fact, ...] = ()
     """Facts that are held or retracted, for a ledger that keeps no texts."""
     rank: int | None = None
-    """A higher rank to go on with: what the adapter holds is kept. None: as it is."""
+    """A higher rank for the adapter that new facts go to: what it holds is kept. None: as it is."""
+    auto_grow: bool = False
+    """Whether new facts that do not fit get room: a higher rank or another adapter."""
     terms: Terms = field(default_factory=Terms)
     choose: LawChooser | None = None
     """The law that says how much fits; None: the room left stays unknown."""
-
-
-@dataclass(frozen=True)
-class Watch:
-    """How an update runs: what changes its time and memory, not its result."""
-
-    execution: Execution = field(default_factory=Execution)
-    on_step: Callable[[StackProgress], None] | None = None
-    wait: float = 0.0
-    """Seconds to wait for another writer."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +114,7 @@ def update(store: Store, base: Base, request: Request, watch: Watch | None = Non
 
 
 def _rank(head: Version, asked: int | None) -> int:
-    """The rank of the next version."""
+    """The rank of the adapter that new facts go to."""
     if asked is not None and asked < head.rank:
         raise LedgerError(
             f"Version {head.number} has rank {head.rank}, and an update cannot lower it to {asked}: what the adapter "
@@ -135,132 +126,147 @@ def _rank(head: Version, asked: int | None) -> int:
 
 class _Update:
     def __init__(self, store: Store, base: Base, head: Version, diff: Diff, request: Request, watch: Watch) -> None:
-        self.store, self.base, self.head, self.diff, self.request, self.watch = store, base, head, diff, request, watch
-        self.settings = store.settings()
+        self.store, self.base, self.head, self.diff, self.request = store, base, head, diff, request
         self.rank = request.rank or head.rank
-        self.where = placement_on(self.settings.placement, base.model)
         self.number = store.next_number()
+        self.last = last_number(head)
+        """The highest number of an adapter."""
+        self.key = store.settings().key
+        texts = store.texts(head, (*request.originals, *request.facts))
+        self.trainer = Trainer(base, store.settings(), texts, watch)
+        self.trainer.where.check_rank(self.rank)
+        self.idle: list[Job] = []
+        self.done: list[Outcome] = []
+        self.efforts: list[Effort] = []
+        """Of all trainings, also of those that the gate refused."""
 
     def run(self) -> Version:
-        self.where.check_rank(self.rank)
-        texts = self.store.texts(self.head, (*self.request.originals, *self.request.facts))
-        kept, dropped = texts.of(self.diff.unchanged), texts.of((*self.diff.dropped, *self.diff.forbidden))
-        wanted = (*kept, *self.diff.to_train)
-        on = bench(self.base, wanted, dropped, self.settings.eos, harm=True)
-        if not wanted:
-            return self._publish(None, measured(self.base, on, nullcontext), on, None)
-        folder = self.store.adapter(self.head.number)
-        starts = [None] if folder is None else [loaded(self.base, folder), None]
-        efforts: list[Effort] = []
-        for start in starts:  # going on is cheaper; a new adapter costs the model less, and forgets what is retracted
-            trained = self._trained(on, start)
-            efforts.append(_effort(trained, on))
-            result = measured(self.base, on, partial(trained.attached, self.base.model))
-            found = objections(result, self.request.terms)
-            if not found:
-                return self._publish(trained, result, on, _together(efforts))
-        raise GateError(f"Version {self.number} was not published. {' '.join(found)} Nothing was changed.")
+        work, folders = jobs(self.head, self.diff, self.rank), self.store.adapters(self.head.number)
+        waiting = self._busy(work)
+        while waiting:
+            job, spent = waiting.popleft(), sum(outcome.lost for outcome in self.done)
+            terms = replace(self.request.terms, allow_loss=self.request.terms.allow_loss - spent)
+            if self._crowded(job):
+                waiting.extendleft(reversed(self._busy(self._spread(job))))
+                continue
+            outcome = self.trainer.outcome(job, folders.get(job.number), terms)
+            self.efforts += [] if outcome.effort is None else [outcome.effort]
+            if outcome.objections:
+                self._check_growing(outcome)
+                waiting.extendleft(reversed(self._busy(self._spread(job))))
+            else:
+                self.done.append(outcome)
+        return self._publish()
 
-    def _trained(self, on: Bench, start: AdapterStack | None) -> Trained:
-        """The adapter `start` trained on, or a new one."""
-        rows = (*on.wanted, *with_floors(on.unwanted, [one.tokens for one in on.before], on.wanted))
-        config = _config(self.settings, self.head.effort, anew=start is None)
-        run = Run(self.rank, self.where, config, start=start)
-        execution, on_step = self.watch.execution, self.watch.on_step
-        (trained,) = train_stack(self.base, rows, [run], execution=execution, on_step=on_step)
-        if trained.status != "finished":
-            raise TrainError(f"Training {trained.status}: {trained.message}. Nothing was changed.")
-        return trained
+    def _busy(self, work: Iterable[Job]) -> deque[Job]:
+        """The jobs with something to do; the others are kept in mind."""
+        busy = deque[Job]()
+        for job in work:
+            (self.idle if job.idle else busy).append(job)
+        return busy
 
-    def _publish(self, trained: Trained | None, result: Measured, on: Bench, effort: Effort | None) -> Version:
-        held = tuple(self._held(result))
+    def _crowded(self, job: Job) -> bool:
+        """Whether an adapter would rather not take its new facts, as far as can be told before it is trained."""
+        before = job.before
+        if not (self.request.auto_grow and job.diff.new and before is not None and before.tokens):
+            return False
+        return expected_harm(before, self.trainer.tokens(job.diff.new)) > self.request.terms.max_harm
+
+    def _check_growing(self, refused: Outcome) -> None:
+        """Raise GateError if another adapter is not allowed, or would not help."""
+        job = refused.job
+        if self.request.auto_grow and len(job.diff.new) > job.holds_nothing_else:
+            return
+        which = f" Adapter {job.number}:" if self.last > 1 else ""
+        raise GateError(
+            f"Version {self.number} was not published.{which} {' '.join(refused.objections)} Nothing was changed."
+        )
+
+    def _spread(self, job: Job) -> tuple[Job, ...]:
+        """The same work in one adapter more."""
+        new = job.diff.new
+        stays = len(new) // 2 if job.holds_nothing_else else 0
+        self.last += 1
+        return job.with_new(new[:stays]), opened(self.last, self.rank, new[stays:])
+
+    def _publish(self) -> Version:
+        held: dict[Pair, Held] = {}
+        retracted: dict[Pair, Retracted] = {old.pair: old for old in self.diff.forbidden}
+        for job in self.idle:
+            held |= {fact.pair: fact for fact in job.diff.unchanged}
+        for one in self.done:
+            held |= {fact.pair: fact for fact in self._held(one)}
+            retracted |= {old.pair: old for old in self._retracted(one)}
+        adapters = [*(job.before for job in self.idle), *map(self._adapter, self.done)]
+        facts = tuple(held[pair] for pair in self._pairs())
         version = Version(
             number=self.number,
             parent=self.head.number,
-            held=held,
-            retracted=tuple(self._retracted(result.gone)),
-            change=self.diff.change(fact.id for fact in held if fact.verdict == "lost"),
+            held=facts,
+            retracted=tuple(map(retracted.__getitem__, self._forbidden())),
+            change=self.diff.change(fact.id for fact in facts if fact.verdict == "lost"),
             rank=self.rank,
             created=now(),
-            effort=effort,
-            side_effects=result.side_effects,
-            room=self._room(result, on),
-            rounding=None if result.report is None else result.report.rounding,
+            effort=together(self.efforts) if self.efforts else None,
+            adapters=tuple(sorted((one for one in adapters if one is not None), key=lambda one: one.number)),
         )
-        adapter = None if trained is None else partial(self._save, trained)
-        return self.store.publish(version, adapter=adapter, texts=self.diff.to_train)
+        trained = {one.job.number: partial(self.trainer.save, one.trained) for one in self.done if one.trained}
+        return self.store.publish(version, trained=trained, texts=self.diff.to_train)
 
-    def _save(self, trained: Trained, folder: Path) -> None:
-        details = {"train": to_dict(replace(trained.config, steps=max(1, trained.steps)))}
-        save(trained.stack, self.where, self.base, folder, details=details)
+    def _pairs(self) -> Iterator[Pair]:
+        """What the next version is to hold, in its order."""
+        yield from (fact.pair for fact in self.diff.unchanged)
+        yield from (pair_of(fact, self.key) for fact in self.diff.to_train)
 
-    def _room(self, result: Measured, on: Bench) -> Room | None:
-        """What still fits, by the law and by what the versions of this rank have held; None without a law."""
-        if self.request.choose is None or result.report is None:
+    def _forbidden(self) -> Iterator[Pair]:
+        """What must not come back under the next version, in its order."""
+        yield from (fact.pair for fact in self.diff.dropped)
+        yield from (old.pair for old in self.diff.forbidden)
+
+    def _adapter(self, outcome: Outcome) -> Adapter | None:
+        """The record of an adapter; None if nothing is left in it."""
+        job, trained, report = outcome.job, outcome.trained, outcome.result.report
+        if trained is None or report is None:
             return None
-        request = PlanRequest(rank=self.rank)
+        return Adapter(
+            number=job.number,
+            rank=job.rank,
+            trained=self.number,
+            tokens=sum(item.length for item in report.items if verdict(item) != "lost"),
+            learning_rate=trained.config.learning_rate,
+            protection=trained.protection,
+            side_effects=outcome.result.side_effects,
+            room=self._room(outcome),
+            rounding=report.rounding,
+        )
+
+    def _room(self, outcome: Outcome) -> Room | None:
+        """What still fits, by the law and by what adapters of this rank have held; None without a law."""
+        if self.request.choose is None or outcome.result.report is None:
+            return None
+        request = PlanRequest(rank=outcome.job.rank)
         try:
-            answer = plan_for(self.base, on.wanted, self.where, self.request.choose, request=request)
+            answer = plan_for(self.base, outcome.on.wanted, self.trainer.where, self.request.choose, request=request)
         except FitError:  # the law cannot be used here: nothing is known
             return None
         if answer.capacity is None:
             return None
-        held = sum(item.length for item in result.report.items if item.certified)
-        before = [entry.tokens for entry in view.log(self.store).entries if entry.rank <= self.rank]
+        held = sum(item.length for item in outcome.result.report.items if item.certified)
+        before = [tokens for rank, tokens in view.fitted(self.store) if rank <= outcome.job.rank]
         return CapacityBelief.from_law(answer.capacity).seen([held, *before]).room(held)
 
-    def _held(self, result: Measured) -> Iterator[Held]:
-        items = {} if result.report is None else {item.id: item for item in result.report.items}
-        for fact in self.diff.unchanged:
+    def _held(self, outcome: Outcome) -> Iterator[Held]:
+        items = {} if outcome.result.report is None else {item.id: item for item in outcome.result.report.items}
+        for fact in outcome.job.diff.unchanged:
             yield held_as(fact, items[fact.id])
-        for new in self.diff.to_train:
+        for new in outcome.job.diff.to_train:
             item = items[new.id]
-            yield hold(
-                new,
-                self.settings.key,
-                tokens=item.length,
-                margin=item.margin,
-                verdict=verdict(item),
-                since=self.number,
+            record = hold(
+                new, self.key, tokens=item.length, margin=item.margin, verdict=verdict(item), since=self.number
             )
+            yield replace(record, adapter=outcome.job.number)
 
-    def _retracted(self, gone: Sequence[Gone]) -> Iterator[Retracted]:
-        dropped = [drop(old, self.number, log_p=0.0, log_p_base=0.0) for old in self.diff.dropped]
-        for record, one in zip((*dropped, *self.diff.forbidden), gone, strict=True):
-            yield retracted_as(record, one)
-
-
-def _config(settings: Settings, before: Effort | None, *, anew: bool = False) -> TrainConfig:
-    """The settings of the ledger; from its second training on, with the rate of the one `before` and, unless it starts
-    anew, its protection.
-
-    The factor before x A B is the ledger's at every rank, so that a higher rank changes no function.
-    """
-    config = replace(settings.train, scale=settings.scale, scaling="constant")
-    if before is None or not before.learning_rate:
-        return config
-    again = max(AGAIN * before.protection, LEAST * config.protect)
-    protect = config.protect if anew else min(config.protect, again)
-    return replace(config, learning_rate=before.learning_rate, protect=protect)
-
-
-def _together(efforts: Sequence[Effort]) -> Effort:
-    """All trainings of an update: what they took together, and how the last one went."""
-    return replace(
-        efforts[-1],
-        steps=sum(effort.steps for effort in efforts),
-        tokens_forwarded=sum(effort.tokens_forwarded for effort in efforts),
-        seconds=math.fsum(effort.seconds for effort in efforts),
-    )
-
-
-def _effort(trained: Trained, on: Bench) -> Effort:
-    return Effort(
-        steps=trained.steps,
-        tokens_forwarded=trained.tokens_forwarded + 2 * on.tokens,  # measured: teacher-forced, and decoded
-        seconds=trained.seconds,
-        loss_init=trained.loss_init,
-        loss_final=trained.loss_final,
-        learning_rate=trained.config.learning_rate,
-        protection=trained.protection,
-    )
+    def _retracted(self, outcome: Outcome) -> Iterator[Retracted]:
+        dropped = [drop(old, self.number, log_p=0.0, log_p_base=0.0) for old in outcome.job.diff.dropped]
+        records = (*dropped, *outcome.job.diff.forbidden)
+        yield from (retracted_as(*each) for each in zip(records, outcome.result.gone, strict=True))

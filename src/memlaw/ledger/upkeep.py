@@ -1,16 +1,13 @@
-"""Maintenance of a ledger: verify its files, export an adapter."""
+"""Maintenance of a ledger: whether its files are what was written."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from memlaw.adapter.info import INFO
 from memlaw.core import files
 from memlaw.core.errors import LedgerError
 from memlaw.core.sealed import Fault, Inspection
@@ -82,34 +79,6 @@ def verify(store: Store) -> VerifyReport:
     )
 
 
-def export(store: Store, out: str | os.PathLike[str], number: int | None = None) -> int:
-    """Copy the adapter of a version (default: the current one) to `out`, whole or not at all; returns its number.
-
-    `out` must be new, empty, or hold an adapter that memlaw wrote, which is replaced. Raises LedgerError.
-    """
-    number = store.head().number if number is None else number
-    source, target = store.adapter(number), Path(out)
-    if source is None:
-        raise LedgerError(f"Version {number} holds no facts and so has no adapter to export. Choose another version.")
-    _check_free(target)
-    target = target.absolute()
-    hashes = store.manifest(number).files
-    try:
-        files.make_folders(target.parent)
-        with files.new_folder(target) as built:
-            shutil.copytree(source, built, dirs_exist_ok=True)
-            if any(files.file_sha256(built / name) != hashes[f"{source.name}/{name}"] for name in _names(source)):
-                raise LedgerError(f"The adapter of version {number} changed while it was copied. Verify the ledger.")
-    except OSError as error:
-        if isinstance(error, LedgerError):
-            raise
-        raise LedgerError(
-            f"Cannot write {out}: {error.strerror or error}. The ledger is unchanged; free some space or choose "
-            "another directory."
-        ) from error
-    return number
-
-
 def _manifests(store: Store, inspection: Inspection) -> dict[int, Manifest]:
     manifests = {}
     for number in store.numbers():
@@ -166,15 +135,3 @@ def _foreign(root: Path) -> Iterator[str]:
         for path in sorted(folder.glob("*")):
             if not is_ours(path) and not files.is_temporary(path):
                 yield path.relative_to(root).as_posix()
-
-
-def _names(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-
-
-def _check_free(target: Path) -> None:
-    """Raise LedgerError unless an adapter may be put there: memlaw overwrites only what it wrote itself."""
-    if target.exists() and not target.is_dir():
-        raise LedgerError(f"{target} is a file; an adapter is a directory. Choose another.")
-    if target.is_dir() and any(target.iterdir()) and not (target / INFO).is_file():
-        raise LedgerError(f"{target} is not empty and holds no adapter of memlaw. Choose another directory.")

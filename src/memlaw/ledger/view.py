@@ -18,15 +18,18 @@ from memlaw.ledger.layout import VIEW
 from memlaw.ledger.records import Verdict, Version
 from memlaw.ledger.store import Store
 
-_SCHEMA = 1
+_SCHEMA = 2
 """Goes up with any change of the tables; a view of another number is made again."""
 
 _TABLES = """
 CREATE TABLE versions (
     number INTEGER PRIMARY KEY, manifest TEXT, parent INTEGER, created TEXT, rank INTEGER, facts INTEGER,
     certified INTEGER, lost INTEGER, tokens INTEGER, added INTEGER, changed INTEGER, retracted INTEGER, steps INTEGER,
-    tokens_forwarded INTEGER, seconds REAL, loss_difference REAL
+    tokens_forwarded INTEGER, seconds REAL, loss_difference REAL, adapters INTEGER
 );
+CREATE TABLE adapters (
+    version INTEGER, number INTEGER, rank INTEGER, tokens INTEGER, PRIMARY KEY (version, number)
+) WITHOUT ROWID;
 CREATE TABLE facts (
     fact INTEGER PRIMARY KEY, id TEXT, prompt TEXT, target TEXT, since INTEGER, tokens INTEGER,
     UNIQUE (id, prompt, target, since)
@@ -60,7 +63,9 @@ class Entry:
     tokens_forwarded: int | None
     seconds: float | None
     loss_difference: float | None
-    """Side effects: nats a token on neutral text."""
+    """Side effects: nats a token on neutral text, of the adapter that costs most."""
+    adapters: int
+    """Adapters that the facts are spread over."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,11 @@ def history(store: Store, fact: str) -> tuple[Seen, ...]:
     query = """SELECT version, target, since, margin, verdict FROM facts JOIN margins USING (fact) WHERE id = ?
                ORDER BY version"""
     return tuple(Seen(*row) for row in _ask(store, query, (fact,)))
+
+
+def fitted(store: Store) -> tuple[tuple[int, int], ...]:
+    """Rank, and target tokens brought back, of every adapter of every version."""
+    return tuple((rank, tokens) for rank, tokens in _ask(store, "SELECT rank, tokens FROM adapters"))
 
 
 def state(store: Store) -> Literal["current", "outdated", "absent"]:
@@ -168,6 +178,7 @@ def _update(connection: sqlite3.Connection, store: Store) -> None:
     for number in kept.keys() - set(numbers):
         connection.execute("DELETE FROM versions WHERE number = ?", (number,))
         connection.execute("DELETE FROM margins WHERE version = ?", (number,))
+        connection.execute("DELETE FROM adapters WHERE version = ?", (number,))
     for number in numbers:
         if number not in kept:
             try:
@@ -184,9 +195,13 @@ def _add(connection: sqlite3.Connection, version: Version, sha256: str) -> None:
         version.number, sha256, version.parent, version.created, version.rank, len(verdicts),
         verdicts.count("certified"), verdicts.count("lost"), version.tokens, len(change.added), len(change.changed),
         len(change.retracted), effort and effort.steps, effort and effort.tokens_forwarded, effort and effort.seconds,
-        effects and effects.loss_difference,
+        effects and effects.loss_difference, len(version.adapters),
     )  # fmt: skip
-    connection.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    connection.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    connection.executemany(
+        "INSERT INTO adapters VALUES (?, ?, ?, ?)",
+        [(version.number, one.number, one.rank, one.tokens) for one in version.adapters],
+    )
     names = [(fact.id, fact.prompt, fact.target, fact.since) for fact in version.held]
     connection.executemany(
         "INSERT OR IGNORE INTO facts (id, prompt, target, since, tokens) VALUES (?, ?, ?, ?, ?)",
