@@ -323,13 +323,17 @@ class TestSeveralAdapters:
         assert sum(one.tokens for one in version.adapters) == version.tokens
         assert all(self.routed(full, base, MANY))
 
-    def test_an_update_leaves_the_adapters_alone_that_it_does_not_concern(self, full: Store, base: Base) -> None:
+    def test_a_changed_fact_moves_to_the_last_adapter_and_the_others_are_left_alone(
+        self, full: Store, base: Base
+    ) -> None:
         before = full.head()
+        last = before.adapters[-1].number
         old, *others = [one for one in MANY if _adapter_of(before, one) == 1]
         new = replace(old, target="Z9")
         version = updated(full, base, new)
-        assert [one.number for one in version.adapters if one.trained == version.number] == [1]
-        assert version.adapters[1:] == before.adapters[1:]
+        assert [one.number for one in version.adapters if one.trained == version.number] == [last]
+        assert version.adapters[0] == replace(before.adapters[0], tokens=version.adapters[0].tokens)
+        assert (_adapter_of(version, new), version.retracted[0].adapter) == (last, 1)
         assert version.effort is not None
         assert before.effort is not None
         assert version.effort.tokens_forwarded < before.effort.tokens_forwarded
@@ -338,6 +342,13 @@ class TestSeveralAdapters:
         found = audit(full, base)
         assert [held.verdict for held in found.held] == ["certified"] * len(MANY)
         assert found.returned == ()
+
+        gone = updated(full, base, retract=(old.id,))
+        assert [one.trained for one in gone.adapters] == [gone.number] * 2, "the old target is trained away as well"
+        for folder in full.adapters(gone.number).values():
+            (row,) = encode(MemorySet((old,), True, "test"), base.tokenizer, context=None)
+            with attach(base, folder):
+                assert reference.greedy(base.model, row.prompt, row.length) != list(row.target)
         updated(full, base, old)
 
     def test_an_adapter_without_facts_is_no_more(self, full: Store, base: Base) -> None:

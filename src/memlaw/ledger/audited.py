@@ -41,9 +41,9 @@ def audit(
     held: dict[str, Held] = {}
     retracted: dict[Pair, Retracted] = {}
     results = []
-    for which in sorted({fact.adapter for fact in version.held} | {old.adapter for old in version.retracted}):
+    for which in version.asked():
         wanted = [fact for fact in version.held if fact.adapter == which]
-        unwanted = [old for old in version.retracted if old.adapter == which]
+        unwanted = [old for old in version.retracted if version.asked_of(old) == which]
         on = bench(base, texts.of(wanted), texts.of(unwanted), settings.eos, harm=harm)
         result = measured(base, on, partial(_attached, base, folders.get(which)))
         items = () if result.report is None else result.report.items

@@ -1,17 +1,20 @@
 """What each adapter of a ledger has to learn and to lose in an update. Pure.
 
-A fact stays in the adapter that holds it, also when it changes; what is new goes to the last adapter. An update leaves
-an adapter alone, and so need not rehearse what it holds, if nothing of it changes.
+Facts stay where they are; what is new or has changed goes to the last adapter, or to one that is opened for it. An
+update leaves an adapter alone, and need not rehearse what it holds, if nothing is added to it or retracted from it.
+
+A prompt is served with the adapter that holds its fact. So the old target of a changed fact must not come back from the
+adapter that holds the new one; the adapter that held the old one is not asked any more, and is trained to lose it as
+soon as the fact is retracted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from memlaw.core.facts import Fact
 from memlaw.ledger.diff import Diff
-from memlaw.ledger.records import Adapter, Held, Version
+from memlaw.ledger.records import Adapter, Held, Retracted, Version, prompt_hash
 
 
 @dataclass(frozen=True)
@@ -22,72 +25,78 @@ class Job:
     rank: int
     before: Adapter | None
     """Its record in the version that the update starts from; None for a new adapter."""
-    diff: Diff
-    """The part of the update that concerns it."""
+    kept: tuple[Held, ...]
+    """Facts that it holds and goes on holding."""
+    train: tuple[Fact, ...]
+    """New and changed facts."""
+    dropped: tuple[Held, ...]
+    """Targets that must no longer come back from it."""
+    forbidden: tuple[Retracted, ...]
+    """Targets dropped by earlier versions that must still not come back from it."""
+    woken: bool
+    """Whether one of `forbidden` is asked of it for the first time."""
 
     @property
     def idle(self) -> bool:
         """Whether the adapter stays as it is: nothing changes, and everything that it should hold comes back."""
         grown = self.before is not None and self.rank != self.before.rank
-        return self.diff.empty and not grown and not any(fact.verdict == "lost" for fact in self.diff.unchanged)
+        lost = any(fact.verdict == "lost" for fact in self.kept)
+        return not (self.train or self.dropped or self.woken or grown or lost)
 
-    @property
-    def holds_nothing_else(self) -> bool:
-        """Whether it is an adapter for new facts alone."""
-        return not (self.diff.unchanged or self.diff.changed or self.diff.dropped)
+    def expected_harm(self, new: int) -> float:
+        """Nats a token that the adapter would cost the model with so many `new` target tokens more, if what it costs
+        grew in proportion to what it holds; near its limit it grows faster. 0 if it is not known."""
+        effects = None if self.before is None else self.before.side_effects
+        if effects is None or self.before is None or not self.before.tokens:
+            return 0.0
+        return effects.loss_difference * (self.before.tokens + new) / self.before.tokens
 
-    def with_new(self, new: Sequence[Fact]) -> Job:
-        """The same adapter with other new facts."""
-        return replace(self, diff=replace(self.diff, new=tuple(new)))
 
+class Sharing:
+    """An update shared out among the adapters of a version, and those that are opened for it.
 
-def jobs(version: Version, diff: Diff, rank: int) -> tuple[Job, ...]:
-    """The adapters of a version, in order, each with its part of an update; the last one takes `rank`.
-
-    A version without adapters gets its first one.
+    `rank` is that of the last adapter and of new ones.
     """
-    adapters = version.adapters or (None,)
-    last = last_number(version)
-    found = []
-    for one in adapters:
-        number = last if one is None else one.number
-        is_last = number == last
-        own_rank = rank if is_last or one is None else one.rank
-        found.append(Job(number, own_rank, one, _part(diff, number, diff.new if is_last else ())))
-    return tuple(found)
 
+    def __init__(self, version: Version, diff: Diff, key: str, rank: int) -> None:
+        self.diff, self.rank = diff, rank
+        self._before = {one.number: one for one in version.adapters}
+        self._was_at = {fact.prompt: fact.adapter for fact in version.held}
+        self._train = {prompt_hash(fact.prompt, key): fact for fact in diff.to_train}
+        self.last = max(self._before, default=1)
+        """The number of the last adapter."""
+        self._is_at = {fact.prompt: fact.adapter for fact in diff.unchanged} | dict.fromkeys(self._train, self.last)
 
-def last_number(version: Version) -> int:
-    """The number of the adapter that new facts go to."""
-    return version.adapters[-1].number if version.adapters else 1
+    def numbers(self) -> tuple[int, ...]:
+        """The adapters of the version, in order; a version without any gets its first one."""
+        return tuple(sorted({*self._before, self.last}))
 
+    def job(self, number: int) -> Job:
+        """What the adapter has to learn and to lose."""
+        before = self._before.get(number)
+        return Job(
+            number=number,
+            rank=before.rank if before is not None and number != max(self._before) else self.rank,
+            before=before,
+            kept=tuple(fact for fact in self.diff.unchanged if fact.adapter == number),
+            train=tuple(fact for prompt, fact in self._train.items() if self._is_at[prompt] == number),
+            dropped=tuple(old for old in self.diff.dropped if self._asked_of(old) == number),
+            forbidden=tuple(old for old in self.diff.forbidden if self._asked_of(old) == number),
+            woken=any(self._wakes(old, number) for old in self.diff.forbidden),
+        )
 
-def expected_harm(adapter: Adapter, new: int) -> float:
-    """Nats a token that an adapter would cost the model with so many `new` target tokens more, if what it costs grew in
-    proportion to what it holds; near its limit it grows faster. 0 if it is not known."""
-    effects = adapter.side_effects
-    if effects is None or not adapter.tokens:
-        return 0.0
-    return effects.loss_difference * (adapter.tokens + new) / adapter.tokens
+    def spread(self, job: Job) -> tuple[int, ...]:
+        """Give what a job has to learn to a new adapter, or half of it if that is all there is; the numbers of both."""
+        self.last += 1
+        new = job.train if job.before is not None else job.train[len(job.train) // 2 :]
+        moved = {fact.id for fact in new}
+        self._is_at |= {prompt: self.last for prompt, fact in self._train.items() if fact.id in moved}
+        return job.number, self.last
 
+    def _asked_of(self, old: Held | Retracted) -> int:
+        """The adapter that its prompt is served with: that of the fact now held, or the one that held the target."""
+        return self._is_at.get(old.prompt, old.adapter)
 
-def opened(number: int, rank: int, new: Sequence[Fact]) -> Job:
-    """A new adapter for new facts."""
-    return Job(number, rank, None, Diff(tuple(new), (), (), (), (), ()))
-
-
-def _part(diff: Diff, number: int, new: Sequence[Fact]) -> Diff:
-    """What of a diff concerns the adapter `number`, which also takes the facts `new`."""
-
-    def own(held: Sequence[Held]) -> tuple[Held, ...]:
-        return tuple(fact for fact in held if fact.adapter == number)
-
-    changed = [pair for pair in zip(diff.changed, diff.replaced, strict=True) if pair[1].adapter == number]
-    return Diff(
-        new=tuple(new),
-        changed=tuple(fact for fact, _ in changed),
-        replaced=tuple(old for _, old in changed),
-        unchanged=own(diff.unchanged),
-        retracted=own(diff.retracted),
-        forbidden=tuple(old for old in diff.forbidden if old.adapter == number),
-    )
+    def _wakes(self, old: Retracted, number: int) -> bool:
+        """Whether a prompt that another adapter answered now has no fact, so that this one must not give the target."""
+        return old.adapter == number != self._was_at.get(old.prompt, number) and old.prompt not in self._is_at

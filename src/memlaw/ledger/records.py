@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter
@@ -111,7 +111,7 @@ class Retracted:
     log_p_base: Number
     """The same of the base alone."""
     adapter: Whole = 1
-    """The adapter that held it, under which it must not come back."""
+    """The adapter that held it."""
 
     @property
     def pair(self) -> Pair:
@@ -224,6 +224,19 @@ class Version:
     def tokens(self) -> int:
         """Target tokens of the facts that come back."""
         return sum(fact.tokens for fact in self.held if fact.verdict != "lost")
+
+    def asked_of(self, old: Retracted) -> int:
+        """The adapter from which a dropped target must not come back: the one that its prompt is served with, which
+        holds the fact as it is now, or the one that held the target."""
+        return self._homes.get(old.prompt, old.adapter)
+
+    def asked(self) -> tuple[int, ...]:
+        """The numbers of all adapters that are asked for facts or for dropped targets, in order."""
+        return tuple(sorted({*self._homes.values(), *map(self.asked_of, self.retracted)}))
+
+    @cached_property
+    def _homes(self) -> dict[str, int]:
+        return {fact.prompt: fact.adapter for fact in self.held}
 
     def at_risk(self) -> tuple[Held, ...]:
         """Facts that come back with a margin below the measured rounding, or AT_RISK if none was measured."""

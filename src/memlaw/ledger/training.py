@@ -101,8 +101,8 @@ class Trainer:
         save(trained.stack, self.where, self.base, folder, details=details)
 
     def _bench(self, job: Job) -> Bench:
-        kept, dropped = self.texts.of(job.diff.unchanged), self.texts.of((*job.diff.dropped, *job.diff.forbidden))
-        return bench(self.base, (*kept, *job.diff.to_train), dropped, self.settings.eos, harm=True)
+        kept, dropped = self.texts.of(job.kept), self.texts.of((*job.dropped, *job.forbidden))
+        return bench(self.base, (*kept, *job.train), dropped, self.settings.eos, harm=True)
 
     def _trained(self, job: Job, on: Bench, start: AdapterStack | None) -> Trained:
         """The adapter `start` trained on, or a new one."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 from memlaw.adapter.on_model import placement_on
 from memlaw.core.config import UNTIL_RECALLED, TrainConfig
@@ -15,7 +16,7 @@ from memlaw.core.facts import Fact
 from memlaw.ledger import view
 from memlaw.ledger.diff import Diff, difference
 from memlaw.ledger.gate import Terms, verdict
-from memlaw.ledger.jobs import Job, expected_harm, jobs, last_number, opened
+from memlaw.ledger.jobs import Job, Sharing
 from memlaw.ledger.measured import check_base, held_as, retracted_as
 from memlaw.ledger.records import (
     Adapter,
@@ -129,9 +130,8 @@ class _Update:
         self.store, self.base, self.head, self.diff, self.request = store, base, head, diff, request
         self.rank = request.rank or head.rank
         self.number = store.next_number()
-        self.last = last_number(head)
-        """The highest number of an adapter."""
         self.key = store.settings().key
+        self.sharing = Sharing(head, diff, self.key, self.rank)
         texts = store.texts(head, (*request.originals, *request.facts))
         self.trainer = Trainer(base, store.settings(), texts, watch)
         self.trainer.where.check_rank(self.rank)
@@ -141,63 +141,47 @@ class _Update:
         """Of all trainings, also of those that the gate refused."""
 
     def run(self) -> Version:
-        work, folders = jobs(self.head, self.diff, self.rank), self.store.adapters(self.head.number)
-        waiting = self._busy(work)
+        folders = self.store.adapters(self.head.number)
+        waiting = deque(self.sharing.numbers())
         while waiting:
-            job, spent = waiting.popleft(), sum(outcome.lost for outcome in self.done)
-            terms = replace(self.request.terms, allow_loss=self.request.terms.allow_loss - spent)
-            if self._crowded(job):
-                waiting.extendleft(reversed(self._busy(self._spread(job))))
-                continue
-            outcome = self.trainer.outcome(job, folders.get(job.number), terms)
-            self.efforts += [] if outcome.effort is None else [outcome.effort]
-            if outcome.objections:
-                self._check_growing(outcome)
-                waiting.extendleft(reversed(self._busy(self._spread(job))))
-            else:
-                self.done.append(outcome)
+            job = self.sharing.job(waiting.popleft())
+            if job.idle:
+                self.idle.append(job)
+            elif self._crowded(job) or not self._trained(job, folders.get(job.number)):
+                waiting.extendleft(reversed(self.sharing.spread(job)))
         return self._publish()
 
-    def _busy(self, work: Iterable[Job]) -> deque[Job]:
-        """The jobs with something to do; the others are kept in mind."""
-        busy = deque[Job]()
-        for job in work:
-            (self.idle if job.idle else busy).append(job)
-        return busy
+    def _trained(self, job: Job, folder: Path | None) -> bool:
+        """Whether an adapter passes the gate. Raises GateError if it does not, and another one is no way out."""
+        spent = sum(outcome.lost for outcome in self.done)
+        terms = replace(self.request.terms, allow_loss=self.request.terms.allow_loss - spent)
+        outcome = self.trainer.outcome(job, folder, terms)
+        self.efforts += [] if outcome.effort is None else [outcome.effort]
+        if not outcome.objections:
+            self.done.append(outcome)
+            return True
+        if not self.request.auto_grow or len(job.train) <= (job.before is None):
+            which = f" Adapter {job.number}:" if self.sharing.last > 1 else ""
+            raise GateError(
+                f"Version {self.number} was not published.{which} {' '.join(outcome.objections)} Nothing was changed."
+            )
+        return False
 
     def _crowded(self, job: Job) -> bool:
         """Whether an adapter would rather not take its new facts, as far as can be told before it is trained."""
-        before = job.before
-        if not (self.request.auto_grow and job.diff.new and before is not None and before.tokens):
+        if not (self.request.auto_grow and job.train and job.before is not None):
             return False
-        return expected_harm(before, self.trainer.tokens(job.diff.new)) > self.request.terms.max_harm
-
-    def _check_growing(self, refused: Outcome) -> None:
-        """Raise GateError if another adapter is not allowed, or would not help."""
-        job = refused.job
-        if self.request.auto_grow and len(job.diff.new) > job.holds_nothing_else:
-            return
-        which = f" Adapter {job.number}:" if self.last > 1 else ""
-        raise GateError(
-            f"Version {self.number} was not published.{which} {' '.join(refused.objections)} Nothing was changed."
-        )
-
-    def _spread(self, job: Job) -> tuple[Job, ...]:
-        """The same work in one adapter more."""
-        new = job.diff.new
-        stays = len(new) // 2 if job.holds_nothing_else else 0
-        self.last += 1
-        return job.with_new(new[:stays]), opened(self.last, self.rank, new[stays:])
+        return job.expected_harm(self.trainer.tokens(job.train)) > self.request.terms.max_harm
 
     def _publish(self) -> Version:
         held: dict[Pair, Held] = {}
         retracted: dict[Pair, Retracted] = {old.pair: old for old in self.diff.forbidden}
         for job in self.idle:
-            held |= {fact.pair: fact for fact in job.diff.unchanged}
+            held |= {fact.pair: fact for fact in job.kept}
         for one in self.done:
             held |= {fact.pair: fact for fact in self._held(one)}
             retracted |= {old.pair: old for old in self._retracted(one)}
-        adapters = [*(job.before for job in self.idle), *map(self._adapter, self.done)]
+        adapters = [*map(_left_alone, self.idle), *map(self._adapter, self.done)]
         facts = tuple(held[pair] for pair in self._pairs())
         version = Version(
             number=self.number,
@@ -257,9 +241,9 @@ class _Update:
 
     def _held(self, outcome: Outcome) -> Iterator[Held]:
         items = {} if outcome.result.report is None else {item.id: item for item in outcome.result.report.items}
-        for fact in outcome.job.diff.unchanged:
+        for fact in outcome.job.kept:
             yield held_as(fact, items[fact.id])
-        for new in outcome.job.diff.to_train:
+        for new in outcome.job.train:
             item = items[new.id]
             record = hold(
                 new, self.key, tokens=item.length, margin=item.margin, verdict=verdict(item), since=self.number
@@ -267,6 +251,13 @@ class _Update:
             yield replace(record, adapter=outcome.job.number)
 
     def _retracted(self, outcome: Outcome) -> Iterator[Retracted]:
-        dropped = [drop(old, self.number, log_p=0.0, log_p_base=0.0) for old in outcome.job.diff.dropped]
-        records = (*dropped, *outcome.job.diff.forbidden)
+        dropped = [drop(old, self.number, log_p=0.0, log_p_base=0.0) for old in outcome.job.dropped]
+        records = (*dropped, *outcome.job.forbidden)
         yield from (retracted_as(*each) for each in zip(records, outcome.result.gone, strict=True))
+
+
+def _left_alone(job: Job) -> Adapter | None:
+    """The record of an adapter that an update did not train; None if all of its facts went to others."""
+    if job.before is None or not job.kept:
+        return None
+    return replace(job.before, tokens=sum(fact.tokens for fact in job.kept if fact.verdict != "lost"))
