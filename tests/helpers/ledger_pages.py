@@ -24,15 +24,18 @@ def published(
     """The next version, with these margins and with all that a training would have recorded."""
     head, number = store.head(), store.next_number()
     diff = difference(head, facts, retract, KEY)
-    held = tuple(_measured(fact, margin(fact.id, number)) for fact in (*diff.unchanged, *held_by(diff.to_train, number)))
+    held = tuple(
+        _measured(fact, margin(fact.id, number)) for fact in (*diff.unchanged, *held_by(diff.to_train, number))
+    )
     lost = [fact.id for fact in held if fact.verdict == "lost"]
+    tokens = sum(fact.tokens for fact in held)
     version = Version(
         number=number, parent=head.number, held=held,
         retracted=diff.forbidden + tuple(drop(old, number, log_p=-20.0, log_p_base=-21.5) for old in diff.dropped),
         change=diff.change(lost), rank=4, created=f"2026-11-{1 + number % 28:02d}T12:00:00+00:00",
         effort=Effort(79, 8484, 4.0, 4.304, 0.3029) if diff.to_train else None,
         side_effects=dataclasses.replace(EFFECTS, loss_difference=0.002 * number),
-        room=Room(4000 - 3 * len(held), max(0, 2500 - 3 * len(held)), None if number % 5 == 0 else 6000 - 3 * len(held)),
+        room=Room(max(0, 4000 - tokens), max(0, 2500 - tokens), None if number % 5 == 0 else max(0, 6000 - tokens)),
         rounding=rounding,
     )  # fmt: skip
     return store.publish(version, adapter=an_adapter(), texts=diff.to_train)
@@ -70,7 +73,7 @@ def a_large_ledger(root: Path, facts: int, versions: int) -> Store:
     for number in range(1, versions + 1):
         new = some_facts(*(f"fact-{number:02d}-{k:03d}" for k in range(each)))
         held = [fact.id for fact in store.head().held]
-        changed = some_facts(*held[number :: 97], value=f" {number}") if number > 1 else ()
+        changed = some_facts(*held[number::97], value=f" {number}") if number > 1 else ()
         retract = [one for one in held[number + 5 :: 193] if one not in {fact.id for fact in changed}]
         published(store, (*new, *changed), retract, margin=random_margin)
     return store

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from memlaw.ledger.audit import FactName, Loss, largest_drops, losses, matrix
-from memlaw.ledger.records import Held, Retracted
+from memlaw.ledger.audit import FactName, Forgetting, Loss, Matrix, largest_drops, losses, matrix
+from memlaw.ledger.records import Held, Retracted, Version
 from memlaw.report.ledger import Column, LedgerContent
-from memlaw.report.ledger_words import header_of, rows_of
+from memlaw.report.ledger_words import header_of, version_words
 
 State = Literal["c", "r", "l", "g", "b", " "]
 """certified; at risk: it comes back by a margin that rounding may undo; lost; retracted and gone; retracted, but it
@@ -90,17 +90,22 @@ def _drop(row: Row, old: Retracted | None, returned: Sequence[str]) -> None:
     row.values.append(None if old is None else old.log_p - old.log_p_base)
 
 
-def map_data(content: LedgerContent, rows: Mapping[str, Row]) -> dict[str, Any]:
-    """The map as JSON for the script of the page."""
-    table = content.matrix
+def map_data(
+    content: LedgerContent, rows: Mapping[str, Row], table: Matrix, summaries: Sequence[Forgetting]
+) -> dict[str, Any]:
+    """The map as JSON for the script of the page; `table` is the content's, a summary is of the versions up to one."""
     drops = {drop.fact: drop for drop in largest_drops(table, most=len(table.facts))}
     places = {prompt: place for place, prompt in enumerate(rows)}
-    words = rows_of(content, table)
     return {
         "facts": [_fact(prompt, row, drops, content) for prompt, row in rows.items()],
         "versions": [
-            {**header_of(column), "words": words[at], "lists": _lists(content, at, places), "costs": costs}
-            for (at, column), costs in zip(enumerate(content.columns), _costs(content, places), strict=True)
+            {
+                **header_of(column),
+                "words": list(version_words(column, summary)),
+                "lists": _lists(column.version, places),
+                "costs": costs,
+            }
+            for column, summary, costs in zip(content.columns, summaries, _costs(content, places), strict=True)
         ],
     }
 
@@ -141,9 +146,8 @@ def _fall(loss: Loss) -> list[int]:
     return [loss.by, _thousandths(loss.margin_before), _thousandths(loss.margin_after)]
 
 
-def _lists(content: LedgerContent, at: int, places: Mapping[str, int]) -> list[list[Any]]:
+def _lists(version: Version, places: Mapping[str, int]) -> list[list[Any]]:
     """What a version changed: label and rows of the map."""
-    version = content.columns[at].version
     prompts = {fact.id: fact.prompt for fact in version.held}
     earlier = {old.id: old.prompt for old in version.retracted if old.until == version.number}
     change = version.change

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from memlaw.core.errors import ConfigError
-from memlaw.ledger.audit import Matrix
+from memlaw.ledger.audit import Forgetting
 from memlaw.report import figures
 from memlaw.report import ledger_words as words
 from memlaw.report.figure import plot
 from memlaw.report.ledger import LedgerContent
 from memlaw.report.ledger_map import WORDS, Row, map_data, map_rows, weakest
 from memlaw.report.page import fill, save
-from memlaw.report.words import number
+from memlaw.report.words import nats, number
 
 WEAKEST = 25
 """Facts in the table that stands for the map on paper and without the script."""
@@ -39,17 +39,18 @@ def render_ledger(content: LedgerContent, *, show_text: bool = False) -> str:
     if show_text != (content.texts is not None):
         raise ConfigError("show_text must be what the content was collected with: collect_ledger(path, show_text=...).")
     table, rows = content.matrix, map_rows(content.columns)
+    summaries = words.by_version(table)
     return fill(
         "ledger",
         title=f"The ledger {content.name}",
         answers=words.answers(content),
         key_numbers=words.key_numbers(content),
-        data=map_data(content, rows) if rows else None,
+        data=map_data(content, rows, table, summaries) if rows else None,
         facts=len(rows),
         measured=words.measured_when(content),
         weakest=[_weak(row) for row in weakest(rows, WEAKEST)],
-        figures=_figures(content, table),
-        versions=words.version_table(content, table),
+        figures=_figures(content, summaries),
+        versions=words.version_table(content, summaries),
         aside=content.aside,
         costs=words.cost_table(table),
         made=content.made,
@@ -59,17 +60,16 @@ def render_ledger(content: LedgerContent, *, show_text: bool = False) -> str:
 
 def _weak(row: Row) -> dict[str, Any]:
     margin = row.values[-1] if row.states[-1] in "crl" else None
-    shown = "" if margin is None else words.signed(margin)
+    shown = "" if margin is None else nats(margin)
     return {
         "id": row.id, "state": row.states[-1], "verdict": WORDS[row.states[-1]], "margin": shown,
         "tokens": number(row.tokens), "since": row.since[-1],
     }  # fmt: skip
 
 
-def _figures(content: LedgerContent, table: Matrix) -> list[dict[str, Any]]:
+def _figures(content: LedgerContent, summaries: Sequence[Forgetting]) -> list[dict[str, Any]]:
     """What came back, harm and room by version; figures of fewer than two values are left out."""
     columns, numbers = content.columns, [column.version.number for column in content.columns]
-    summaries = words.by_version(table)
     shares: Mapping[str, list[float | None]] = {
         "accuracy": [_percent(one.accuracy) for one in summaries],
         "backward transfer": [_percent(one.backward_transfer) for one in summaries],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from memlaw.core.side_effects import sentence
@@ -10,7 +11,7 @@ from memlaw.ledger.audit import Forgetting, Loss, Matrix, forgetting, largest_dr
 from memlaw.ledger.records import Audit, Held, Room, Version
 from memlaw.ledger.sentences import changes, facts_held, room_left, what_it_took
 from memlaw.report.ledger import Column, LedgerContent
-from memlaw.report.words import DASH, MINUS, count, number, share
+from memlaw.report.words import DASH, MINUS, count, nats, number, share
 
 LISTED_LOSSES = 50
 """Losses in the table of what updates cost; the rest is counted."""
@@ -94,16 +95,11 @@ def header_of(column: Column) -> dict[str, Any]:
     return {"n": version.number, "day": day(version.created), "short": short, "again": column.audit is not None}
 
 
-def rows_of(content: LedgerContent, table: Matrix) -> list[list[tuple[str, str]]]:
-    """What opens under each version, label and value."""
-    summaries = by_version(table)
-    return [list(_words(column, summary)) for column, summary in zip(content.columns, summaries, strict=True)]
-
-
-def _words(column: Column, summary: Forgetting) -> Iterator[tuple[str, str]]:
+def version_words(column: Column, summary: Forgetting) -> Iterator[tuple[str, str]]:
+    """What opens of a version, label and value; `summary` is of the versions up to it."""
     version, held = column.version, column.measured.held
     at_risk = len(column.measured.at_risk())
-    yield "made", f"{version.created}, from version {version.parent}"
+    yield "made", f"{_time(version.created)}, from version {version.parent}"
     yield "holds", f"{_held(held)}; {count(version.tokens, 'target token')}"
     if at_risk:
         yield "at risk", count(at_risk, "fact")
@@ -145,9 +141,9 @@ def _until(table: Matrix, last: int) -> Matrix:
     )
 
 
-def version_table(content: LedgerContent, table: Matrix) -> list[dict[str, Any]]:
-    """A row for each version, the latest first."""
-    pairs = zip(content.columns, by_version(table), strict=True)
+def version_table(content: LedgerContent, summaries: Sequence[Forgetting]) -> list[dict[str, Any]]:
+    """A row for each version, the latest first; a summary is of the versions up to one."""
+    pairs = zip(content.columns, summaries, strict=True)
     return [_row(column.version, column, summary) for column, summary in pairs][::-1]
 
 
@@ -178,7 +174,7 @@ def cost_table(table: Matrix) -> dict[str, Any]:
 
 def _cost(loss: Loss) -> dict[str, Any]:
     back = DASH if loss.regained is None else f"version {loss.regained}"
-    margins = [signed(loss.margin_before), signed(loss.margin_after)]
+    margins = [nats(loss.margin_before), nats(loss.margin_after)]
     return {"id": loss.fact.id, "by": loss.by, "margins": margins, "back": back}
 
 
@@ -201,6 +197,14 @@ def signed_share(value: float | None) -> str:
 def day(created: str) -> str:
     """The date of a time in ISO 8601."""
     return created.partition("T")[0]
+
+
+def _time(created: str) -> str:
+    """A time in ISO 8601 to the minute; what is no such time stays as it is."""
+    try:
+        return f"{datetime.fromisoformat(created).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return created
 
 
 def _held(held: tuple[Held, ...]) -> str:

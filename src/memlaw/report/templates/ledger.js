@@ -25,7 +25,8 @@ function make(tag, className, ...children) {
 }
 
 const isolated = (text) => make("bdi", "", text);
-const signed = (thousandths) => `${thousandths < 0 ? "\u2212" : "+"}${Math.abs(thousandths / 1000).toFixed(3)}`;
+const nats = (thousandths) => `${thousandths < 0 ? "\u2212" : ""}${Math.abs(thousandths / 1000).toFixed(3)}`;
+const signed = (thousandths) => `${thousandths < 0 ? "" : "+"}${nats(thousandths)}`;
 const counted = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
 const data = $("ledger-data") ? JSON.parse($("ledger-data").textContent) : null;
@@ -40,7 +41,7 @@ function describe(fact, at) {
   const state = stateAt(fact, at);
   const value = valueAt(fact, at);
   const parts = [SIGNS[state][0]];
-  if (isHeld(state)) parts.push(`margin ${signed(value)} nats`);
+  if (isHeld(state)) parts.push(`margin ${nats(value)} nats`);
   else if (value !== null) parts.push(`log p ${signed(value)} nats beside the model alone`);
   if (isNew(fact, at)) parts.push("new target");
   return parts.join(", ");
@@ -48,10 +49,11 @@ function describe(fact, at) {
 
 // What opens beside the map.
 const panel = {
+  leave() {}, // the map says how
   clear(title) {
     const heading = make("h3", "", title);
     heading.tabIndex = -1;
-    $("panel").replaceChildren(heading);
+    $("panel").replaceChildren(link("button back", "Back to the map", () => this.leave()), heading);
     $("panel").scrollTop = 0;
     return heading;
   },
@@ -91,24 +93,24 @@ function link(className, text, open) {
 const factLink = (place) => link("link", isolated(data.facts[place].id), () => openFact(data.facts[place], null).focus());
 const versionLink = (at) => link("link", String(data.versions[at].n), () => openVersion(at).focus());
 
+// How a fact stands, since when, and which update cost it most.
 function verdict(fact) {
   const last = data.versions.length - 1;
   const state = stateAt(fact, last);
-  const version = `version ${data.versions[last].n}`;
-  if (isHeld(state)) return `Under ${version}: ${SIGNS[state][0]}, by a margin of ${signed(valueAt(fact, last))} nats.`;
-  return `Under ${version}: ${SIGNS[state][0]}.`;
-}
-
-function cost(fact) {
-  if (!fact.fall) return "No update has taken margin from it.";
-  const [by, before, after] = fact.fall;
-  return `Version ${by} cost it most: its margin went from ${signed(before)} to ${signed(after)} nats.`;
+  let first = last;
+  while (first > fact.start && stateAt(fact, first - 1) === state && !isNew(fact, first)) first--;
+  const words = SIGNS[state][0];
+  const stands = `${words[0].toUpperCase()}${words.slice(1)} since version ${data.versions[first].n}.`;
+  if (!isHeld(state)) return stands;
+  const [by, before, after] = fact.fall ?? [];
+  const cost = by ? `Version ${by} cost it most: from ${nats(before)} to ${nats(after)} nats.` : "No update has taken any of it.";
+  return `${stands} Its margin under version ${data.versions[last].n} is ${nats(valueAt(fact, last))} nats. ${cost}`;
 }
 
 function openFact(fact, at) {
   const heading = panel.clear(isolated(fact.id));
   const day = (number) => data.versions.find((version) => version.n === number)?.day ?? "";
-  $("panel").append(make("p", "", verdict(fact)), make("p", "", cost(fact)), chart(fact));
+  $("panel").append(make("p", "", verdict(fact)), chart(fact));
   const rows = [["target tokens", fact.tokens.toLocaleString("en")]];
   fact.since.forEach((number, k) => rows.push([k ? "changed by" : "stored by", `version ${number}, ${day(number)}`]));
   if (fact.prompt !== undefined) {
@@ -125,7 +127,7 @@ function openFact(fact, at) {
   return heading;
 }
 
-const margin = (fact, at) => (isHeld(stateAt(fact, at)) ? signed(valueAt(fact, at)) : "");
+const margin = (fact, at) => (isHeld(stateAt(fact, at)) ? nats(valueAt(fact, at)) : "");
 
 // By how much the margin of the same target moved.
 function step(fact, at) {
@@ -142,7 +144,7 @@ function openVersion(at) {
     $("panel").append(make("h4", "", "Margins that it took most from"));
     panel.table(
       [["fact", "id"], ["before", "r"], ["after", "r"], ["", ""]],
-      version.costs.map(([place, before, after, lost]) => [false, [factLink(place), signed(before), signed(after), lost ? "lost" : ""]]),
+      version.costs.map(([place, before, after, lost]) => [false, [factLink(place), nats(before), nats(after), lost ? "lost" : ""]]),
     );
   }
   return heading;
@@ -292,7 +294,7 @@ function heatmap() {
       if (start < grid.scrollLeft) grid.scrollLeft = start;
       if (end > grid.scrollLeft + grid.clientWidth) grid.scrollLeft = end - grid.clientWidth;
     }
-    cell.focus({ preventScroll: true });
+    cell.focus();
   }
 
   function open() {
@@ -323,8 +325,9 @@ function heatmap() {
     else return;
     event.preventDefault();
   });
+  panel.leave = () => move(active.row, active.column);
   $("panel").addEventListener("keydown", (event) => {
-    if (event.key === "Escape") move(active.row, active.column);
+    if (event.key === "Escape") panel.leave();
   });
   let asked = false;
   grid.addEventListener("scroll", () => {
@@ -338,8 +341,9 @@ function heatmap() {
 
   // Columns as wide as there is room for; narrow ones have their heads upright.
   function fit() {
-    const names = Math.round(Math.min(190, Math.max(90, 0.3 * grid.clientWidth)));
-    const cell = Math.max(16, Math.min(120, Math.floor((grid.clientWidth - names) / data.versions.length)));
+    const width = $("map-room").clientWidth - 2; // without the border
+    const names = Math.round(Math.min(190, Math.max(90, 0.3 * width)));
+    const cell = Math.max(16, Math.min(150, Math.floor((width - names) / data.versions.length)));
     grid.style.setProperty("--names", `${names}px`);
     grid.style.setProperty("--cell", `${cell}px`);
     grid.style.setProperty("--columns", data.versions.length);
@@ -399,6 +403,6 @@ if (data) {
   map.fit();
   update();
   map.toTheLast();
-  new ResizeObserver(map.fit).observe($("heat"));
+  new ResizeObserver(map.fit).observe($("map-room"));
   openVersion(data.versions.length - 1);
 }
