@@ -92,7 +92,7 @@ def test_the_keyboard_reaches_everything(browser, hostile):
             ("Home", "door-b"),
             ("ArrowLeft", "door-b"),
             ("Control+End", "version 4: certified, margin 0.400 nats, new target"),
-            ("PageUp", "version 4, 2026-11-05, ~1"),
+            ("PageUp", "version 4: certified, margin 0.300 nats"),
             ("Control+Home", "version 1, 2026-11-02, +3"),
             ("End", "version 4, 2026-11-05, ~1"),
             ("ArrowDown", "version 4: certified, margin 0.300 nats"),
