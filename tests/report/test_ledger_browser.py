@@ -79,6 +79,15 @@ def test_a_click_opens_a_cell_a_fact_and_a_version(browser, hostile):
         assert panel.locator("h3").text_content() == "notice"
 
 
+def test_on_a_narrow_screen_the_panel_comes_into_view_and_leads_back(browser, hostile):
+    with opened_quietly(browser, hostile, width=390) as page:
+        page.locator(".name", has_text="price").click()
+        shown = page.locator("#panel h3").bounding_box()
+        assert 0 <= shown["y"] < 200
+        page.locator("#panel .back").click()
+        assert page.evaluate(f"{ACTIVE}.textContent") == "price"
+
+
 def test_the_keyboard_reaches_everything(browser, hostile):
     with opened_quietly(browser, hostile) as page:
         label = f"{ACTIVE}.getAttribute('aria-label') ?? {ACTIVE}.textContent"

@@ -31,7 +31,7 @@ def what_it_took(effort: Effort) -> str:
 
 def room_left(room: Room) -> str:
     """How much more fits, with its interval."""
-    high = "" if room.high is None else f" to {room.high:,.0f}"
+    high = " or more" if room.high is None else f" to {room.high:,.0f}"
     return f"about {room.tokens:,.0f} target tokens like these (95%: {room.low:,.0f}{high})"
 
 

@@ -71,7 +71,7 @@ def _figures(content: LedgerContent, summaries: Sequence[Forgetting]) -> list[di
     """What came back, harm and room by version; figures of fewer than two values are left out."""
     columns, numbers = content.columns, [column.version.number for column in content.columns]
     shares: Mapping[str, list[float | None]] = {
-        "accuracy": [_percent(one.accuracy) for one in summaries],
+        "not recalled": [None if one.accuracy is None else 100 * (1 - one.accuracy) for one in summaries],
         "backward transfer": [_percent(one.backward_transfer) for one in summaries],
         "forgetting": [_percent(one.forgetting) for one in summaries],
     }
@@ -79,7 +79,7 @@ def _figures(content: LedgerContent, summaries: Sequence[Forgetting]) -> list[di
     room = [one.version.room for one in columns]
     drawn = []
     if len(numbers) > 1:
-        caption = "Accuracy, backward transfer and forgetting as they stood after each version."
+        caption = "Not recalled (100 % minus accuracy), backward transfer and forgetting after each version."
         lines = figures.lines(numbers, dict(shares), "%")
         drawn.append(plot(figures.sketch(figures.draw_lines, lines), "learning", caption))
     if sum(value is not None for value in harm) > 1:

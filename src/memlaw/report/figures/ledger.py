@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,10 @@ from memlaw.report.figures.ink import MUTED, ORDERED, STUBBORN, Floats, floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+_FEW = 25
+"""Versions whose markers have room."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +61,8 @@ def draw_lines(curve: Lines, axes: Axes) -> None:
     styles = ((ORDERED, "o", "-"), (STUBBORN, "s", (0, (4, 2))), (MUTED, "^", (0, (1, 1.5))))
     axes.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
     for (name, values), (colour, marker, dashes) in zip(curve.values.items(), styles, strict=False):
-        axes.plot(curve.versions, values, color=colour, marker=marker, linestyle=dashes, label=name)
+        size = _size(curve.versions)
+        axes.plot(curve.versions, values, color=colour, marker=marker, markersize=size, linestyle=dashes, label=name)
     _label(axes, curve.unit)
     if len(curve.values) > 1:
         axes.legend(loc="best")
@@ -70,17 +75,25 @@ def draw_room(curve: RoomCurve, axes: Axes) -> None:
     axes.fill_between(
         curve.versions, curve.low, np.minimum(curve.high, top), color=STUBBORN, alpha=0.18, linewidth=0, label="95%"
     )
-    axes.plot(curve.versions, curve.left, "s", color=STUBBORN, linestyle=(0, (4, 2)), mfc="none", label="room left")
-    axes.plot(curve.versions, curve.held, "o-", color=ORDERED, label="held")
+    marks: dict[str, Any] = {"markersize": _size(curve.versions)}
+    axes.plot(
+        curve.versions, curve.left, "s", color=STUBBORN, linestyle=(0, (4, 2)), mfc="none", label="room left", **marks
+    )
+    axes.plot(curve.versions, curve.held, "o-", color=ORDERED, label="held", **marks)
     axes.set_ylim(bottom=0, top=top)
     _label(axes, "target tokens")
     axes.legend(loc="best")
 
 
+def _size(versions: Floats) -> float:
+    """Points; markers of many versions are small, so that they do not hide how the lines are dashed."""
+    return 4.5 if len(versions) <= _FEW else 1.5
+
+
 def _label(axes: Axes, unit: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("version")
     axes.set_ylabel(unit)
 

@@ -83,6 +83,12 @@ const panel = {
   },
 };
 
+// Where reading goes on: the panel lies beside the map, or below it on a narrow screen.
+function reveal(heading) {
+  heading.focus({ preventScroll: true });
+  if (!matchMedia("(min-width: 70rem)").matches) $("panel").scrollIntoView();
+}
+
 function link(className, text, open) {
   const button = make("button", className, text);
   button.type = "button";
@@ -90,8 +96,8 @@ function link(className, text, open) {
   return button;
 }
 
-const factLink = (place) => link("link", isolated(data.facts[place].id), () => openFact(data.facts[place], null).focus());
-const versionLink = (at) => link("link", String(data.versions[at].n), () => openVersion(at).focus());
+const factLink = (place) => link("link", isolated(data.facts[place].id), () => reveal(openFact(data.facts[place], null)));
+const versionLink = (at) => link("link", String(data.versions[at].n), () => reveal(openVersion(at)));
 
 // How a fact stands, since when, and which update cost it most.
 function verdict(fact) {
@@ -301,7 +307,7 @@ function heatmap() {
     const fact = active.row < 0 ? null : shown[active.row];
     chosen = { fact, column: active.column };
     mark();
-    (fact ? openFact(fact, active.column < 0 ? null : active.column) : openVersion(active.column)).focus();
+    reveal(fact ? openFact(fact, active.column < 0 ? null : active.column) : openVersion(active.column));
   }
 
   grid.addEventListener("click", (event) => {
