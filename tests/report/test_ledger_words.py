@@ -68,6 +68,8 @@ def test_audits_are_told_of_the_version_and_of_the_map(large: LedgerContent):
     column = Column(version=last, audit=audit, served=served)
     content = dataclasses.replace(large, columns=(*large.columns[:-1], column))
     assert "of version 12, what the last audit" in words.measured_when(content)
+    every = dataclasses.replace(large, columns=(column,))
+    assert words.measured_when(every) == "Each column shows what the last audit of the version measured."
     told = dict(words.answers(content))["Does every fact come back?"]
     count = f"{len(held)} facts, 0 certified, {len(held)} lost"
     assert f"Measured again on 2026-12-01: {count}; 1 retracted target came back." in told

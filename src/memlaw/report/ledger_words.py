@@ -80,6 +80,8 @@ def measured_when(content: LedgerContent) -> str:
     again = [str(column.version.number) for column in content.columns if column.audit is not None]
     if not again:
         return "Each column shows what was measured when the version was made."
+    if len(again) == len(content.columns):
+        return "Each column shows what the last audit of the version measured."
     versions = f"version {again[0]}" if len(again) == 1 else f"versions {', '.join(again)}"
     return (
         f"Each column shows what was measured when the version was made; of {versions}, what the last audit of its "
@@ -156,7 +158,7 @@ def _row(version: Version, column: Column, summary: Forgetting) -> dict[str, Any
         signed_share(summary.backward_transfer),
         signed_share(summary.forgetting),
         DASH if column.side_effects is None else signed(column.side_effects.loss_difference),
-        DASH if version.room is None else f"{number(round(version.room.tokens))} ({interval(version.room)})",
+        DASH if version.room is None else f"{number(round(version.room.tokens))} ({_range(version.room)})",
         number(version.rank),
         DASH if effort is None else number(effort.steps),
         DASH if effort is None else number(effort.tokens_forwarded),
@@ -179,8 +181,12 @@ def _cost(loss: Loss) -> dict[str, Any]:
 
 
 def interval(room: Room) -> str:
-    """The 95% interval of the room left."""
-    return f"95%: {number(round(room.low))} " + ("or more" if room.high is None else f"to {number(round(room.high))}")
+    """The 95% interval of the room left, named as such."""
+    return f"95%: {_range(room)}"
+
+
+def _range(room: Room) -> str:
+    return f"{number(round(room.low))} " + ("or more" if room.high is None else f"to {number(round(room.high))}")
 
 
 def signed(nats: float) -> str:

@@ -15,6 +15,11 @@ def test_lines_have_gaps_and_those_without_a_value_are_left_out():
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_legend()) == ("version", "%", None)
 
 
+def test_nothing_but_zeros_is_drawn_as_zero():
+    (axes,) = figures.sketch(figures.draw_lines, figures.lines([1, 2], {"forgetting": [None, 0.0]}, "%")).axes
+    assert axes.get_ylim() == (-1, 1)
+
+
 def test_room_without_an_upper_end_fills_the_figure():
     curve = figures.room_curve([1, 2, 3], [10, 20, 30], [(50.0, 40.0, 90.0), (40.0, 30.0, None), None])
     assert (list(curve.left[:2]), curve.high[1], math.isnan(curve.low[2])) == ([50.0, 40.0], math.inf, True)

@@ -63,6 +63,8 @@ def draw_lines(curve: Lines, axes: Axes) -> None:
     for (name, values), (colour, marker, dashes) in zip(curve.values.items(), styles, strict=False):
         size = _size(curve.versions)
         axes.plot(curve.versions, values, color=colour, marker=marker, markersize=size, linestyle=dashes, label=name)
+    if not any(np.nan_to_num(values).any() for values in curve.values.values()):
+        axes.set_ylim(-1, 1)  # nothing but zeros has no scale of its own
     _label(axes, curve.unit)
     if len(curve.values) > 1:
         axes.legend(loc="best")
