@@ -119,7 +119,7 @@ def weakest(rows: Mapping[str, Row], most: int) -> list[Row]:
 
 
 def _fact(prompt: str, row: Row, drops: Mapping[FactName, Loss], content: LedgerContent) -> dict[str, Any]:
-    found = next((drops[name] for name in _names(prompt, row) if name in drops), None)
+    found = drops.get(FactName(row.id, prompt, row.targets[-1], row.since[-1]))
     fact = {
         "id": row.id,
         "tokens": row.tokens,
@@ -134,12 +134,6 @@ def _fact(prompt: str, row: Row, drops: Mapping[FactName, Loss], content: Ledger
         fact["prompt"] = next((text.prompt for text in texts if text is not None), None)
         fact["targets"] = [None if text is None else text.target for text in texts]
     return fact
-
-
-def _names(prompt: str, row: Row) -> Iterator[FactName]:
-    """The target that is held last, as the matrix names it."""
-    if row.states[-1] in "crl":
-        yield FactName(row.id, prompt, row.targets[-1], row.since[-1])
 
 
 def _fall(loss: Loss) -> list[int]:

@@ -59,8 +59,7 @@ def render_ledger(content: LedgerContent, *, show_text: bool = False) -> str:
 
 
 def _weak(row: Row) -> dict[str, Any]:
-    margin = row.values[-1] if row.states[-1] in "crl" else None
-    shown = "" if margin is None else nats(margin)
+    shown = "" if row.margin is None else nats(row.margin)
     return {
         "id": row.id, "state": row.states[-1], "verdict": WORDS[row.states[-1]], "margin": shown,
         "tokens": number(row.tokens), "since": row.since[-1],
