@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -167,6 +168,22 @@ def test_an_audit_of_all_versions_says_what_each_update_cost(run: Run, ledger: P
     assert (found["accuracy"], found["backward_transfer"], found["forgetting"], found["losses"]) == (1.0, 0.0, 0.0, [])
     assert Store(ledger).audit(1) is not None
     assert_refused(run("ledger", "audit", ledger, "--all", "--adapter", ledger), "choose one")
+
+
+def test_a_report_is_one_page_without_texts_unless_asked_for(run: Run, untouched: Path, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "ledger.html"
+    document = run("ledger", "report", untouched, "--out", page, "--json").document
+    READER.validate_python(document)
+    assert (document["report"], document["version"]) == (str(page), 2)
+    told = page.read_text(encoding="utf-8")
+    assert "Version 2 holds 3 facts, all certified." in told
+    assert "door-a" in told
+    assert "hunter" not in told
+    shown = run("ledger", "report", untouched, "--out", page, "--show-text")
+    assert (shown.code, shown.out.strip()) == (0, str(page))
+    assert "hunter" in page.read_text(encoding="utf-8")
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    assert_refused(run("ledger", "report", tmp_path, "--out", page), "is not a ledger")
 
 
 def test_an_update_that_would_harm_the_model_is_refused_and_changes_nothing(

@@ -43,6 +43,7 @@ def every_document(store: Store) -> list[Any]:
         documents.RollbackDocument(**vars(now), before=None),
         documents.ExportDocument(version=2, adapter="A", adapters=(1,)),
         documents.RouteDocument(version=2, adapter=None),
+        documents.ReportDocument(report="r.html", version=2),
         documents.VerifyDocument(**vars(upkeep.verify(store))),
     ]
 
@@ -58,10 +59,18 @@ def test_the_schema_in_the_documentation_is_that_of_the_code():
 def test_the_documents_of_the_schema_and_their_own_keys_are_described():
     definitions = documents.ledger_schema()["$defs"]
     named = {name: definition for name, definition in definitions.items() if name.endswith("Document")}
-    assert len(named) == 9
+    assert len(named) == 10
     for name, definition in named.items():
         assert "description" in definition, name
-    for name in ("AuditDocument", "AuditedVersion", "AuditedFact", "FactLoss", "InitDocument", "ExportDocument"):
+    for name in (
+        "AuditDocument",
+        "AuditedVersion",
+        "AuditedFact",
+        "FactLoss",
+        "InitDocument",
+        "ExportDocument",
+        "ReportDocument",
+    ):
         for key, described in definitions[name]["properties"].items():
             assert "description" in described, (name, key)
     assert definitions["StatusDocument"]["properties"]["at_risk"]["description"].startswith("Facts that come back")

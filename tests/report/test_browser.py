@@ -2,38 +2,16 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from helpers.browsers import needs_chromium, opened_quietly
 from helpers.pages import HOSTILE, content, hostile_content, laws
 from helpers.sample import recall
 from memlaw.core.recall import LN2
 from memlaw.report import write
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium: apt-get install -y chromium")
-
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=QUIET)
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.browser
@@ -43,48 +21,31 @@ def browser():
 def test_the_page_opens_quietly_in_a_browser(browser, tmp_path, width, scheme):
     path = Path(tmp_path) / "report.html"
     write(dataclasses.replace(hostile_content(), fits=laws()), path, show_text=True)
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    complaints, requests = [], []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto(path.as_uri())
+    with opened_quietly(browser, path, width=width, scheme=scheme) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        drawn = [svg.bounding_box() for svg in page.locator("figure svg").all()]
+        assert len(drawn) == 13
+        assert all(box["width"] > 200 and box["height"] > 50 for box in drawn)
+        assert len(Image.open(io.BytesIO(page.screenshot())).getcolors(1 << 24)) > 100
+        details = page.locator("details").first
+        was_open = details.evaluate("element => element.open")
+        details.locator("summary").focus()
+        page.keyboard.press("Enter")
+        assert details.evaluate("element => element.open") != was_open
 
-    assert page.evaluate("window.broken") is None
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    drawn = [svg.bounding_box() for svg in page.locator("figure svg").all()]
-    assert len(drawn) == 13
-    assert all(box["width"] > 200 and box["height"] > 50 for box in drawn)
-    assert len(Image.open(io.BytesIO(page.screenshot())).getcolors(1 << 24)) > 100
-    details = page.locator("details").first
-    was_open = details.evaluate("element => element.open")
-    details.locator("summary").focus()
-    page.keyboard.press("Enter")
-    assert details.evaluate("element => element.open") != was_open
-
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}[scheme]
-    assert complaints == []
-    assert requests == [path.as_uri()]
-    page.close()
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}[scheme]
 
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    """A page of thirty records, one of them with hostile text, and the list of its complaints."""
+    """A page of thirty records, one of them with hostile text."""
     records = {f"record-{k:02d}": [0.1, 0.1 + 0.03 * k, 0.2] for k in range(29)} | {HOSTILE: [0.1, 2.0, 0.1]}
     path = Path(tmp_path) / "report.html"
     texts = {name: ["one", HOSTILE, "three"] for name in records}
     write(content(recall=recall(records), texts=texts), path, show_text=True)
-    page = browser.new_page(viewport={"width": 1000, "height": 900})
-    complaints = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(path.as_uri())
-    yield page
-    assert page.evaluate("window.broken") is None
-    assert complaints == []
-    page.close()
+    with opened_quietly(browser, path, width=1000) as page:
+        yield page
 
 
 @pytest.mark.browser

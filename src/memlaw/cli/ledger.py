@@ -11,7 +11,7 @@ import typer
 
 from memlaw.cli import ledger_lines as lines
 from memlaw.cli.ledger_options import Asked, Directory, Judged, LedgerBase, Running, Shared, Source, Wanted
-from memlaw.cli.options import AsJson
+from memlaw.cli.options import AsJson, ShowText
 from memlaw.cli.output import counted, emit, note
 from memlaw.cli.records import expand_records
 from memlaw.cli.train import TrainingOptions
@@ -186,6 +186,25 @@ def export(
     numbers = tuple(one.number for one in exported.adapters)
     document = ExportDocument(version=exported.number, adapter=str(out), adapters=numbers)
     emit(as_json, to_dict(document), lines.export_lines(document))
+
+
+@ledger.command(short_help="Write one HTML page: what became of every fact")
+def report(
+    *,
+    directory: Directory,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")],
+    show_text: ShowText = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML page: every fact under every version, and what each update changed and cost."""
+    from memlaw.ledger.documents import ReportDocument
+    from memlaw.report.ledger import collect_ledger
+    from memlaw.report.ledger_page import write_ledger
+
+    content = collect_ledger(directory, show_text=show_text)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_ledger(content, out, show_text=show_text)
+    emit(as_json, to_dict(ReportDocument(report=str(out), version=content.now.version)), [str(out)])
 
 
 @ledger.command(short_help="Check every file against its SHA-256; change nothing")

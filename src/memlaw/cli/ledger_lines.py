@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from memlaw.cli.output import SHOWN, aligned_rows, counted, paragraph, printable
 from memlaw.core.side_effects import sentence
+from memlaw.ledger.sentences import changes, facts_held, room_left, what_it_took
 
 if TYPE_CHECKING:
-    from memlaw.ledger import Change, Effort, Log, Status, VerifyReport
+    from memlaw.ledger import Change, Log, Status, VerifyReport
     from memlaw.ledger.documents import (
         AuditDocument,
         AuditedVersion,
@@ -38,7 +39,7 @@ def update_lines(ledger: Path, done: UpdateDocument, *, dry_run: bool) -> Iterat
         return
     yield f"{ledger}: version {done.version}, {_changes(done.change)}."
     if done.effort is not None:
-        yield _effort(done.effort)
+        yield what_it_took(done.effort)
     if done.side_effects is not None:
         yield from paragraph(sentence(done.side_effects))
     yield from _named("lost", done.change.lost)
@@ -54,7 +55,7 @@ def status_lines(ledger: Path, now: Status) -> Iterator[str]:
         "lost": f"{counted(now.lost, 'fact')}, published with --allow-loss" if now.lost else "",
         "retracted": f"{counted(now.retracted, 'target')} that must not come back" if now.retracted else "",
         "target tokens": f"{now.tokens:,} at {_at(now)}",
-        "room left": _room(now),
+        "room left": "" if now.room is None else room_left(now.room),
         "versions": f"{now.versions:,}; see `memlaw ledger log {ledger}`",
     }
     yield from aligned_rows({name: text for name, text in rows.items() if text})
@@ -156,12 +157,7 @@ def _unpublished(ledger: Path, done: UpdateDocument, dry_run: bool) -> Iterator[
 
 
 def _changes(change: Change) -> str:
-    return _counted(len(change.added), len(change.changed), len(change.retracted)) or "nothing added or changed"
-
-
-def _counted(added: int, changed: int, retracted: int) -> str:
-    counts = {"added": added, "changed": changed, "retracted": retracted}
-    return ", ".join(f"{number:,} {name}" for name, number in counts.items() if number)
+    return changes(len(change.added), len(change.changed), len(change.retracted)) or "nothing added or changed"
 
 
 def _named(what: str, ids: Sequence[str]) -> Iterator[str]:
@@ -170,40 +166,17 @@ def _named(what: str, ids: Sequence[str]) -> Iterator[str]:
         yield from paragraph(f"{what}: {', '.join(map(printable, ids[:SHOWN]))}{more}", indent=2)
 
 
-def _effort(effort: Effort) -> str:
-    loss = ""
-    if effort.loss_init is not None and effort.loss_final is not None:
-        loss = f", loss {effort.loss_init:.3f} -> {effort.loss_final:.4f} nats per token"
-    steps = counted(effort.steps, "step")
-    return f"{steps} in {effort.seconds:.0f} s, {effort.tokens_forwarded:,} tokens forwarded{loss}."
-
-
 def _counts(now: Status) -> str:
-    return _facts(now.facts, now.certified, now.lost)
-
-
-def _facts(facts: int, certified: int, lost: int) -> str:
-    if not facts:
-        return "no facts"
-    rest = f", {lost:,} lost" if lost else ""
-    sure = "all certified" if certified == facts else f"{certified:,} certified"
-    return f"{counted(facts, 'fact')}, {sure if facts > 1 or certified < facts else 'certified'}{rest}"
+    return facts_held(now.facts, now.certified, now.lost)
 
 
 def _at(now: Status) -> str:
     return f"rank {now.rank}" if now.adapters <= 1 else f"rank {now.rank}, {now.adapters} adapters"
 
 
-def _room(now: Status) -> str:
-    if now.room is None:
-        return ""
-    high = "" if now.room.high is None else f" to {now.room.high:,.0f}"
-    return f"about {now.room.tokens:,.0f} target tokens like these (95%: {now.room.low:,.0f}{high})"
-
-
 def _audited(audit: AuditedVersion) -> Iterator[str]:
     name = f"Version {audit.version}" + (f" as served by {audit.adapter}" if audit.adapter else "")
-    yield f"{name}: {_facts(audit.facts, audit.certified, audit.lost)}."
+    yield f"{name}: {facts_held(audit.facts, audit.certified, audit.lost)}."
     yield from _named("lost", [item.id for item in audit.items if item.verdict == "lost"])
     yield from _named("come back although they must not", audit.returned)
     if audit.at_risk:
@@ -222,8 +195,8 @@ def _cost(loss: FactLoss) -> str:
 
 
 def _entry(entry: Entry) -> str:
-    changes = _counted(entry.added, entry.changed, entry.retracted)
-    parts = [_facts(entry.facts, entry.certified, entry.lost), changes, f"rank {entry.rank}"]
+    changed = changes(entry.added, entry.changed, entry.retracted)
+    parts = [facts_held(entry.facts, entry.certified, entry.lost), changed, f"rank {entry.rank}"]
     if entry.adapters > 1:
         parts.append(f"{entry.adapters} adapters")
     if entry.steps is not None:

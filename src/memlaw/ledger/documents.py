@@ -200,6 +200,18 @@ class RouteDocument:
     """Which document this is."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportDocument:
+    """`memlaw ledger report`: where the page was written."""
+
+    report: str
+    """The HTML file."""
+    version: int
+    """The current version, whose lineage it shows."""
+    schema: Literal["memlaw.ledger.report/1"] = "memlaw.ledger.report/1"
+    """Which document this is."""
+
+
 @dataclass(frozen=True)
 class VerifyDocument(VerifyReport):
     """`memlaw ledger verify`: the state of every file."""
@@ -217,12 +229,14 @@ Document = (
     | RollbackDocument
     | ExportDocument
     | RouteDocument
+    | ReportDocument
     | VerifyDocument
 )
 
 for _kind in (
     *(InitDocument, UpdateDocument, StatusDocument, AuditDocument, AuditedVersion, AuditedFact, FactLoss),
-    *(LogDocument, Log, Entry, RollbackDocument, ExportDocument, RouteDocument, VerifyDocument, VerifyReport, Fault),
+    *(LogDocument, Log, Entry, RollbackDocument, ExportDocument, RouteDocument, ReportDocument, VerifyDocument),
+    *(VerifyReport, Fault),
 ):  # the string under a field becomes its description in the schema
     with_config(ConfigDict(use_attribute_docstrings=True))(_kind)
 

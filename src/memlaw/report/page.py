@@ -36,16 +36,22 @@ def write(content: ReportContent, path: str | os.PathLike[str], *, show_text: bo
         JournalError: the file cannot be written.
         ConfigError, DataError: as `render`.
     """
-    page = render(content, show_text=show_text)
-    target = Path(path)
+    save(render(content, show_text=show_text), Path(path), private=show_text, command="memlaw report")
+
+
+def save(page: str, path: Path, *, private: bool, command: str) -> None:
+    """Write a page, which `command` made, whole or not at all; a `private` one is for its owner only.
+
+    Raises JournalError if the file cannot be written.
+    """
     # UTF-8 cannot encode a lone surrogate in an id; browsers show a character reference to it as a replacement mark.
-    content_bytes = page.encode("utf-8", errors="xmlcharrefreplace")
+    content = page.encode("utf-8", errors="xmlcharrefreplace")
     try:
-        files.write(target, content_bytes, mode=0o600 if show_text else 0o666)
+        files.write(path, content, mode=0o600 if private else 0o666)
     except OSError as error:
         raise JournalError(
-            f"The report cannot be written to {target}: {error.strerror}. The results themselves are safe. Choose "
-            f"another file or free some space, and run `memlaw report` again."
+            f"The report cannot be written to {path}: {error.strerror}. The results themselves are safe. Choose "
+            f"another file or free some space, and run `{command}` again."
         ) from error
 
 
@@ -66,10 +72,9 @@ def render(content: ReportContent, *, show_text: bool = False) -> str:
             f"The plan lacks {', '.join(sorted(missing))}, so it cannot tell whether the facts fit. Write it again "
             f"with `memlaw plan --json`."
         )
-    script, families = _script(), named_families(content.cells, content.sources)
-    return _template().render(
-        script=Markup(script),  # safe: a file of this package
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    families = named_families(content.cells, content.sources)
+    return fill(
+        "report",
         title=content.title,
         answers=[
             ("Will it fit?", will_it_fit(content)),
@@ -95,13 +100,23 @@ def _recall(content: ReportContent, show_text: bool) -> dict[str, Any] | None:
     return recall_view(content.recall, content.texts if show_text else None, content.advice)
 
 
-@functools.cache
-def _script() -> str:
-    return (importlib.resources.files("memlaw.report") / "templates" / "report.js").read_text(encoding="utf-8")
+def fill(name: str, **values: Any) -> str:
+    """The template `name` with its values, and with its script as the only one that may run."""
+    script = _script(name)
+    return _template(name).render(
+        script=Markup(script),  # safe: a file of this package
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **values,
+    )
 
 
 @functools.cache
-def _template() -> Template:
+def _script(name: str) -> str:
+    return (importlib.resources.files("memlaw.report") / "templates" / f"{name}.js").read_text(encoding="utf-8")
+
+
+@functools.cache
+def _template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader("memlaw.report"),
         autoescape=True,
@@ -110,4 +125,4 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, nats=nats, share=share)
-    return environment.get_template("report.html.j2")
+    return environment.get_template(f"{name}.html.j2")

@@ -8,7 +8,7 @@ used, and Matplotlib is imported only when something is drawn. No text of a user
 name the record), so nothing in one can be mistaken for markup.
 
 Colours are safe for colour-blind readers, and never the only sign: markers are filled or hollow, values are printed,
-the line p = 1/2 is drawn. All figures but those of bits and harm appear in
+the line p = 1/2 is drawn. All figures but those of bits, harm and the ledger appear in
 arXiv 2605.30260.
 """
 
@@ -32,6 +32,7 @@ from memlaw.report.figures.capacity import (
 from memlaw.report.figures.cells import Grid, accuracy_grid, draw_grid, grid_size, loss_grid
 from memlaw.report.figures.harm import NO_HARM, HarmScatter, draw_harm, harm_scatter
 from memlaw.report.figures.ink import HALF, WIDTH, sketch, to_svg
+from memlaw.report.figures.ledger import Lines, RoomCurve, draw_lines, draw_room, lines, room_curve
 from memlaw.report.figures.positions import (
     Convergence,
     FailureScatter,
@@ -67,7 +68,9 @@ __all__ = [
     "LawCurve",
     "LawPredictor",
     "LawSurface",
+    "Lines",
     "PositionHistogram",
+    "RoomCurve",
     "Series",
     "Strip",
     "accuracy_grid",
@@ -85,6 +88,8 @@ __all__ = [
     "draw_ladder_grid",
     "draw_law",
     "draw_law_surface",
+    "draw_lines",
+    "draw_room",
     "draw_strip",
     "failure_histogram",
     "failure_scatter",
@@ -93,9 +98,11 @@ __all__ = [
     "ladder_curve",
     "law_surface",
     "length_curve",
+    "lines",
     "loss_grid",
     "positions_size",
     "rank_curve",
+    "room_curve",
     "sketch",
     "strip_curve",
     "to_svg",
