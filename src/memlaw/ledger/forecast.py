@@ -7,6 +7,8 @@ held, and no more than what a higher one refused.
 
 from __future__ import annotations
 
+import random
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,19 +16,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from memlaw.core.errors import FitError
-from memlaw.core.facts import EncodedFact
+from memlaw.core.errors import ConfigError, FitError
+from memlaw.core.facts import EncodedFact, Fact
+from memlaw.data import target_tokens
+from memlaw.ledger import view
+from memlaw.ledger.diff import Diff
+from memlaw.ledger.outlook import SURE, Expected, Sized
 from memlaw.ledger.records import Room
 from memlaw.ledger.room import CapacityBelief
+from memlaw.ledger.store import Store
 
 if TYPE_CHECKING:
     from memlaw.adapter.placement import Placement
+    from memlaw.law import LawFit
     from memlaw.model.base import Base
     from memlaw.planning.capacity import Capacities
     from memlaw.planning.library import LawChooser
-
-SURE = 0.95
-"""Probability at which an update counts as fitting."""
 
 _SAMPLE = 256
 """Facts that are enough to tell what kind of tokens they are; the base runs on no more."""
@@ -69,6 +74,8 @@ class Forecaster:
         self._facts = facts[:: -(-len(facts) // _SAMPLE)] if facts else ()
         self._seen = seen or Seen()
         self._beliefs: dict[int, CapacityBelief] = {}
+        self.problem = "There is no law, or no fact, to forecast with."
+        """Why every forecast is None, if it is."""
 
     def belief(self, rank: int) -> CapacityBelief | None:
         """The capacity of a rank, in target tokens; None if nothing is known."""
@@ -93,6 +100,18 @@ class Forecaster:
         """The smallest rank that holds so many target tokens with this probability; None if none up to `most` does."""
         return smallest(lambda rank: (self.chance(rank, tokens) or 0.0) >= chance, most)
 
+    def expected(self, rank: int, tokens: int) -> Expected | None:
+        """What to expect of an adapter of this rank that is to hold so many target tokens."""
+        chance, room = self.chance(rank, tokens), self.room(rank, tokens)
+        if chance is None or room is None:
+            return None
+        return Expected(rank, tokens, chance, room, self.rank_for(tokens, self._placement.max_rank))
+
+    @property
+    def law(self) -> LawFit | None:
+        """The law behind the forecasts, as it applies here."""
+        return None if self._capacities is None else self._capacities.sizes.law
+
     @cached_property
     def _capacities(self) -> Capacities | None:
         from memlaw.planning.for_facts import capacities_for  # loads torch
@@ -101,7 +120,8 @@ class Forecaster:
             return None
         try:
             return capacities_for(self._base, self._facts, self._placement, self._choose, _MULTIPLES)
-        except FitError:  # the law cannot be used here: nothing is known
+        except FitError as error:
+            self.problem = str(error)
             return None
 
 
@@ -143,3 +163,83 @@ def cheaper(forecaster: Forecaster, rank: int, held: float, new: float, most: in
     if grown is not None and (opened is None or grown - rank <= opened):
         return Grow(max(grown, rank))
     return None if opened is None else Open(opened)
+
+
+def expected(store: Store, base: Base, diff: Diff, rank: int, choose: LawChooser | None) -> Expected | None:
+    """What an update to `rank` can expect; None if it would hold nothing, or nothing is known of the capacity.
+
+    The base runs on what would be held; in a ledger without texts, on what is new. Raises DataError, LedgerError.
+    """
+    from memlaw.adapter.on_model import placement_on
+    from memlaw.ledger.measured import bench
+
+    settings, kept = store.settings(), diff.unchanged
+    known = store.texts(store.head()).of(kept) if settings.texts else ()
+    sample = (*known, *diff.to_train)
+    on = bench(base, sample, (), settings.eos, harm=False) if sample else None
+    if on is None:
+        return None
+    where = placement_on(settings.placement, base.model)
+    seen = Seen(held=tuple((entry.rank, float(entry.tokens)) for entry in view.log(store).entries))
+    new = target_tokens(on.wanted[len(known) :]) if diff.to_train else 0
+    tokens = sum(fact.tokens for fact in kept) + new
+    return Forecaster(base, on.wanted, where, choose, seen).expected(rank, tokens)
+
+
+def check_rank(held: int, asked: int | None) -> int:
+    """The rank to go on with, as `asked` or as it is. Raises ConfigError for one below `held`."""
+    if asked is not None and asked < held:
+        raise ConfigError(
+            f"The rank (--rank) {asked} is below the ledger's {held}: an update goes on with what the adapter holds, "
+            "so it can only give it more room. Leave the rank out, or make a new ledger."
+        )
+    return asked or held
+
+
+def check_asked(rank: int | None, room: int | None) -> None:
+    """Raise ConfigError unless exactly one of both says how large a new ledger is to be."""
+    if (rank is None) == (room is None):
+        raise ConfigError(
+            "A new ledger needs either a rank (--rank) or the target tokens that it is to hold (--room), and not both."
+        )
+
+
+def sized(
+    base: Base, tokens: int, placement: Placement, choose: LawChooser, like: Sequence[Fact] = (), *, eos: bool = True
+) -> Sized:
+    """The rank at which a new ledger holds so many target tokens like those of `like`, by default random codes.
+
+    Raises ConfigError if no rank of the placement is enough, FitError if the law cannot be used.
+    """
+    from memlaw.ledger.measured import bench
+
+    if tokens < 1:
+        raise ConfigError(f"room (--room) is {tokens}: choose how many target tokens the ledger is to hold, from 1 up.")
+    on = bench(base, like or codes(), (), eos, harm=False)
+    forecaster = Forecaster(base, on.wanted, placement, choose)
+    law = forecaster.law
+    if law is None:
+        raise FitError(forecaster.problem)
+    rank = forecaster.rank_for(tokens, placement.max_rank)
+    if rank is None:
+        raise ConfigError(
+            f"No rank up to {placement.max_rank:,}, the most that {placement} can use, is predicted to hold {tokens:,} "
+            f"target tokens with probability {SURE:.0%}. Adapt more modules (--placement all-linear), make several "
+            "ledgers, or choose a --rank yourself."
+        )
+    chance = forecaster.chance(rank, tokens)
+    assert chance is not None
+    return Sized(tokens, rank, chance, law.source, bool(law.caveat), len(like) or None)
+
+
+def codes(count: int = 64, letters: int = 8) -> tuple[Fact, ...]:
+    """Facts that no model can guess, to stand for unknown ones: the same random codes in every call."""
+    draw = random.Random(0)
+    return tuple(
+        Fact(
+            f"Code {number}:",
+            " " + "".join(draw.choices(string.ascii_uppercase + string.digits, k=letters)),
+            str(number),
+        )
+        for number in range(count)
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -19,10 +18,10 @@ LENGTHS = np.geomspace(1 / 64, 64, 97)
 class Capacities:
     """The capacity of every rank, for data of one kind. What any rank needs is computed once."""
 
-    def __init__(self, sizes: Sizes, unit: float, multiples: Array | Sequence[float] = LENGTHS) -> None:
+    def __init__(self, sizes: Sizes, unit: float, multiples: Array = LENGTHS) -> None:
         """`unit` is the size of rank 1 on the law's axis; `multiples` of the set's own length are searched."""
         self.sizes, self.unit = sizes, unit
-        self._lengths = sizes.tokens * np.asarray(multiples)
+        self._lengths = sizes.tokens * multiples
 
     def at(self, rank: int) -> Capacity:
         """The lengths at which the size needed exceeds this rank: by the law itself, and for 95% of the draws."""

@@ -19,6 +19,7 @@ from memlaw.core.config import UNTIL_RECALLED
 from memlaw.core.facts import EncodedFact
 from memlaw.data import target_tokens
 from memlaw.law.bits import memoryless_loss
+from memlaw.law.growth import Array
 from memlaw.model.outline import Outline
 from memlaw.planning.capacity import LENGTHS, Capacities
 from memlaw.planning.library import KnownLaw, LawChooser, PlanContext
@@ -98,7 +99,7 @@ def capacities_for(
     facts: Sequence[EncodedFact],
     placement: Placement,
     choose: LawChooser,
-    multiples: Sequence[float] = LENGTHS,
+    multiples: Array = LENGTHS,
 ) -> Capacities:
     """How many target tokens like those of these facts each rank holds; runs the base once, on the facts.
 
