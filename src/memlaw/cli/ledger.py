@@ -97,7 +97,7 @@ def _foretold(store: Store, model: LedgerBase, diff: Diff, rank: int, judged: Ju
     from memlaw.ledger.forecast import expected
 
     choose = judged.chooser()
-    found = expected(store, model.base, diff, rank, choose)
+    found = expected(store, model.base, diff, rank, choose, max_harm=judged.max_harm)
     if found is not None:
         note(lines.chance_line(found))
     return found

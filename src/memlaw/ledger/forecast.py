@@ -7,14 +7,13 @@ held, and no more than what a higher one refused.
 
 from __future__ import annotations
 
+import math
 import random
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.facts import EncodedFact, Fact
@@ -23,7 +22,7 @@ from memlaw.ledger import view
 from memlaw.ledger.diff import Diff
 from memlaw.ledger.outlook import SURE, Expected, Sized
 from memlaw.ledger.records import Room
-from memlaw.ledger.room import CapacityBelief
+from memlaw.ledger.room import CapacityBelief, harm_limit
 from memlaw.ledger.store import Store
 
 if TYPE_CHECKING:
@@ -36,23 +35,42 @@ if TYPE_CHECKING:
 _SAMPLE = 256
 """Facts that are enough to tell what kind of tokens they are; the base runs on no more."""
 
-_MULTIPLES = np.geomspace(2.0**-10, 2.0**14, 193)
-"""Of the sample's tokens, between which capacities are searched: a few facts may stand for a large ledger."""
+_SPAN = (2.0**-10, 2.0**14, 193)
+"""First and last multiple of the sample's tokens, between which capacities are searched, and how many: a few facts may
+stand for a large ledger."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What adapters of a ledger have been seen to hold and to refuse: pairs of rank and target tokens."""
+    """What adapters of a ledger have been seen to hold, to refuse and to cost."""
 
     held: tuple[tuple[int, float], ...] = ()
+    """Rank and target tokens."""
     refused: tuple[tuple[int, float], ...] = ()
+    """Rank and target tokens."""
+    cost: tuple[int, float, float] | None = None
+    """Rank and target tokens of the adapter as it is, and what it costs the model: nats a token on neutral text."""
+    max_harm: float = math.inf
+    """What it may cost."""
 
     def at(self, rank: int, belief: CapacityBelief) -> CapacityBelief:
         """The belief of this rank, truncated: capacity grows with the rank."""
+        if self.cost is not None and 0 < self.max_harm < math.inf:
+            measured, tokens, harm = self.cost
+            belief = belief.below(harm_limit(tokens, harm, self.max_harm, rank / measured))
         return belief.seen(
             [tokens for lower, tokens in self.held if lower <= rank],
             [tokens for higher, tokens in self.refused if higher >= rank],
         )
+
+
+def seen_by(log: view.Log, max_harm: float = math.inf) -> Seen:
+    """What the versions of a ledger have shown; only what led to the current one says what its adapter costs."""
+    held = tuple((entry.rank, float(entry.tokens)) for entry in log.entries)
+    current = next((entry for entry in log.entries if entry.state == "current"), None)
+    if current is None or current.loss_difference is None or not current.tokens:
+        return Seen(held, max_harm=max_harm)
+    return Seen(held, cost=(current.rank, float(current.tokens), current.loss_difference), max_harm=max_harm)
 
 
 class Forecaster:
@@ -114,12 +132,14 @@ class Forecaster:
 
     @cached_property
     def _capacities(self) -> Capacities | None:
-        from memlaw.planning.for_facts import capacities_for  # loads torch
+        import numpy as np
+
+        from memlaw.planning.for_facts import capacities_for
 
         if self._choose is None or not self._facts:
             return None
         try:
-            return capacities_for(self._base, self._facts, self._placement, self._choose, _MULTIPLES)
+            return capacities_for(self._base, self._facts, self._placement, self._choose, np.geomspace(*_SPAN))
         except FitError as error:
             self.problem = str(error)
             return None
@@ -165,7 +185,9 @@ def cheaper(forecaster: Forecaster, rank: int, held: float, new: float, most: in
     return None if opened is None else Open(opened)
 
 
-def expected(store: Store, base: Base, diff: Diff, rank: int, choose: LawChooser | None) -> Expected | None:
+def expected(
+    store: Store, base: Base, diff: Diff, rank: int, choose: LawChooser | None, *, max_harm: float = math.inf
+) -> Expected | None:
     """What an update to `rank` can expect; None if it would hold nothing, or nothing is known of the capacity.
 
     The base runs on what would be held; in a ledger without texts, on what is new. Raises DataError, LedgerError.
@@ -180,7 +202,7 @@ def expected(store: Store, base: Base, diff: Diff, rank: int, choose: LawChooser
     if on is None:
         return None
     where = placement_on(settings.placement, base.model)
-    seen = Seen(held=tuple((entry.rank, float(entry.tokens)) for entry in view.log(store).entries))
+    seen = seen_by(view.log(store), max_harm)
     new = target_tokens(on.wanted[len(known) :]) if diff.to_train else 0
     tokens = sum(fact.tokens for fact in kept) + new
     return Forecaster(base, on.wanted, where, choose, seen).expected(rank, tokens)
