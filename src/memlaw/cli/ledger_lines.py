@@ -161,7 +161,7 @@ def _sized(found: Sized) -> str:
     law = f"the law of {found.law}" + (", borrowed from another model" if found.borrowed else "")
     return (
         f"By {law}, rank {found.rank} holds {found.tokens:,} target tokens with probability {_percent(found.chance)}, "
-        f"if they are like those of {of}."
+        f"if they are like those of {of}. What they cost the model, the first update shows."
     )
 
 

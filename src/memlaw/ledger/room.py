@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from memlaw.ledger.records import Room
 from memlaw.planning.result import Capacity
 
-HARM_EXPONENT = 1.9
+HARM_EXPONENT = 1.4
 """What the model loses grows as this power of the target tokens held, from any version on. Measured on the bundled base
 (docs/results.md)."""
 
 _HARM_EXPONENT_ERROR = 0.35
 """Standard deviation of its logarithm."""
 
-_HARM_NOISE = 0.35
+_HARM_NOISE = 0.25
 """Standard deviation of ln harm from one update to the next."""
 
 _LEAST_HARM = 0.01
