@@ -18,6 +18,7 @@ from helpers.commands import Run, assert_refused, exit_code, jsonl, write
 from helpers.ledgers import snapshot
 from memlaw.ledger.documents import Document
 from memlaw.ledger.store import Store
+from memlaw.planning.library import KnownLaw, default_law
 
 FIRST = [
     {"id": "door-a", "prompt": "Door code of archive A:", "completion": " hunter-4917"},
@@ -106,6 +107,68 @@ def test_a_dry_run_names_what_would_change_and_trains_nothing(trained: Trained, 
     shown = run("ledger", "update", untouched, trained.first, "--retract", "notice", "--dry-run")
     assert "1 added, 1 changed, 1 retracted after version 2. Nothing was trained." in shown.out
     assert "hunter" not in shown.out
+    assert "Whether it fits is not known: --laws has no law" in shown.out  # and the model was not loaded for one
+    assert trained.planned["expected"] is None
+
+
+def test_an_update_says_before_training_how_likely_it_fits(trained: Trained) -> None:
+    first = trained.one["expected"]
+    assert (first["rank"], first["tokens"]) == (16, trained.one["tokens"])
+    assert 0 < first["chance"] <= 1
+    assert first["fits_at"] is not None
+
+
+@pytest.fixture
+def law(tmp_path: Path) -> Path:
+    """A law of another model; named, it counts as the ledger's."""
+    path = tmp_path / "law.json"
+    path.write_text(KnownLaw(default_law()).to_json(), encoding="utf-8")
+    return path
+
+
+def test_a_dry_run_with_a_law_says_whether_it_fits_and_what_a_higher_rank_changes(
+    run: Run, untouched: Path, trained: Trained, law: Path
+) -> None:
+    shown = run("ledger", "update", untouched, "--rank", 32, "--dry-run", "--law", law)
+    assert "rank 16 -> 32 after version 2. Nothing was trained." in shown.out
+    assert "Then there is room for about" in shown.out
+    assert "target tokens at rank 32: they fit with probability 100%" in shown.err
+    many = write(
+        law.parent / "many.jsonl",
+        jsonl(*({"prompt": f"Code {n}:", "completion": f" {n * 7919 % 10**6:06}"} for n in range(100))),
+    )
+    document = run("ledger", "update", untouched, many, "--dry-run", "--law", law, "--json").document
+    expected = document["expected"]
+    assert (document["rank"], document["next_rank"], expected["rank"]) == (16, 16, 16)
+    assert expected["chance"] < 0.95
+    assert expected["fits_at"] is None or expected["fits_at"] > 16
+    shown = run("ledger", "update", untouched, many, "--dry-run", "--law", law)
+    at = expected["fits_at"]
+    assert ("No rank of this placement" if at is None else f"it fits at rank {at}: --rank {at}.") in shown.out
+
+
+def test_a_new_ledger_has_the_rank_of_its_room(run: Run, tmp_path: Path, trained: Trained) -> None:
+    shown = run("ledger", "init", tmp_path / "KB", "--room", 60, "--like", trained.first)
+    rank = Store(tmp_path / "KB").settings().rank
+    assert f"rank {rank} holds 60 target tokens with probability 9" in " ".join(shown.out.split())
+    assert "those of the 3 facts of --like" in " ".join(shown.out.split())
+    made = run("ledger", "init", tmp_path / "KB2", "--room", 60, "--json").document
+    assert made["sized"].items() >= {"tokens": 60, "rank": made["rank"], "like": None, "borrowed": True}.items()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "either a rank (--rank) or the target tokens that it is to hold (--room), and not both"),
+        (("--rank", 8, "--room", 60), "and not both"),
+        (("--rank", 8, "--like", "facts.jsonl"), "--like says what kind of tokens --room counts"),
+    ],
+)
+def test_a_new_ledger_needs_a_rank_or_a_room(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], sentence: str
+) -> None:
+    monkeypatch.setattr("memlaw.model.base.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert_refused(run("ledger", "init", tmp_path / "KB", *arguments), sentence)
 
 
 def test_an_update_of_what_is_held_has_nothing_to_do(trained: Trained, run: Run, untouched: Path) -> None:

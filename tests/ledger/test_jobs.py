@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from helpers.ledgers import KEY, held_by, some_facts
-from helpers.sample import EFFECTS
 from memlaw.core.facts import Fact
 from memlaw.ledger.diff import difference
 from memlaw.ledger.jobs import Job, Sharing
@@ -22,7 +21,7 @@ def version() -> Version:
     """Two adapters of two facts, and a target that was dropped from each, and from one that is no more."""
     held = [replace(fact, adapter=number) for number, facts in ((1, FIRST), (3, SECOND)) for fact in held_by(facts, 1)]
     gone = [dropped(held_by(some_facts(name), 0)[0], number) for name, number in (("x", 1), ("y", 2), ("z", 3))]
-    adapters = (Adapter(1, 4, 1, tokens=6, side_effects=replace(EFFECTS, loss_difference=0.06)), Adapter(3, 8, 1, 6))
+    adapters = (Adapter(1, 4, 1, tokens=6), Adapter(3, 8, 1, 6))
     return Version(1, 0, tuple(held), tuple(gone), Change(), 8, "now", adapters=adapters)
 
 
@@ -103,7 +102,16 @@ def test_what_does_not_fit_goes_to_a_new_adapter_and_half_of_it_to_another(versi
     assert [ids(sharing.job(number).dropped) for number in (4, 5)] == [[], ["d"]]
 
 
-def test_harm_is_expected_in_proportion_to_what_an_adapter_holds(version: Version) -> None:
-    first, last = jobs(version)
-    assert (first.expected_harm(0), first.expected_harm(6)) == (pytest.approx(0.06), pytest.approx(0.12))
-    assert last.expected_harm(6) == 0.0
+def test_another_adapter_could_take_what_is_new_but_not_the_only_fact_of_a_new_one(version: Version) -> None:
+    sharing = Sharing(version, difference(version, some_facts("e"), [], KEY), KEY, 8)
+    first, last = sharing.job(1), sharing.last_job()
+    assert (first.divisible, last.divisible, last.tokens_kept) == (False, True, 6)
+    _, new = sharing.spread(last)
+    assert not sharing.job(new).divisible
+
+
+def test_an_adapter_may_grow_for_what_it_has_to_learn(version: Version) -> None:
+    sharing = Sharing(version, difference(version, some_facts("e"), [], KEY), KEY, 8)
+    grown = sharing.grow(sharing.last_job(), 16)
+    assert grown == replace(sharing.job(3), rank=16) == sharing.last_job()
+    assert sharing.job(1).rank == 4

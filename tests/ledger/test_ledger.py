@@ -106,3 +106,11 @@ def test_terms_that_say_nothing_and_a_lower_rank_are_refused_at_once(tmp_path, o
     ledger = memlaw.ledger.open(a_ledger(tmp_path / "KB").root)
     with pytest.raises(ConfigError, match=sentence):
         ledger.update(None, None, set_of(FIRST), **options)
+
+
+def test_a_ledger_is_made_for_the_tokens_that_it_is_to_hold(tmp_path):
+    base = tiny.base()
+    ledger = memlaw.ledger.create(tmp_path / "KB", base.model, base.tokenizer, room=10, like=set_of(FIRST))
+    assert ledger.settings.rank == ledger.version().rank >= 1
+    with pytest.raises(ConfigError, match="and not both"):
+        memlaw.ledger.create(tmp_path / "other", base.model, base.tokenizer, rank=2, room=10)

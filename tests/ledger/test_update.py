@@ -17,9 +17,10 @@ from helpers.ledgers import SETTINGS, snapshot
 from memlaw.adapter.info import load_info
 from memlaw.adapter.peft import attach
 from memlaw.core.config import AUTO, UNTIL_RECALLED, Scaling, TrainConfig
-from memlaw.core.errors import AdapterError, DataError, GateError, LedgerError, TrainError
+from memlaw.core.errors import AdapterError, ConfigError, DataError, GateError, LedgerError, TrainError
 from memlaw.core.facts import Fact, MemorySet
 from memlaw.data import encode
+from memlaw.ledger import view
 from memlaw.ledger.audited import audit
 from memlaw.ledger.gate import Terms
 from memlaw.ledger.records import Adapter, Version
@@ -234,7 +235,7 @@ class TestFailures:
         self.refused(store, DataError, "no fact with the id 'b'", lambda: updated(store, base, retract=("b",)))
 
     def test_a_rank_that_is_lower_or_too_high(self, store: Store, base: Base) -> None:
-        self.refused(store, LedgerError, "cannot lower it to 4", lambda: updated(store, base, B, rank=4))
+        self.refused(store, ConfigError, "is below the ledger's 6", lambda: updated(store, base, B, rank=4))
         self.refused(store, AdapterError, "Rank 10000 is above 32", lambda: updated(store, base, B, rank=10_000))
 
     def test_another_base(self, store: Store, base: Base) -> None:
@@ -363,6 +364,7 @@ class TestSeveralAdapters:
         assert all(self.routed(full, base, MANY))
 
     def test_what_more_adapters_do_not_help_is_refused(self, full: Store, base: Base) -> None:
+        view.log(full)  # which brings ledger.db up to date
         before = snapshot(full.root)
         with pytest.raises(GateError, match=r"Adapter \d: The model would lose"):
             updated(full, base, C, terms=Terms(max_harm=0.0), auto_grow=True)

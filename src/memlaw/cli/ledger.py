@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memlaw.cli import ledger_lines as lines
-from memlaw.cli.ledger_options import Asked, Directory, Judged, LedgerBase, Running, Shared, Source, Wanted
+from memlaw.cli.ledger_options import Asked, Directory, Judged, LedgerBase, Running, Shared, Size, Source, Wanted
 from memlaw.cli.options import AsJson, ShowText
 from memlaw.cli.output import counted, emit, note
 from memlaw.cli.records import expand_records
@@ -21,6 +21,8 @@ from memlaw.core.errors import LedgerError
 if TYPE_CHECKING:
     from memlaw.core.config import Execution
     from memlaw.ledger import Version
+    from memlaw.ledger.diff import Diff
+    from memlaw.ledger.outlook import Expected
     from memlaw.ledger.store import Store
     from memlaw.ledger.update import Request
     from memlaw.model.base import Base
@@ -35,17 +37,23 @@ ledger = typer.Typer(
 
 @ledger.command(short_help="Make an empty ledger for a model")
 @expand_records
-def init(*, directory: Directory, shared: Shared, training: TrainingOptions, as_json: AsJson = False) -> None:
+def init(
+    *, directory: Directory, shared: Shared, size: Size, training: TrainingOptions, as_json: AsJson = False
+) -> None:
     """Make an empty ledger in KB, for adapters of a model. All updates share its settings."""
     from memlaw.ledger.documents import init_document
     from memlaw.ledger.store import Store
     from memlaw.ledger.update import NewLedger, create
 
+    size.check()
     store, config = Store(directory), training.config(shared.dtype)
     store.check_free()  # before what takes long
-    new = NewLedger(shared.rank, shared.placement, config, eos=shared.eos, texts=shared.text)
-    create(store, shared.load_base(), new)
-    document = init_document(str(directory), store.settings())
+    base = shared.load_base()
+    sized = size.sized(base, shared)
+    rank = size.rank if sized is None else sized.rank
+    assert rank is not None
+    create(store, base, NewLedger(rank, shared.placement, config, eos=shared.eos, texts=shared.text))
+    document = init_document(str(directory), store.settings(), sized)
     emit(as_json, to_dict(document), lines.init_lines(document))
 
 
@@ -63,23 +71,37 @@ def update(
     """Add the new FACTS, change those with a new target, retract others; publish a version if every fact comes back."""
     from memlaw.ledger import open as open_ledger
     from memlaw.ledger.documents import update_document
-    from memlaw.ledger.ledger import check_rank
+    from memlaw.ledger.forecast import check_rank
 
     wanted.check()
     terms, opened, execution = judged.terms(), open_ledger(directory), options.execution()
-    check_rank(opened.store, wanted.rank)
     head, model = opened.version(), LedgerBase(opened.settings, source)
+    rank = check_rank(head.rank, wanted.rank)
     facts, retract = model.read(wanted.facts), wanted.ids([fact.id for fact in head.held])
     diff = opened.diff(facts, retract)  # a contradiction is refused before the model is loaded
-    made = None
-    if not wanted.dry_run and not (diff.empty and wanted.rank in (None, head.rank)):
-        from memlaw.ledger.update import Request  # loads torch
+    made = foretold = None
+    if not (diff.empty and rank == head.rank):
+        if judged.own or not wanted.dry_run:  # for the published law, right within a factor of 4, no model is loaded
+            foretold = _foretold(opened.store, model, diff, rank, judged)
+        if not wanted.dry_run:
+            from memlaw.ledger.update import Request  # loads torch
 
-        originals = model.read(wanted.originals)
-        request = Request(facts, retract, originals, wanted.rank, wanted.auto_grow, terms, judged.chooser())
-        made = _published(opened.store, model.base, request, execution, math.inf if wanted.wait else 0.0)
-    document = update_document(opened.status(), diff.change(), made)
+            originals = model.read(wanted.originals)
+            request = Request(facts, retract, originals, rank, wanted.auto_grow, terms, judged.chooser())
+            made = _published(opened.store, model.base, request, execution, math.inf if wanted.wait else 0.0)
+    document = update_document(opened.status(), diff.change(), made, foretold=foretold, next_rank=rank)
     emit(as_json, to_dict(document), lines.update_lines(directory, document, dry_run=wanted.dry_run))
+
+
+def _foretold(store: Store, model: LedgerBase, diff: Diff, rank: int, judged: Judged) -> Expected | None:
+    """What the update can expect; also said on stderr, before the training."""
+    from memlaw.ledger.forecast import expected
+
+    choose = judged.chooser()
+    found = expected(store, model.base, diff, rank, choose, max_harm=judged.max_harm)
+    if found is not None:
+        note(lines.chance_line(found))
+    return found
 
 
 @ledger.command(short_help="Show what the ledger holds, and what to do next")

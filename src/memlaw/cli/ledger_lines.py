@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from memlaw.cli.output import SHOWN, aligned_rows, counted, paragraph, printable
 from memlaw.core.side_effects import sentence
+from memlaw.ledger.outlook import SURE
 from memlaw.ledger.sentences import changes, facts_held, room_left, what_it_took
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         RouteDocument,
         UpdateDocument,
     )
+    from memlaw.ledger.outlook import Expected, Sized
     from memlaw.ledger.view import Entry
 
 
@@ -29,6 +31,8 @@ def init_lines(made: InitDocument) -> Iterator[str]:
     yield f"{made.ledger}: an empty ledger for {made.model}, rank {made.rank} at {made.placement}."
     if not made.texts:
         yield from paragraph("It keeps no texts: updates ask for the original records of what it holds.")
+    if made.sized is not None:
+        yield from paragraph(_sized(made.sized))
     yield f"Store facts: memlaw ledger update {made.ledger} FACTS"
 
 
@@ -45,6 +49,11 @@ def update_lines(ledger: Path, done: UpdateDocument, *, dry_run: bool) -> Iterat
     yield from _named("lost", done.change.lost)
     yield f"Now {_counts(done)}; {_at(done)}."
     yield from paragraph(done.advice)
+
+
+def chance_line(found: Expected) -> str:
+    """How likely an update fits."""
+    return f"{found.tokens:,} target tokens at rank {found.rank}: they fit with probability {_percent(found.chance)}."
 
 
 def status_lines(ledger: Path, now: Status) -> Iterator[str]:
@@ -144,16 +153,47 @@ def verify_lines(checked: VerifyReport) -> Iterator[str]:
 
 
 def _unpublished(ledger: Path, done: UpdateDocument, dry_run: bool) -> Iterator[str]:
-    change = done.change
-    if not (change.added or change.changed or change.retracted):
+    change, raised = done.change, done.next_rank > done.rank
+    what = changes(len(change.added), len(change.changed), len(change.retracted))
+    if not (what or raised):
         yield f"{ledger}: nothing to do. Version {done.version} holds these facts as they are."
         return
     if dry_run:
-        yield f"{ledger}: {_changes(change)} after version {done.version}. Nothing was trained."
+        parts = [what, f"rank {done.rank} -> {done.next_rank}" if raised else ""]
+        what = ", ".join(part for part in parts if part)
+        yield f"{ledger}: {what} after version {done.version}. Nothing was trained."
     else:
         yield f"{ledger}: another update made version {done.version} meanwhile. It holds these facts."
     for name in ("added", "changed", "retracted"):
         yield from _named(name, getattr(change, name))
+    if dry_run:
+        yield from paragraph(_expected(done.expected))
+
+
+def _expected(found: Expected | None) -> str:
+    """What still fits after an update, or the rank at which it does."""
+    if found is None:
+        return "Whether it fits is not known: --laws has no law of this model's own (`memlaw probe`)."
+    if found.chance >= SURE:
+        return f"Then there is room for {room_left(found.room)}."
+    if found.fits_at is None:
+        return f"No rank of this placement is predicted to hold it with {SURE:.0%}."
+    return f"With {SURE:.0%} it fits at rank {found.fits_at}: --rank {found.fits_at}."
+
+
+def _sized(found: Sized) -> str:
+    """How a rank was found for a room."""
+    of = f"the {found.like:,} facts of --like" if found.like else "random codes; --like FACTS says what yours are like"
+    law = f"the law of {found.law}" + (", borrowed from another model" if found.borrowed else "")
+    return (
+        f"By {law}, rank {found.rank} holds {found.tokens:,} target tokens with probability {_percent(found.chance)}, "
+        f"if they are like those of {of}. What they cost the model, the first update shows."
+    )
+
+
+def _percent(chance: float) -> str:
+    """A probability; one that is not quite certain is not printed as if it were."""
+    return f"{chance:.0%}" if chance in (0.0, 1.0) else f"{min(max(chance, 0.01), 0.99):.0%}"
 
 
 def _changes(change: Change) -> str:

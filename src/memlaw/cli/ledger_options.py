@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from memlaw.data import Reading
     from memlaw.ledger import Settings
     from memlaw.ledger.gate import Terms
+    from memlaw.ledger.outlook import Sized
     from memlaw.model.base import Base
     from memlaw.model.tokenizer import Tokenizer
-    from memlaw.planning.library import LawChooser
+    from memlaw.planning.library import KnownLaw, LawChooser
 
 Directory = Annotated[Path, typer.Argument(metavar="KB", help="Directory of the ledger.")]
 
@@ -52,7 +53,6 @@ class Shared:
     model: Annotated[str, typer.Option(help="Hub id, local directory, GGUF file, or memlaw/base (bundled).")] = BUNDLED
     dtype: Dtype = "auto"
     device: Device = "auto"
-    rank: Annotated[int, typer.Option(help="LoRA rank of the first version; an update can raise it.")]
     placement: Placement = None
     text: Annotated[
         bool,
@@ -67,6 +67,70 @@ class Shared:
         """The model, under a name that stays true in another directory: later commands load it by that name."""
         local = self.model != BUNDLED and Path(self.model).exists()
         return load_base(str(Path(self.model).absolute()) if local else self.model, self.dtype, self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Law(LawOptions):
+    """A law to forecast with."""
+
+    def chooser(self) -> LawChooser:
+        """The law to say with how much fits; files are read here, before the model."""
+        from memlaw.sweep.laws import law_chooser
+
+        return law_chooser(self.law, self.cells, shelf=self._shelf)
+
+    @property
+    def own(self) -> bool:
+        """Whether a law was named, or is in the library; otherwise there is only the published one."""
+        return self.law is not None or self.cells is not None or bool(self._shelf)
+
+    @functools.cached_property
+    def _shelf(self) -> Sequence[KnownLaw]:
+        return () if self.law is not None else tuple(laws_in(self.laws).values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size(_Law):
+    """How much a new ledger is to hold."""
+
+    rank: Annotated[int | None, typer.Option(help="LoRA rank of the first version; an update can raise it.")] = None
+    room: Annotated[
+        int | None,
+        typer.Option(metavar="TOKENS", help="In place of --rank: target tokens that fit with probability 95%."),
+    ] = None
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="FACTS", help="With --room: a sample of the facts to come.  [default: random codes]"),
+    ] = None
+    prompt_field: PromptField = None
+    target_field: TargetField = None
+
+    def check(self) -> None:
+        """Raise ConfigError unless either a rank or a room is asked for."""
+        from memlaw.ledger.forecast import check_asked
+
+        check_asked(self.rank, self.room)
+        if self.like is not None and self.room is None:
+            raise ConfigError("--like says what kind of tokens --room counts: give it with --room, or leave it out.")
+
+    def sized(self, base: Base, shared: Shared) -> Sized | None:
+        """The rank that --room asks for; None if --rank says it."""
+        from memlaw.adapter.on_model import placement_on
+        from memlaw.data import Reading
+        from memlaw.data.load import load_memory_set
+        from memlaw.ledger.forecast import sized
+        from memlaw.model.reach import reachable_ids
+
+        if self.room is None:
+            return None
+        choose, where = self.chooser(), placement_on(shared.placement, base.model)
+        like: Sequence[Fact] = ()
+        if self.like is not None:
+            reading = Reading(eos=shared.eos, prompt_field=self.prompt_field, target_field=self.target_field)
+            like = with_warnings(
+                load_memory_set(self.like, base.tokenizer, functools.partial(reachable_ids, base), reading)
+            ).facts
+        return sized(base, self.room, where, choose, like, eos=shared.eos)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +165,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged(LawOptions):
+class Judged(_Law):
     """By what an update is judged, and the law that says how much more will fit."""
 
     allow_loss: Annotated[
@@ -110,13 +174,6 @@ class Judged(LawOptions):
     max_harm: Annotated[
         float, typer.Option(metavar="NATS", help="What the update may cost on neutral text, nats a token; inf: all.")
     ] = 0.1
-
-    def chooser(self) -> LawChooser:
-        """The law to say with how much more fits; files are read here, before the model."""
-        from memlaw.sweep.laws import law_chooser
-
-        library = {} if self.law is not None else laws_in(self.laws)
-        return law_chooser(self.law, self.cells, shelf=library.values())
 
     def terms(self) -> Terms:
         from memlaw.ledger.gate import Terms

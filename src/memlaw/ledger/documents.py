@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from memlaw.core.sealed import Fault
 from memlaw.core.side_effects import SideEffects
 from memlaw.ledger.audit import Loss
+from memlaw.ledger.outlook import Expected, Sized
 from memlaw.ledger.records import Audit, Change, Effort, Held, Settings, Status, Verdict, Version
 from memlaw.ledger.review import Review
 from memlaw.ledger.upkeep import VerifyReport
@@ -42,6 +43,8 @@ class InitDocument:
     """Whether prompts and targets are kept as text."""
     eos: bool
     """Whether every target ends with end-of-sequence."""
+    sized: Sized | None
+    """How --room found the rank; null if --rank gave it."""
     schema: Literal["memlaw.ledger.init/1"] = "memlaw.ledger.init/1"
     """Which document this is."""
 
@@ -64,6 +67,10 @@ class UpdateDocument(Status):
     """Ids of the facts that the update adds, changes and retracts, and of those that it lost (--allow-loss)."""
     effort: Effort | None
     """What it took; null if nothing was trained."""
+    next_rank: int
+    """Rank of the adapter once the update is published."""
+    expected: Expected | None
+    """How likely it was to fit, before any training; null if nothing changes or, with --dry-run, if there is no law."""
     schema: Literal["memlaw.ledger.update/1"] = "memlaw.ledger.update/1"
     """Which document this is."""
 
@@ -236,7 +243,7 @@ Document = (
 for _kind in (
     *(InitDocument, UpdateDocument, StatusDocument, AuditDocument, AuditedVersion, AuditedFact, FactLoss),
     *(LogDocument, Log, Entry, RollbackDocument, ExportDocument, RouteDocument, ReportDocument, VerifyDocument),
-    *(VerifyReport, Fault),
+    *(VerifyReport, Fault, Expected, Sized),
 ):  # the string under a field becomes its description in the schema
     with_config(ConfigDict(use_attribute_docstrings=True))(_kind)
 
@@ -251,22 +258,34 @@ _EXTENDED: dict[type, type] = {
 """Documents that are a record and more."""
 
 
-def init_document(ledger: str, settings: Settings) -> InitDocument:
-    """What was made in the directory `ledger`."""
+def init_document(ledger: str, settings: Settings, sized: Sized | None = None) -> InitDocument:
+    """What was made in the directory `ledger`; `sized` says how its rank was found, if --room asked for it."""
     shared = {field.name: getattr(settings, field.name) for field in fields(Settings) if field.name in _SHARED}
-    return InitDocument(ledger=ledger, version=0, **shared)
+    return InitDocument(ledger=ledger, version=0, sized=sized, **shared)
 
 
-_SHARED = {field.name for field in fields(InitDocument)}
+_SHARED = {field.name for field in fields(InitDocument)} - {"sized"}
 
 
-def update_document(now: Status, change: Change, made: Version | None) -> UpdateDocument:
-    """What an update did; `made` is the version that it published, if any."""
+def update_document(
+    now: Status,
+    change: Change,
+    made: Version | None,
+    *,
+    next_rank: int | None = None,
+    foretold: Expected | None = None,
+) -> UpdateDocument:
+    """What an update did; `made` is the version that it published, if any, and `foretold` what it could expect.
+
+    `next_rank` is the rank afterwards, by default as it is.
+    """
     return UpdateDocument(
         **vars(now),
         published=made is not None,
         change=change if made is None else made.change,
         effort=None if made is None else made.effort,
+        next_rank=next_rank or now.rank,
+        expected=foretold,
     )
 
 

@@ -43,13 +43,15 @@ class Job:
         lost = any(fact.verdict == "lost" for fact in self.kept)
         return not (self.train or self.dropped or self.woken or grown or lost)
 
-    def expected_harm(self, new: int) -> float:
-        """Nats a token that the adapter would cost the model with so many `new` target tokens more, if what it costs
-        grew in proportion to what it holds; near its limit it grows faster. 0 if it is not known."""
-        effects = None if self.before is None else self.before.side_effects
-        if effects is None or self.before is None or not self.before.tokens:
-            return 0.0
-        return effects.loss_difference * (self.before.tokens + new) / self.before.tokens
+    @property
+    def divisible(self) -> bool:
+        """Whether another adapter could take what it has to learn, or half of it if it holds nothing else."""
+        return len(self.train) > (self.before is None)
+
+    @property
+    def tokens_kept(self) -> int:
+        """Target tokens of `kept`."""
+        return sum(fact.tokens for fact in self.kept)
 
 
 class Sharing:
@@ -61,6 +63,7 @@ class Sharing:
     def __init__(self, version: Version, diff: Diff, key: str, rank: int) -> None:
         self.diff, self.rank = diff, rank
         self._before = {one.number: one for one in version.adapters}
+        self._ranks = {one.number: one.rank for one in version.adapters[:-1]}
         self._was_at = {fact.prompt: fact.adapter for fact in version.held}
         self._train = {prompt_hash(fact.prompt, key): fact for fact in diff.to_train}
         self.last = max(self._before, default=1)
@@ -71,12 +74,16 @@ class Sharing:
         """The adapters of the version, in order; a version without any gets its first one."""
         return tuple(sorted({*self._before, self.last}))
 
+    def last_job(self) -> Job:
+        """What the adapter that new facts go to has to learn and to lose."""
+        return self.job(self.last)
+
     def job(self, number: int) -> Job:
         """What the adapter has to learn and to lose."""
         before = self._before.get(number)
         return Job(
             number=number,
-            rank=before.rank if before is not None and number != max(self._before) else self.rank,
+            rank=self._ranks.get(number, self.rank),
             before=before,
             kept=tuple(fact for fact in self.diff.unchanged if fact.adapter == number),
             train=tuple(fact for prompt, fact in self._train.items() if self._is_at[prompt] == number),
@@ -84,6 +91,11 @@ class Sharing:
             forbidden=tuple(old for old in self.diff.forbidden if self._asked_of(old) == number),
             woken=any(self._wakes(old, number) for old in self.diff.forbidden),
         )
+
+    def grow(self, job: Job, rank: int) -> Job:
+        """The same job at a higher rank."""
+        self._ranks[job.number] = rank
+        return self.job(job.number)
 
     def spread(self, job: Job) -> tuple[int, ...]:
         """Give what a job has to learn to a new adapter, or half of it if that is all there is; the numbers of both."""

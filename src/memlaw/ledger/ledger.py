@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from memlaw.core.config import UNTIL_RECALLED, Execution
-from memlaw.core.errors import ConfigError
 from memlaw.core.facts import Fact, MemorySet
 from memlaw.ledger import served, status, upkeep, view
 from memlaw.ledger.diff import Diff, difference
@@ -37,6 +36,12 @@ class CreateOptions(TypedDict, total=False):
     """Whether prompts and targets are kept as text; without, updates and audits ask for the originals."""
     eos: bool
     """Whether every target ends with end-of-sequence."""
+    room: int | None
+    """Target tokens that are to fit with probability 95%, in place of `rank`."""
+    like: Facts | None
+    """A sample of the facts to come, which says what a target token of `room` costs; by default random codes."""
+    law: KnownLaw | None
+    """The law that `room` is counted by; by default the published one, which is right only within a factor of 4."""
 
 
 class UpdateOptions(TypedDict, total=False):
@@ -101,6 +106,7 @@ class Ledger:
         two updates at once; TrainError if training diverged.
         """
         from memlaw.adapter.wrapper import base_of
+        from memlaw.ledger.forecast import check_rank
         from memlaw.ledger.training import Watch
         from memlaw.ledger.update import Request, update
         from memlaw.planning.library import adapt_law
@@ -110,7 +116,7 @@ class Ledger:
             choose = partial(adapt_law, law)
         terms = Terms(options.get("max_harm", Terms.max_harm), options.get("allow_loss", Terms.allow_loss))
         rank = options.get("rank")
-        check_rank(self.store, rank)
+        check_rank(self.store.head().rank, rank)
         base = base_of(model, tokenizer)
         originals = _facts(base, options.get("originals"))
         grow = options.get("auto_grow", False)
@@ -198,32 +204,32 @@ def open(path: StrPath) -> Ledger:  # noqa: A001 - memlaw.ledger.open, as gzip.o
     return Ledger(Store(path))
 
 
-def create(path: StrPath, model: Any, tokenizer: Any, *, rank: int, **options: Any) -> Ledger:
+def create(path: StrPath, model: Any, tokenizer: Any, *, rank: int | None = None, **options: Any) -> Ledger:
     """Make an empty ledger in a new or empty directory, for adapters of this model.
 
-    `options` are those of CreateOptions (placement, texts, eos), fields of TrainConfig such as method="ot" or
-    steps=500, and `config`, a TrainConfig that the fields change; by default the settings of `memlaw train`. All
-    updates share them. Raises AdapterError, ConfigError, LedgerError.
+    Give `rank`, or `room`: target tokens that are to fit with probability 95%. `options` are those of CreateOptions
+    (placement, texts, eos; room, like, law), fields of TrainConfig such as method="ot" or steps=500, and `config`, a
+    TrainConfig that the fields change; by default the settings of `memlaw train`. All updates share them. Raises
+    AdapterError, ConfigError, LedgerError; FitError for a law that cannot be used.
     """
+    from memlaw.adapter.on_model import placement_on
     from memlaw.adapter.wrapper import base_of
+    from memlaw.ledger.forecast import check_asked, sized
     from memlaw.ledger.update import NewLedger
     from memlaw.ledger.update import create as make
+    from memlaw.planning.library import adapt_law, nearest
 
+    room, like, law = (options.pop(name, None) for name in ("room", "like", "law"))
+    check_asked(rank, room)
     shared = {name: options.pop(name) for name in CreateOptions.__annotations__ if name in options}
     config = replace(options.pop("config", None) or UNTIL_RECALLED, **options)
-    store = Store(path)
-    make(store, base_of(model, tokenizer), NewLedger(rank, config=config, **shared))
+    store, base = Store(path), base_of(model, tokenizer)
+    if rank is None:
+        choose = partial(nearest, ()) if law is None else partial(adapt_law, law)
+        where = placement_on(shared.get("placement"), base.model)
+        rank = sized(base, room, where, choose, _facts(base, like), eos=shared.get("eos", True)).rank
+    make(store, base, NewLedger(rank, config=config, **shared))
     return Ledger(store)
-
-
-def check_rank(store: Store, rank: int | None) -> None:
-    """Raise ConfigError for a rank below the current one, which no adapter of a ledger goes back to."""
-    held = store.head().rank
-    if rank is not None and rank < held:
-        raise ConfigError(
-            f"The rank (--rank) {rank} is below the ledger's {held}: an update goes on with what the adapter holds, so "
-            "it can only give it more room. Leave the rank out, or make a new ledger."
-        )
 
 
 def _facts(base: Base, facts: Facts | None) -> tuple[Fact, ...]:

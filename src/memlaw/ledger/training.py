@@ -15,10 +15,9 @@ from memlaw.adapter.stack import AdapterStack
 from memlaw.core.canonical import to_dict
 from memlaw.core.config import Execution, TrainConfig
 from memlaw.core.errors import TrainError
-from memlaw.core.facts import Fact
 from memlaw.ledger.gate import Measured, Terms, objections
 from memlaw.ledger.jobs import Job
-from memlaw.ledger.measured import Bench, bench, encoded, measured
+from memlaw.ledger.measured import Bench, bench, measured
 from memlaw.ledger.records import Adapter, Effort, Settings
 from memlaw.ledger.texts import Texts
 from memlaw.ledger.unwanted import with_floors
@@ -90,10 +89,6 @@ class Trainer:
             if not found:
                 break
         return Outcome(job, on, result, trained, together(efforts), found)
-
-    def tokens(self, facts: Sequence[Fact]) -> int:
-        """Target tokens of facts."""
-        return sum(row.length for row in encoded(self.base, facts, self.settings.eos))
 
     def save(self, trained: Trained, folder: Path) -> None:
         """Write an adapter in PEFT's format."""

@@ -11,13 +11,15 @@ from pathlib import Path
 
 from memlaw.adapter.on_model import placement_on
 from memlaw.core.config import UNTIL_RECALLED, TrainConfig
-from memlaw.core.errors import FitError, GateError, LedgerError
+from memlaw.core.errors import GateError
 from memlaw.core.facts import Fact
+from memlaw.data import target_tokens
 from memlaw.ledger import view
 from memlaw.ledger.diff import Diff, difference
+from memlaw.ledger.forecast import Forecaster, Grow, Open, cheaper, check_rank, seen_by
 from memlaw.ledger.gate import Terms, verdict
 from memlaw.ledger.jobs import Job, Sharing
-from memlaw.ledger.measured import check_base, held_as, retracted_as
+from memlaw.ledger.measured import Bench, check_base, encoded, held_as, retracted_as
 from memlaw.ledger.records import (
     Adapter,
     Effort,
@@ -32,14 +34,11 @@ from memlaw.ledger.records import (
     now,
     pair_of,
 )
-from memlaw.ledger.room import CapacityBelief
 from memlaw.ledger.store import Store
 from memlaw.ledger.training import Outcome, Trainer, Watch, together
 from memlaw.model.base import Base
 from memlaw.model.tokenizer import tokenizer_fingerprint
-from memlaw.planning.for_facts import plan_for
 from memlaw.planning.library import LawChooser
-from memlaw.planning.request import PlanRequest
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,8 @@ def update(store: Store, base: Base, request: Request, watch: Watch | None = Non
     """Make the next version of a ledger; the current one stays if anything fails or the gate objects.
 
     A request that changes nothing returns the current version. Raises GateError, which says why the update may not be
-    published; DataError for a contradictory request; LedgerError, also for a lower rank; TrainError if training
-    diverged.
+    published; DataError for a contradictory request; ConfigError for a lower rank; LedgerError; TrainError if
+    training diverged.
     """
     watch = watch or Watch()
     settings = store.settings()
@@ -108,21 +107,10 @@ def update(store: Store, base: Base, request: Request, watch: Watch | None = Non
     with store.locked(watch.wait):
         head = store.head()
         diff = difference(head, request.facts, request.retract, settings.key)
-        rank = _rank(head, request.rank)
+        rank = check_rank(head.rank, request.rank)
         if diff.empty and rank == head.rank:
             return head
         return _Update(store, base, head, diff, replace(request, rank=rank), watch).run()
-
-
-def _rank(head: Version, asked: int | None) -> int:
-    """The rank of the adapter that new facts go to."""
-    if asked is not None and asked < head.rank:
-        raise LedgerError(
-            f"Version {head.number} has rank {head.rank}, and an update cannot lower it to {asked}: what the adapter "
-            "holds would not fit into the lower rank as it is. Nothing was changed. Leave --rank out, or make a new "
-            f"ledger of rank {asked}."
-        )
-    return asked or head.rank
 
 
 class _Update:
@@ -147,31 +135,48 @@ class _Update:
             job = self.sharing.job(waiting.popleft())
             if job.idle:
                 self.idle.append(job)
-            elif self._crowded(job) or not self._trained(job, folders.get(job.number)):
-                waiting.extendleft(reversed(self.sharing.spread(job)))
+            else:
+                waiting.extendleft(reversed(self._train(job, folders.get(job.number))))
         return self._publish()
 
-    def _trained(self, job: Job, folder: Path | None) -> bool:
-        """Whether an adapter passes the gate. Raises GateError if it does not, and another one is no way out."""
+    def _train(self, job: Job, folder: Path | None) -> tuple[int, ...]:
+        """Train an adapter. Returns the adapters to go on with if it did not fit: itself with less, and another one.
+
+        Raises GateError if that is no way out.
+        """
+        growth = self._growth(job)
+        if isinstance(growth, Grow):
+            job = self.sharing.grow(job, growth.rank)
+        elif growth is not None:
+            return self.sharing.spread(job)
         spent = sum(outcome.lost for outcome in self.done)
         terms = replace(self.request.terms, allow_loss=self.request.terms.allow_loss - spent)
         outcome = self.trainer.outcome(job, folder, terms)
         self.efforts += [] if outcome.effort is None else [outcome.effort]
         if not outcome.objections:
             self.done.append(outcome)
-            return True
-        if not self.request.auto_grow or len(job.train) <= (job.before is None):
-            which = f" Adapter {job.number}:" if self.sharing.last > 1 else ""
-            raise GateError(
-                f"Version {self.number} was not published.{which} {' '.join(outcome.objections)} Nothing was changed."
-            )
-        return False
+            return ()
+        if self.request.auto_grow and job.divisible:
+            return self.sharing.spread(job)
+        which = f" Adapter {job.number}:" if self.sharing.last > 1 else ""
+        raise GateError(
+            f"Version {self.number} was not published.{which} {' '.join(outcome.objections)} Nothing was changed."
+        )
 
-    def _crowded(self, job: Job) -> bool:
-        """Whether an adapter would rather not take its new facts, as far as can be told before it is trained."""
-        if not (self.request.auto_grow and job.train and job.before is not None):
-            return False
-        return job.expected_harm(self.trainer.tokens(job.train)) > self.request.terms.max_harm
+    def _growth(self, job: Job) -> Grow | Open | None:
+        """How to make room for what a job has to learn, as far as can be told before; None: it rather fits as it is."""
+        if not (self.request.auto_grow and job.train):
+            return None
+        seen = seen_by(view.fitted(self.store), job.before, self.request.terms.max_harm)
+        rows = encoded(self.base, job.train, self.trainer.settings.eos)
+        forecaster = Forecaster(self.base, rows, self.trainer.where, self.request.choose, seen)
+        new, held = target_tokens(rows), job.tokens_kept
+        if forecaster.likely(job.rank, held + new):
+            return None
+        way = cheaper(forecaster, job.rank, held, new, self.trainer.where.max_rank)
+        if isinstance(way, Grow) and way.rank > job.rank:
+            return way
+        return Open(self.rank) if job.divisible else None
 
     def _publish(self) -> Version:
         held: dict[Pair, Held] = {}
@@ -189,7 +194,7 @@ class _Update:
             held=facts,
             retracted=tuple(map(retracted.__getitem__, self._forbidden())),
             change=self.diff.change(fact.id for fact in facts if fact.verdict == "lost"),
-            rank=self.rank,
+            rank=self.sharing.last_job().rank,
             created=now(),
             effort=together(self.efforts) if self.efforts else None,
             adapters=tuple(sorted((one for one in adapters if one is not None), key=lambda one: one.number)),
@@ -212,7 +217,7 @@ class _Update:
         job, trained, report = outcome.job, outcome.trained, outcome.result.report
         if trained is None or report is None:
             return None
-        return Adapter(
+        adapter = Adapter(
             number=job.number,
             rank=job.rank,
             trained=self.number,
@@ -220,24 +225,16 @@ class _Update:
             learning_rate=trained.config.learning_rate,
             protection=trained.protection,
             side_effects=outcome.result.side_effects,
-            room=self._room(outcome),
             rounding=report.rounding,
         )
+        return replace(adapter, room=self._room(adapter, outcome.on))
 
-    def _room(self, outcome: Outcome) -> Room | None:
-        """What still fits, by the law and by what adapters of this rank have held; None without a law."""
-        if self.request.choose is None or outcome.result.report is None:
-            return None
-        request = PlanRequest(rank=outcome.job.rank)
-        try:
-            answer = plan_for(self.base, outcome.on.wanted, self.trainer.where, self.request.choose, request=request)
-        except FitError:  # the law cannot be used here: nothing is known
-            return None
-        if answer.capacity is None:
-            return None
-        held = sum(item.length for item in outcome.result.report.items if item.certified)
-        before = [tokens for rank, tokens in view.fitted(self.store) if rank <= outcome.job.rank]
-        return CapacityBelief.from_law(answer.capacity).seen([held, *before]).room(held)
+    def _room(self, adapter: Adapter, on: Bench) -> Room | None:
+        """What an adapter can take besides, by the law, what adapters have held, and what it costs; None without a
+        law."""
+        seen = seen_by([*view.fitted(self.store), (adapter.rank, adapter.tokens)], adapter, self.request.terms.max_harm)
+        forecaster = Forecaster(self.base, on.wanted, self.trainer.where, self.request.choose, seen)
+        return forecaster.room(adapter.rank, adapter.tokens)
 
     def _held(self, outcome: Outcome) -> Iterator[Held]:
         items = {} if outcome.result.report is None else {item.id: item for item in outcome.result.report.items}

@@ -19,11 +19,14 @@ from memlaw.core.config import UNTIL_RECALLED
 from memlaw.core.facts import EncodedFact
 from memlaw.data import target_tokens
 from memlaw.law.bits import memoryless_loss
+from memlaw.law.growth import Array
 from memlaw.model.outline import Outline
+from memlaw.planning.capacity import LENGTHS, Capacities
 from memlaw.planning.library import KnownLaw, LawChooser, PlanContext
-from memlaw.planning.planner import plan
+from memlaw.planning.planner import plan, sizes_for, unit_of
 from memlaw.planning.request import MeasuredSet, PlanRequest
 from memlaw.planning.result import Plan, TrainingWork
+from memlaw.planning.target import Target
 
 if TYPE_CHECKING:
     from memlaw.model.base import Base
@@ -82,6 +85,40 @@ def plan_for(
     With `request.timed`, a few training steps are run to estimate the training time; the model is left as it was.
     Raises ConfigError, FitError.
     """
+    case, context, loss_init = _measured(base, facts, placement, names, request)
+    known = choose(context)
+    answer = case.plan(known, loss_init, context.loss_memoryless)
+    if not case.request.timed or answer.rank.value is None:
+        return answer
+    seconds = seconds_per_step(base, facts, placement, answer.rank.value)
+    return case.plan(known, loss_init, context.loss_memoryless, seconds)
+
+
+def capacities_for(
+    base: Base,
+    facts: Sequence[EncodedFact],
+    placement: Placement,
+    choose: LawChooser,
+    multiples: Array = LENGTHS,
+) -> Capacities:
+    """How many target tokens like those of these facts each rank holds; runs the base once, on the facts.
+
+    Capacities are searched between the first and the last of `multiples` of the facts' own tokens. Raises FitError.
+    """
+    case, context, loss_init = _measured(base, facts, placement)
+    known = choose(context)
+    sizes = sizes_for(known, case.measured(loss_init, context.loss_memoryless), Target())
+    return Capacities(sizes, unit_of(known.law, placement), multiples)
+
+
+def _measured(
+    base: Base,
+    facts: Sequence[EncodedFact],
+    placement: Placement,
+    names: Names | None = None,
+    request: PlanRequest | None = None,
+) -> tuple[_Case, PlanContext, float]:
+    """The case of these facts on a loaded model, what is known for the choice of a law, and L_init."""
     from memlaw.diagnosis.measure import measure
     from memlaw.model.outline_from_module import outline_of_model
 
@@ -95,12 +132,7 @@ def plan_for(
         loss_init=loss_init,
         loss_memoryless=min(context.loss_memoryless or loss_init, loss_init),
     )
-    known = choose(context)
-    answer = case.plan(known, loss_init, context.loss_memoryless)
-    if not case.request.timed or answer.rank.value is None:
-        return answer
-    seconds = seconds_per_step(base, facts, placement, answer.rank.value)
-    return case.plan(known, loss_init, context.loss_memoryless, seconds)
+    return case, context, loss_init
 
 
 def seconds_per_step(base: Base, facts: Sequence[EncodedFact], placement: Placement, rank: int) -> float:
@@ -149,15 +181,19 @@ class _Case:
         """The plan by this law; `seconds` is the measured time of a step."""
         if self.request.rank is not None:
             self.placement.check_rank(self.request.rank)
-        measured = MeasuredSet(
+        measured = self.measured(loss_init, loss_memoryless)
+        work = self._work(seconds)
+        answer = plan(known, measured, self.placement, self.request, scale=UNTIL_RECALLED.scale, work=work)
+        return replace(answer, train=self._train_command(answer.rank.value))
+
+    def measured(self, loss_init: float, loss_memoryless: float | None) -> MeasuredSet:
+        """The facts in numbers."""
+        return MeasuredSet(
             records=len(self.facts),
             tokens=target_tokens(self.facts),
             loss_init=loss_init,
             loss_memoryless=loss_memoryless,
         )
-        work = self._work(seconds)
-        answer = plan(known, measured, self.placement, self.request, scale=UNTIL_RECALLED.scale, work=work)
-        return replace(answer, train=self._train_command(answer.rank.value))
 
     def _work(self, seconds: float | None) -> TrainingWork:
         """The most that `memlaw train` would process with its own settings; it stops once everything is recalled."""

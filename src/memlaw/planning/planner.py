@@ -11,10 +11,11 @@ import numpy as np
 from memlaw.core.recall import LN2
 from memlaw.law import LawFit, published
 from memlaw.law.growth import Array
+from memlaw.planning.capacity import Capacities
 from memlaw.planning.library import KnownLaw
 from memlaw.planning.recall_loss import RecallCurve, recall_curve
 from memlaw.planning.request import MeasuredSet, PlanRequest
-from memlaw.planning.result import Capacity, Cost, LossNeeded, Plan, PlanLaw, RankChance, RankRange, Split, TrainingWork
+from memlaw.planning.result import Cost, LossNeeded, Plan, PlanLaw, RankChance, RankRange, Split, TrainingWork
 from memlaw.planning.sizes import TAILS, Sizes
 from memlaw.planning.target import Target
 
@@ -28,9 +29,6 @@ other two kinds needed."""
 
 _OTHER_KIND = 0.2
 """L_init or L_init' may differ from the law's cells by this share before the data count as another kind."""
-
-# Multiples of the set's own length, between which the capacity of a rank is searched.
-_LENGTHS = np.geomspace(1 / 64, 64, 97)
 
 _MOST_ADAPTERS = 1024
 
@@ -80,11 +78,8 @@ def plan(
     Raises FitError for a law without parameters.
     """
     request = request or PlanRequest()
-    law, tokens, recall = known.law, facts.tokens, recall_curve(known.cells)
-    mismatch = _data_mismatch(law, facts)
-    factor = OTHER_KIND_FACTOR if mismatch and not law.caveat else 1.0
-    sizes = Sizes(law, recall, request.target, facts.records, tokens, facts.loss_init, factor=factor)
-    unit = 1 if law.axis == "rank" else placement.parameters(1)
+    law, tokens, sizes = known.law, facts.tokens, sizes_for(known, facts, request.target)
+    unit, mismatch = unit_of(law, placement), _data_mismatch(law, facts)
     largest = placement.max_rank
     needed, drawn = sizes.point(tokens) / unit, _drawn_ranks(sizes, unit)
     rank = _range(needed, drawn, largest)
@@ -96,14 +91,14 @@ def plan(
         loss_init=facts.loss_init,
         loss_memoryless=facts.loss_to_store,
         target=request.target,
-        loss_needed=LossNeeded(sizes.loss(tokens), _why(recall, request.target)),
+        loss_needed=LossNeeded(sizes.loss(tokens), _why(sizes.recall, request.target)),
         rank=rank,
         sure=_sure(drawn, largest),
         probabilities=_probabilities(drawn, largest),
         saturation=_range(sizes.point(tokens, LN2) / unit, _drawn_ranks(sizes, unit, LN2), largest),
         largest_rank=largest,
         rule_of_thumb=math.ceil(tokens / placement.parameters(1)),
-        capacity=None if shown is None else _capacity(sizes, shown, unit),
+        capacity=None if shown is None else Capacities(sizes, unit).at(shown),
         split=_split(sizes, unit, largest) if rank.value is None else None,
         reason=None if rank.value is not None else _no_rank(needed, sizes, largest),
         extrapolates=law.extrapolation(needed * unit, tokens) if math.isfinite(needed) else None,
@@ -115,6 +110,18 @@ def plan(
         train=None,
         cost=None if rank.value is None else Cost.from_parameters(placement.parameters(rank.value), work),
     )
+
+
+def sizes_for(known: KnownLaw, facts: MeasuredSet, target: Target) -> Sizes:
+    """The sizes that such facts may need; with a wider interval if they are of another kind than the law's cells."""
+    factor = OTHER_KIND_FACTOR if _data_mismatch(known.law, facts) and not known.law.caveat else 1.0
+    recall = recall_curve(known.cells)
+    return Sizes(known.law, recall, target, facts.records, facts.tokens, facts.loss_init, factor=factor)
+
+
+def unit_of(law: LawFit, placement: AdapterPlacement) -> int:
+    """The size of rank 1 on the law's axis: 1, or the adapter parameters of a rank."""
+    return 1 if law.axis == "rank" else placement.parameters(1)
 
 
 def _drawn_ranks(sizes: Sizes, unit: float, loss: float | None = None) -> Array | None:
@@ -165,36 +172,6 @@ def _no_rank(needed: float, sizes: Sizes, largest: int) -> str:
         f"tokens to a mean loss of {sizes.loss(sizes.tokens):.3g} nats: {estimate}. Adapt more modules or layers, or "
         "split the set over several adapters."
     )
-
-
-def _capacity(sizes: Sizes, rank: int, unit: float) -> Capacity:
-    """The lengths at which the size needed exceeds this rank: by the law itself, and for 95% of the draws."""
-    lengths = sizes.tokens * _LENGTHS
-    points = np.array([sizes.point(length) for length in lengths]) / unit
-    low, high = float(lengths[0]), float(lengths[-1])
-    if sizes.law.covariance is not None and sizes.law.sigma is not None:
-        drawn = np.stack([sizes.draws(length) for length in lengths]) / unit
-        # A small size needed means a long text fits: the lower tail of sizes gives the upper end of lengths.
-        high, low = (
-            _crossing(lengths, np.quantile(drawn, tail, axis=1, method="inverted_cdf"), rank) for tail in TAILS
-        )
-    saturates = sizes.law.length_for(rank * unit, loss_init=sizes.loss_init)
-    return Capacity(rank, _crossing(lengths, points, rank), low, high, saturates if math.isfinite(saturates) else None)
-
-
-def _crossing(lengths: Array, needed: Array, rank: float) -> float:
-    """The length at which `needed` exceeds `rank`, interpolated in logarithms; the first or last length if it never
-    crosses."""
-    above = needed > rank
-    if not above.any():
-        return float(lengths[-1])
-    first = int(above.argmax())
-    if first == 0:
-        return float(lengths[0])
-    if not math.isfinite(needed[first]) or needed[first - 1] <= 0:  # no logarithm to interpolate
-        return float(lengths[first - 1])
-    ends = np.log(needed[first - 1 : first + 1])
-    return float(np.exp(np.interp(math.log(rank), ends, np.log(lengths[first - 1 : first + 1]))))
 
 
 def _split(sizes: Sizes, unit: float, largest: int) -> Split | None:
