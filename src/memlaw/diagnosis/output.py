@@ -1,4 +1,4 @@
-"""What greedy decoding emitted beside the target: right and wrong tokens, and what the end of sequence had to do with it.
+"""What greedy decoding emitted beside the target: right and wrong tokens, and what an end of sequence had to do with.
 
 No torch: the output may be a model's in this process, or a server's.
 """
@@ -19,7 +19,7 @@ NOTHING = -1
 
 
 def with_output(tokens: TokenRecall, fact: EncodedFact, emitted: Sequence[int], stops: Sequence[int]) -> TokenRecall:
-    """`tokens` with the outcome of decoding: as many `emitted` ids as the target has tokens, `NOTHING` after its end."""
+    """`tokens` with the outcome of decoding: one of the `emitted` ids for each target token, `NOTHING` after an end."""
     spelled = [token for token in emitted if token != NOTHING]
     return replace(
         tokens,

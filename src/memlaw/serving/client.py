@@ -34,6 +34,12 @@ _BUSY = (429, 502, 503, 504)
 _ABSENT = (404, 405, 501)
 
 
+class RefusedError(ServerError):
+    """An answer with a status that says error."""
+
+    status: int = 0
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one request may take."""
@@ -56,14 +62,27 @@ class Client:
             secure, max_connections=limits.connections, network_backend=TimedBackend(self._deadline)
         )
 
-    def close(self) -> None:
-        """Waits for nothing: requests under way in other threads fail."""
+    def hurry(self) -> None:
+        """No request is sent again from now on."""
         self._stopped.set()
+
+    def close(self) -> None:
+        self.hurry()
         self._pool.close()
 
     def get(self, path: str) -> Any:
         """The JSON value at `path`; None if the server has no such path."""
         return self._value("GET", path, None, absent=True)
+
+    def peek(self, path: str) -> Any:
+        """The JSON value at `path`; None if there is none, whatever the server returns instead."""
+        status, _, content = self._patient("GET", path, None)
+        if status in (401, 403):
+            _refuse(status, {}, path, self.address)
+        try:
+            return _parsed(content, path) if status == 200 else None
+        except ServerError:
+            return None
 
     def find(self, path: str, body: Any) -> Any:
         """The JSON value that the server returns for `body`; None if the server has no such path."""
@@ -167,7 +186,9 @@ def _refuse(status: int, headers: dict[bytes, bytes], path: str, address: Addres
             f"{address} redirects to another address (status {status}), which is not followed: what is asked there "
             "would be prompts, and perhaps a key. Give the address that really answers."
         )
-    raise ServerError(f"{path} was answered with status {status}, which is an error. The server's own log says why.")
+    refused = RefusedError(f"{path} was answered with status {status}, an error. The server's own log says why.")
+    refused.status = status
+    raise refused
 
 
 def _parsed(content: bytes, path: str) -> Any:

@@ -29,14 +29,14 @@ class Deadline(threading.local):
         finally:
             self._end = None
 
-    def left(self) -> float | None:
-        """Seconds. Raises httpcore2.ReadTimeout if none are left."""
+    def left(self, timeout: float | None) -> float | None:
+        """Seconds, at most `timeout`. Raises httpcore2.ReadTimeout if none are left."""
         if self._end is None:
-            return None
+            return timeout
         left = self._end - time.monotonic()
         if left <= 0:
             raise httpcore2.ReadTimeout("no time is left")
-        return left
+        return left if timeout is None else min(left, timeout)
 
 
 class _TimedStream(httpcore2.NetworkStream):
@@ -44,10 +44,10 @@ class _TimedStream(httpcore2.NetworkStream):
         self._stream, self._deadline = stream, deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, self._deadline.left())
+        return self._stream.read(max_bytes, self._deadline.left(timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, self._deadline.left())
+        self._stream.write(buffer, self._deadline.left(timeout))
 
     def close(self) -> None:
         self._stream.close()
@@ -55,7 +55,7 @@ class _TimedStream(httpcore2.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
-        secured = self._stream.start_tls(ssl_context, server_hostname, self._deadline.left())
+        secured = self._stream.start_tls(ssl_context, server_hostname, self._deadline.left(timeout))
         return _TimedStream(secured, self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
@@ -76,5 +76,5 @@ class TimedBackend(httpcore2.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.NetworkStream:
-        stream = self._plain.connect_tcp(host, port, self._deadline.left(), local_address, socket_options)
+        stream = self._plain.connect_tcp(host, port, self._deadline.left(timeout), local_address, socket_options)
         return _TimedStream(stream, self._deadline)
