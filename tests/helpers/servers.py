@@ -77,7 +77,8 @@ def _serve(model: str, loras: Sequence[str], settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         setattr(params, name, value)
     server = xllamacpp.Server(params)
-    print(server.listening_address, flush=True)
+    sys.stdout.write(f"{server.listening_address}\n")
+    sys.stdout.flush()
     sys.stdin.read()
     os._exit(0)  # without the destructors of a server that may be busy
 
