@@ -112,6 +112,14 @@ def _transformers() -> Any:
     return transformers
 
 
+def gguf_package() -> Any:
+    """The package `gguf`, which names and packs what a file holds. Raises ModelError where it is not installed."""
+    _transformers()
+    import gguf
+
+    return gguf
+
+
 def _where(path: str) -> dict[str, str]:
     """The arguments by which transformers finds the file."""
     return {"pretrained_model_name_or_path": str(Path(path).parent), "gguf_file": Path(path).name}
