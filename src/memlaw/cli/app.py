@@ -25,6 +25,7 @@ COMMANDS = {
     "probe": "Train a grid of ranks and lengths to fit a law to",
     "fit": "Fit the law to a probe or a table of points",
     "ledger": "Add, change and retract facts, version by version",
+    "export": "Write an adapter and its base as GGUF files for llama.cpp",
     "report": "Write one HTML page of all results",
     "journal": "Inspect, verify, rebuild and export the files of a probe",
 }
