@@ -37,6 +37,7 @@ class Mind:
 
     def __init__(self, base: Base) -> None:
         self.base, self._lock = base, threading.Lock()
+        self._known: dict[tuple[int, ...], list[list[float]]] = {}
 
     def next(self, ids: Sequence[int]) -> list[float]:
         """Log-probabilities of the next token."""
@@ -45,9 +46,10 @@ class Mind:
     def along(self, ids: Sequence[int]) -> list[list[float]]:
         """Log-probabilities [length, vocabulary] of the token after each."""
         with self._lock, torch.no_grad():
-            logits = self.base.model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
-            rows: list[list[float]] = F.log_softmax(logits.float(), -1).tolist()
-            return rows
+            if (key := tuple(ids)) not in self._known:
+                logits = self.base.model(input_ids=torch.tensor([key]), use_cache=False).logits[0]
+                self._known[key] = F.log_softmax(logits.float(), -1).tolist()
+            return self._known[key]
 
     def generate(self, ids: Sequence[int], length: int, bias: Mapping[int, float] | None = None) -> list[Step]:
         steps: list[Step] = []

@@ -12,6 +12,7 @@ import memlaw
 from helpers import tiny
 from helpers.serving import FACTS, KINDS, Fake, Mind, Running, Start, serving
 from memlaw.adapter.peft import attach
+from memlaw.core.config import ADAMW
 from memlaw.model.base import Base
 
 
@@ -19,7 +20,9 @@ from memlaw.model.base import Base
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained until every fact of FACTS is recalled."""
     base, out = tiny.base(), tmp_path_factory.mktemp("serving") / "A"
-    trained = memlaw.train(base.model, base.tokenizer, FACTS, rank=16, protect=0.0, out=out)
+    trained = memlaw.train(
+        base.model, base.tokenizer, FACTS, rank=16, config=ADAMW, protect=0.0, learning_rate=2e-2, out=out
+    )
     assert trained.status == "finished"
     return out
 

@@ -31,6 +31,8 @@ class Address:
             port = parts.port
         except ValueError:
             raise ConfigError(f"The URL of the server cannot be read. {_EXAMPLE}") from None
+        if not (url.isascii() and url.strip().isprintable()) or " " in url.strip():
+            raise ConfigError(f"The URL of the server holds characters that a URL cannot. {_EXAMPLE}")
         if "@" in parts.netloc:
             raise ConfigError(
                 "The URL of the server holds a user name or password, which would end up in results and logs. Leave it "

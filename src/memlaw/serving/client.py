@@ -144,10 +144,6 @@ class Client:
                 f"{path} was not answered within {self._limits.seconds:g} seconds. Give the server more time "
                 "(--timeout), or fewer requests at a time (--concurrency)."
             ) from None
-        except httpcore2.LocalProtocolError:  # its message would repeat the header
-            raise ConfigError(
-                f"The key in {KEY} is not one that HTTP can send: use visible ASCII characters."
-            ) from None
 
 
 def _headers(address: Address) -> list[tuple[str, str]]:
@@ -161,7 +157,11 @@ def _headers(address: Address) -> list[tuple[str, str]]:
     if address.port != {"http": 80, "https": 443}[address.scheme]:
         headers[0] = ("Host", f"{headers[0][1]}:{address.port}")
     key = os.environ.get(KEY)
-    return [*headers, ("Authorization", f"Bearer {key}")] if key else headers
+    if not key:
+        return headers
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"The key in {KEY} cannot be sent over HTTP: it may hold visible ASCII characters only.")
+    return [*headers, ("Authorization", f"Bearer {key}")]
 
 
 def _lower(headers: Any) -> dict[bytes, bytes]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -29,6 +29,8 @@ class Journal:
     def __init__(self, path: Path | None, identity: str) -> None:
         """`identity` names the server, the adapter, the facts and how they are encoded."""
         self.path = path
+        self._file: IO[bytes] | None = None
+        self._first = b""
         self.answers: dict[tuple[int, int], Asked] = {}
         """(round, row) -> what was said."""
         if path is None:
@@ -39,24 +41,25 @@ class Journal:
             self._check(_body(lines[0]), identity)
             for line in lines[1:]:
                 self._take(_body(line))
-        self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
-        if not lines:
-            self._write(seal({"format": FORMAT, "asked": identity}))
-        elif not content.endswith(b"\n"):
-            self._write(b"\n")
+            self._first = b"" if content.endswith(b"\n") else b"\n"
+        else:
+            self._first = seal({"format": FORMAT, "asked": identity})
 
     def add(self, turn: int, row: int, asked: Asked) -> None:
         """Keep an answer: it is on disk when this returns. Raises OSError."""
         self.answers[turn, row] = asked
         if self.path is not None:
-            self._write(seal({"turn": turn, "row": row, "asked": to_dict(asked)}))
+            self._write(self.path, seal({"turn": turn, "row": row, "asked": to_dict(asked)}))
 
     def close(self) -> None:
-        if self.path is not None:
+        if self._file is not None:
             self._file.close()
 
-    def _write(self, line: bytes) -> None:
-        self._file.write(line)
+    def _write(self, path: Path, line: bytes) -> None:
+        if self._file is None:
+            self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
+        self._file.write(self._first + line)
+        self._first = b""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -78,6 +81,6 @@ class Journal:
 
 def _body(line: bytes) -> Any:
     try:
-        return unseal(line)
+        return unseal(line.removesuffix(b"\n") + b"\n")
     except ValueError:
         return None

@@ -43,7 +43,8 @@ class Ollama(Dialect):
             return names[0]
         if f"{self.adapter_name}:latest" in names:
             return f"{self.adapter_name}:latest"
-        return chosen(self.adapter_name, names, "model") or self.adapter_name
+        short = [name.removesuffix(":latest") for name in names]
+        return chosen(self.adapter_name, [*short, *names], "model") or self.adapter_name
 
     def complete(self, question: Question, known: int, length: int) -> Completion:
         asked = {
