@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the server's own process needs neither memlaw nor torch
+    from memlaw.core.facts import EncodedFact
 
 LIFETIME = 540
 """Seconds after which a server ends by itself; a test may take 600."""
@@ -36,6 +40,22 @@ class Server:
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as reply:
             return json.load(reply)
+
+    def greedy(self, fact: EncodedFact) -> list[tuple[int, float]]:
+        """The tokens of greedy decoding after the prompt of a fact, as many as its target has, each with its p."""
+        body = {
+            "prompt": list(fact.ids[: fact.prompt_length]),
+            "n_predict": fact.length,
+            "temperature": 0,
+            "n_probs": 1,
+            "cache_prompt": False,
+        }
+        reply = self.ask("/completion", body)
+        return [(token["id"], math.exp(token["logprob"])) for token in reply["completion_probabilities"]]
+
+
+EXACT: dict[str, Any] = {"cache_type_k": 0, "cache_type_v": 0, "flash_attn_type": 0}
+"""Settings under which llama.cpp keeps keys and values in float32, not in float16, and multiplies them so."""
 
 
 @contextmanager

@@ -82,8 +82,8 @@ def _scale(directory: Path) -> float:
     if config.get("peft_type") != "LORA" or unlike:
         kind = f"LoRA with {unlike[0]}" if unlike else config.get("peft_type")
         raise AdapterError(
-            f"{directory} is an adapter of the kind {kind}, and llama.cpp loads plain LoRA only. Merge it into its base "
-            "and convert that."
+            f"{directory} is an adapter of the kind {kind}, and llama.cpp loads plain LoRA only. Merge it into its "
+            "base and convert that."
         )
     root = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
     return float(config["lora_alpha"] / root)

@@ -1,8 +1,9 @@
 """Write a base as a GGUF file that llama.cpp serves, with the names and types that llama.cpp's own tools choose.
 
 Vectors stay in float32. Matrices get the type asked for, with two exceptions. Beside weights of 4 or 5 bits, the head
-(the embedding, where that is the head) gets q8_0, as `llama-quantize` chooses unless the width is a multiple of 256: it
-takes q6_K then, which has fewer bits. And a matrix whose width is no multiple of 32 is written in float16.
+(the embedding, where that is the head) gets q8_0, unless `pure`. So `llama-quantize` chooses without `--pure`, unless
+the width is a multiple of 256: it takes q6_K then, which has fewer bits. And a matrix whose width is no multiple of 32
+is written in float16.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ _COMPOSED = {"type": "NFC"}
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # llama.cpp's types of tokens
 
 
-def write_base(base: Base, path: Path, kind: str) -> None:
+def write_base(base: Base, path: Path, kind: str, *, pure: bool = False) -> None:
     """Write weights, configuration and tokenizer to `path`, in the type `kind`; the file appears whole or not at all.
+
+    `pure` gives the head this type too.
 
     Raises ConfigError for an unknown type, ModelError for a model or tokenizer that memlaw does not write, OSError.
     """
@@ -44,9 +47,11 @@ def write_base(base: Base, path: Path, kind: str) -> None:
         _add_sizes(writer, layout.config)
         _add_tokenizer(writer, base)
         tied = bool(layout.config.tie_word_embeddings)
+        head_kind = "q8_0" if kind in ("q5_0", "q4_0") and not pure else kind
         for name, weight in base.model.state_dict().items():
+            is_head = name == ("model.embed_tokens.weight" if tied else "lm_head.weight")
             if not (tied and name == "lm_head.weight"):  # where a file has no head, llama.cpp takes the embedding
-                _add_weight(writer, layout, name, weight, kind)
+                _add_weight(writer, layout, name, weight, head_kind if is_head else kind)
         finish(writer)
 
 
@@ -87,17 +92,14 @@ def _add_weight(writer: Any, layout: Layout, name: str, weight: Tensor, kind: st
     module, _, last = name.rpartition(".")
     given = layout.name(module)
     values = layout.rows(module, weight.detach().float().cpu()).numpy()
-    is_head = given == ("token_embd" if layout.config.tie_word_embeddings else "output")
-    chosen = gguf.GGMLQuantizationType[_type_of(values.shape, kind, is_head=is_head).upper()]
+    chosen = gguf.GGMLQuantizationType[_type_of(values.shape, kind).upper()]
     writer.add_tensor(f"{given}.{last}", gguf.quants.quantize(values, chosen), raw_dtype=chosen)
 
 
-def _type_of(shape: tuple[int, ...], kind: str, *, is_head: bool) -> str:
+def _type_of(shape: tuple[int, ...], kind: str) -> str:
     if len(shape) == 1:
         return "f32"
-    if kind.startswith("q") and shape[-1] % 32:
-        return "f16"
-    return "q8_0" if is_head and kind in ("q5_0", "q4_0") else kind
+    return "f16" if kind.startswith("q") and shape[-1] % 32 else kind
 
 
 def _add_tokenizer(writer: Any, base: Base) -> None:
