@@ -19,12 +19,16 @@ from helpers.paths import ROOT
 
 PAGE = ROOT / "docs" / "how-to" / "serving.md"
 
-LLAMA_SERVER = """
+LLAMA_SERVER = """#!{python}
 import json, os, sys
-sys.path.insert(0, {helpers!r})
 given = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
 assert given.keys() == {{"-m", "--lora", "--port"}}, given
 asked = {{"model": given["-m"], "loras": [given["--lora"]], "settings": {{"port": int(given["--port"])}}}}
+log = os.open("server.log", os.O_WRONLY | os.O_CREAT)
+kept, end = os.pipe()  # the server of the tests ends with its caller's end of stdin, and a background job has none
+os.set_inheritable(end, True)
+for place, source in enumerate((kept, log, log)):
+    os.dup2(source, place)
 os.execv(sys.executable, [sys.executable, {servers!r}, json.dumps(asked)])
 """
 
@@ -47,11 +51,7 @@ def test_five_commands_lead_to_a_verdict(tmp_path: Path) -> None:
     assert len(commands.splitlines()) == 5
     python = shlex.quote(sys.executable)
     script(tmp_path / "memlaw", f'#!/bin/sh\nexec {python} -m memlaw "$@"\n')
-    (tmp_path / "server.py").write_text(LLAMA_SERVER.format(helpers=str(ROOT / "tests"), servers=servers.__file__))
-    # The server of the tests ends with its caller's end of stdin, and a background job has none of its own.
-    script(
-        tmp_path / "llama-server", f'#!/bin/sh\nsleep 500 | exec {python} {tmp_path / "server.py"} "$@" > server.log\n'
-    )
+    script(tmp_path / "llama-server", LLAMA_SERVER.format(python=sys.executable, servers=servers.__file__))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     shell = subprocess.Popen(
         ["bash", "-m", "-e", "-c", f"trap 'kill %1 2> /dev/null || true' EXIT\n{commands}"],

@@ -53,7 +53,7 @@ def server_differences(server: Dialect, expected: Expectation) -> Iterator[Diffe
     about = server.about
     yield from _adapter(about, server.adapter_name)
     yield from _sampler(about.sampler)
-    yield from _marks(about, expected)
+    yield from mark_differences(about, expected)
     if not server.tells_end:
         yield Difference(
             "end",
@@ -100,7 +100,8 @@ def _sampler(settings: Mapping[str, float]) -> Iterator[Difference]:
         )
 
 
-def _marks(about: About, expected: Expectation) -> Iterator[Difference]:
+def mark_differences(about: About, expected: Expectation) -> Iterator[Difference]:
+    """Another end of sequence, or, for facts from chats, another template."""
     tokenizer = expected.tokenizer
     ends = {str(tokenizer.convert_ids_to_tokens(stop)) for stop in expected.stops}
     if about.eos and ends and about.eos not in ends:
