@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,19 @@ def _one_thread() -> None:
     """Also where something imported torch before this file could say so."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def twelve_facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the bundled base that recalls examples/facts.jsonl, trained once: leave it as it is."""
+    from memlaw.adapter.on_model import placement_on
+    from memlaw.core.config import UNTIL_RECALLED
+    from memlaw.data import read
+    from memlaw.model.base import load
+    from memlaw.training.adapter import train_adapter
+    from memlaw.training.run import Run
+
+    base, out = load(dtype="float32"), tmp_path_factory.mktemp("twelve") / "adapter"
+    run = Run(16, placement_on(None, base.model), replace(UNTIL_RECALLED, protect=0.0))
+    assert train_adapter(base, read(Path(__file__).parents[1] / "examples" / "facts.jsonl"), run, out=out).recalled
+    return out

@@ -150,6 +150,22 @@ def test_a_plan_from_files_in_python_loads_no_torch_either() -> None:
     assert not loaded & {"torch", "peft", "matplotlib", "pandas", "datasets", "accelerate"}
 
 
+VERIFIED = """
+import memlaw
+facts = memlaw.MemorySet((memlaw.Fact("The code is ", "42", "f"),), eos=True, source="test")
+try:
+    memlaw.verify("http://127.0.0.1:9", facts, config=memlaw.VerifyConfig(retries=0))
+except memlaw.MemlawError as error:
+    assert "cannot be reached" in str(error)
+"""
+
+
+def test_asking_a_server_loads_no_torch() -> None:
+    loaded = loaded_by(VERIFIED)
+    assert "httpcore2" in loaded
+    assert not loaded & {"torch", "peft", "matplotlib", "pandas", "datasets", "accelerate"}
+
+
 def test_the_version_is_that_of_the_metadata_and_is_read_when_it_is_asked_for() -> None:
     assert memlaw.__version__ == importlib.metadata.version("memlaw")
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]

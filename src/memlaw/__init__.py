@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from memlaw.api import recall as recall
     from memlaw.api import side_effects as side_effects
     from memlaw.api import train as train
+    from memlaw.api import verify as verify
     from memlaw.core.config import Execution as Execution
     from memlaw.core.config import TrainConfig as TrainConfig
     from memlaw.core.errors import MemlawError as MemlawError
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from memlaw.losses import memft_head_loss as memft_head_loss
     from memlaw.losses import memft_loss as memft_loss
     from memlaw.model.base import load as load
+    from memlaw.serving.settings import VerifyConfig as VerifyConfig
+    from memlaw.serving.verify import Verification as Verification
 
     __version__: str
 
@@ -48,6 +51,8 @@ _HOMES = {
     "RecallReport": "memlaw.core.recall",
     "SideEffects": "memlaw.core.side_effects",
     "TrainConfig": "memlaw.core.config",
+    "Verification": "memlaw.serving.verify",
+    "VerifyConfig": "memlaw.serving.settings",
     "advise": "memlaw.api",
     "check": "memlaw.api",
     "fit_law": "memlaw.law",
@@ -60,6 +65,7 @@ _HOMES = {
     "recall": "memlaw.api",
     "side_effects": "memlaw.api",
     "train": "memlaw.api",
+    "verify": "memlaw.api",
 }
 
 _MODULES = {"ledger": "memlaw.ledger", "published": "memlaw.law.published"}

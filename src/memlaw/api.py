@@ -19,9 +19,10 @@ from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.facts import EncodedFact, MemorySet
 from memlaw.core.recall import LN2, RecallReport
 from memlaw.core.side_effects import SideEffects
-from memlaw.data import border_merges, encode, read, target_tokens
+from memlaw.data import Reading, border_merges, encode, read, target_tokens
 from memlaw.data.tasks import SPEC_PREFIX
 from memlaw.diagnosis.findings import SEVERITIES, CheckReport, Finding
+from memlaw.model.files import BUNDLED
 from memlaw.model.outline import Outline
 from memlaw.planning import Plan, PlanRequest, Target
 from memlaw.planning.library import FOLDER, KnownLaw, LawChooser, library
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from memlaw.model.base import Base
     from memlaw.planning.advice import Advice, History
     from memlaw.planning.for_facts import Names
+    from memlaw.serving.settings import VerifyConfig
+    from memlaw.serving.verify import Facts as FactsToAsk
+    from memlaw.serving.verify import Verification
     from memlaw.sweep.probe import ProbeSummary
     from memlaw.training.result import Trained
 
@@ -288,6 +292,61 @@ def recall(
     for sentence in other_prompts(memory_set, adapter, report):
         warnings.warn(sentence, stacklevel=2)
     return report
+
+
+def verify(
+    url: str,
+    facts: Facts,
+    tokenizer: Any = BUNDLED,
+    *,
+    stops: Sequence[int] | None = None,
+    resume: StrPath | None = None,
+    config: VerifyConfig | None = None,
+) -> Verification:
+    """Did it stick where it runs? Asks the server at `url` for every fact, and judges its answers as `recall` does.
+
+        verified = memlaw.verify("http://127.0.0.1:8080", "facts.jsonl", "Qwen/Qwen3-0.6B")
+        verified.report.certified, verified.where, verified.differences
+
+    Works with vLLM, llama.cpp, SGLang, Ollama and servers of the OpenAI completions API; `config`, a VerifyConfig,
+    names the adapter, the dialect, and how often and how many at a time to ask. A key goes into the environment
+    variable MEMLAW_API_KEY. `tokenizer` is that of the base, or the name of the model it belongs to, as for
+    `memlaw.load`; `stops` are the ids at which generation ends, by default those of that model, or the tokenizer's end
+    of sequence. Answers are appended to the file `resume`, and what it holds is not asked for again. Loads no torch.
+
+    Raises ConfigError, DataError, ModelError; ServerError for a server that cannot be reached or understood;
+    UnfinishedError for one that stops answering.
+    """
+    from memlaw.serving.settings import VerifyConfig
+    from memlaw.serving.verify import verify_facts
+
+    asked = facts_to_ask(facts, tokenizer, stops=stops)
+    return verify_facts(url, asked, config or VerifyConfig(), resume=None if resume is None else Path(resume))
+
+
+def facts_to_ask(
+    facts: Facts, tokenizer: Any = BUNDLED, *, reading: Reading | None = None, stops: Sequence[int] | None = None
+) -> FactsToAsk:
+    """Facts in the tokens of a model, by its tokenizer or, given the name, its files alone. Raises as `verify`."""
+    from memlaw.data.load import load_memory_set
+    from memlaw.model.tokenizer import load_tokenizer, stop_ids, stop_ids_of_files
+    from memlaw.serving.verify import Facts as FactsToAsk
+
+    named = isinstance(tokenizer, str | os.PathLike)
+    name = str(tokenizer)
+    tokenizer = load_tokenizer(name) if named else tokenizer
+    if stops is None:
+        stops = stop_ids_of_files(name, tokenizer) if named else stop_ids(tokenizer, None)
+    memory_set = load_memory_set(facts, tokenizer, _no_random_targets, reading)
+    encoded = encode(memory_set, tokenizer, context=None, stops=stops)
+    return FactsToAsk(memory_set, encoded, tokenizer, tuple(stops))
+
+
+def _no_random_targets() -> Sequence[int]:
+    raise ConfigError(
+        "Random targets are drawn from the tokens that a model can emit, and a server does not show its weights. Ask "
+        "for a file of facts, or for another task."
+    )
 
 
 class SideEffectOptions(AllowOptions, total=False):

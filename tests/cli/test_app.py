@@ -81,7 +81,8 @@ def test_version_and_help_need_no_command() -> None:
     assert shown.code == 0
     commands = [line.split()[0] for line in shown.out.partition("Commands:\n")[2].splitlines()]
     assert commands == [
-        "demo", "check", "plan", "laws", "train", "recall", "probe", "fit", "ledger", "report", "journal",
+        "demo", "check", "plan", "laws", "train", "recall", "verify", "probe", "fit", "ledger", "export", "report",
+        "journal",
     ]  # fmt: skip
     bare = process()
     assert (bare.code, bare.out) == (2, "")

@@ -18,6 +18,8 @@ from memlaw.core.errors import MemlawError, first_line, one_line, suggest
         ("FitError", ValueError),
         ("TrainError", RuntimeError),
         ("JournalError", OSError),
+        ("ServerError", OSError),
+        ("UnfinishedError", OSError),
     ],
 )
 def test_every_error_is_memlaws_and_a_built_in_one(name: str, builtin: type[Exception]) -> None:

@@ -185,6 +185,21 @@ def make(path: Path, content: bytes) -> None:
         files.sign(folder)
 
 
+def test_a_large_file_replaces_the_previous_one_only_once_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"first")
+    stopped = ValueError("stop")
+    with contextlib.suppress(ValueError), files.new_file(path) as temporary:
+        temporary.write_bytes(b"sec")
+        raise stopped
+    assert path.read_bytes() == b"first"
+    with files.new_file(path) as temporary:
+        temporary.write_bytes(b"second")
+        assert path.read_bytes() == b"first"
+    assert path.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_folder_appears_whole_and_replaces_the_previous_one(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     make(path, b"first")

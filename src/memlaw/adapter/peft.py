@@ -108,8 +108,8 @@ def attach(base: Base, directory: Path, allow: Allow = NOTHING) -> Iterator[tupl
     """
     directory = Path(directory)
     info = load_info(directory)
-    tensors = _checked_tensors(directory, info)
-    config = _peft_config(directory / PEFT_CONFIG)
+    tensors = checked_tensors(directory, info)
+    config = peft_config(directory / PEFT_CONFIG)
     allowed = [] if (other := of_another_base(base, directory, info, config or {})) is None else [other]
     _refuse_unless(allowed, allow)
     if config is not None:
@@ -133,7 +133,7 @@ def loaded(base: Base, directory: Path) -> AdapterStack:
             f"The adapter {directory} has no {INFO}: only an adapter that memlaw trained can be trained on."
         )
     _refuse_unless([] if (other := of_another_base(base, directory, info, {})) is None else [other], NOTHING)
-    return _loaded_stack(base, info, _checked_tensors(Path(directory), info))
+    return _loaded_stack(base, info, checked_tensors(Path(directory), info))
 
 
 def _refuse_unless(faults: Sequence[AdapterFaultError], allow: Allow) -> None:
@@ -175,7 +175,7 @@ def _without_shared(tuned: Any, missing: Sequence[str]) -> list[str]:
     return [name for name in missing if id(tensors.get(name)) not in loaded]
 
 
-def _peft_config(path: Path) -> dict[str, Any] | None:
+def peft_config(path: Path) -> dict[str, Any] | None:
     """PEFT's configuration, if there is one.
 
     Refuses one that makes PEFT import a module of the file's choosing (`megatron_core`).
@@ -229,7 +229,8 @@ def _loaded_stack(base: Base, info: AdapterInfo, tensors: Mapping[str, Tensor]) 
     return AdapterStack(placement.sites, [info.rank], scale, pairs)
 
 
-def _checked_tensors(directory: Path, info: AdapterInfo | None) -> dict[str, Tensor]:
+def checked_tensors(directory: Path, info: AdapterInfo | None) -> dict[str, Tensor]:
+    """The weights of an adapter, each finite and, by `info`, as it was saved. Raises AdapterError."""
     path = directory / WEIGHTS
     if info is not None and files.file_sha256(path) != info.weights_sha256:
         raise AdapterError(

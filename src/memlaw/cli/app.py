@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from memlaw.cli.output import note
-from memlaw.core.errors import MemlawError
+from memlaw.core.errors import MemlawError, UnfinishedError
 from memlaw.core.version import installed_version
 
 COMMANDS = {
@@ -21,9 +21,11 @@ COMMANDS = {
     "laws": "List saved laws",
     "train": "Make it stick: train an adapter that recalls the facts verbatim",
     "recall": "Did it stick? Diagnose every token, certify every fact",
+    "verify": "Did it stick where it runs? Ask a live server for every fact",
     "probe": "Train a grid of ranks and lengths to fit a law to",
     "fit": "Fit the law to a probe or a table of points",
     "ledger": "Add, change and retract facts, version by version",
+    "export": "Write an adapter and its base as GGUF files for llama.cpp",
     "report": "Write one HTML page of all results",
     "journal": "Inspect, verify, rebuild and export the files of a probe",
 }
@@ -34,8 +36,13 @@ AFTER_INTERRUPT = {
     "probe": "Finished cells are saved: rerun the command to resume.",
     "demo": "Finished cells are saved: rerun the command to resume.",
     "ledger": "The ledger is whole: a version is published completely or not at all.",
+    "verify": "What was answered is in the file of --resume, if you named one: rerun the command to go on.",
 }
 """What an interrupted command leaves behind, for those that leave anything."""
+
+
+UNFINISHED = 3
+"""Exit code of a command that could not go on: rerun it."""
 
 
 class Commands(TyperGroup):
@@ -53,6 +60,9 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except UnfinishedError as error:
+            note(f"Unfinished: {error}")
+            raise typer.Exit(UNFINISHED) from error
         except MemlawError as error:
             note(f"Error: {error}")
             raise typer.Exit(2) from error

@@ -218,6 +218,12 @@ ShowText = Annotated[
 ]
 
 
+Junit = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write JUnit XML for CI: one test case for each fact, named by its id."),
+]
+
+
 def integers(option: str, text: str | None) -> list[int] | None:
     """The numbers in "1,2,4"; None for an option not given. Raises ConfigError."""
     if text is None:

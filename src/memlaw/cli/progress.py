@@ -86,6 +86,14 @@ def judging_bar() -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def asking_bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar over the questions that a server has answered."""
+    with _bar() as bar:
+        task = bar.add_task("answers", total=None, state="")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
 def training_bar(name: str) -> Iterator[Callable[[StackProgress], None]]:
     """What a training prepares, then the steps of one stack: mean loss, ordered share, stubborn tokens, time left."""
     with _bar() as bar:

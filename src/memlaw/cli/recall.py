@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memlaw.cli.options import Allowed, AsJson, Inputs, Laws, Neutral, ShowText
+from memlaw.cli.options import Allowed, AsJson, Inputs, Junit, Laws, Neutral, ShowText
 from memlaw.cli.output import SHOWN, aligned_rows, counted, emit, note, paragraph, printable
 from memlaw.core.canonical import canonical_json
 from memlaw.core.errors import ConfigError
@@ -43,8 +43,12 @@ class RecallOptions:
         typer.Option(metavar="MODEL", help="For side effects of a merged model: the model it was made from."),
     ] = None
 
+    junit: Junit = None
+
     def check(self) -> None:
         """Raise ConfigError for options that would have no effect."""
+        if self.junit is not None and not self.decode:
+            raise ConfigError("--junit says which facts are certified, and certificates need --decode: add it.")
         if not self.side_effects and (self.neutral is not None or self.base is not None):
             option = "--base" if self.neutral is None else "--neutral"
             raise ConfigError(f"{option} is for side effects, which are not measured: add --side-effects.")
@@ -73,6 +77,7 @@ def recall(
     from memlaw.diagnosis.documents import report_to_dict
     from memlaw.diagnosis.measure import measure, token_texts
     from memlaw.diagnosis.side_effects import side_effects
+    from memlaw.report.junit import junit_xml
 
     options.check()
     if options.adapter is not None:
@@ -101,6 +106,9 @@ def recall(
     document["adapter_faults"] = cautions
     if out is not None:
         write_text(out, canonical_json(document), private=show_text)
+    if options.junit is not None:
+        xml = junit_xml(report, suite="memlaw.recall", texts=document["texts"])
+        write_text(options.junit, xml, private=show_text)
     emit(as_json, document, recall_lines(report, advice, effects))
 
 

@@ -50,6 +50,14 @@ class GateError(MemlawError):
     """An update of a ledger that would lose facts, leave retracted ones or harm the model, and was not published."""
 
 
+class ServerError(MemlawError, OSError):
+    """A server that cannot be reached, refuses to answer, or gives an answer that is none."""
+
+
+class UnfinishedError(ServerError):
+    """A server that stopped answering before every fact was asked: what it answered so far may be kept."""
+
+
 def listed(names: Iterable[str]) -> str:
     """The first few names, in a sentence."""
     every = list(names)

@@ -124,6 +124,22 @@ def make_folders(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary name to write a large file under; when the block ends, it is synced to disk and replaces `path`.
+
+    If the block raises, `path` stays as it is. Raises OSError, then too.
+    """
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        discard(temporary)
+
+
+@contextlib.contextmanager
 def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A temporary folder to put files in; when the block ends, it is synced to disk and replaces `path`.
 

@@ -9,15 +9,22 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from memlaw.core.errors import ModelError
 from memlaw.core.facts import EncodedFact
 
-if TYPE_CHECKING:
-    from memlaw.model.base import Base
-
 _NAMED = 3  # facts in a warning
+
+
+class Speaker(Protocol):
+    """What spells answers: a base, or a tokenizer and the ids at which generation stops."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def stops(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Change:
     """letter case, white space, Unicode form, or characters: all that differs."""
 
 
-def change_of(base: Base, fact: EncodedFact) -> Change | None:
+def change_of(base: Speaker, fact: EncodedFact) -> Change | None:
     """What encoding and decoding change in the target of `fact`; None if nothing, or if the target is made of tokens.
 
     The tokens are decoded after those of the prompt, where users read them: many tokenizers drop the space before the
@@ -50,12 +57,12 @@ def change_of(base: Base, fact: EncodedFact) -> Change | None:
     return Change(_first_difference(fact.text, returned), _kind(fact.text, returned))
 
 
-def survives(base: Base, fact: EncodedFact) -> bool | None:
+def survives(base: Speaker, fact: EncodedFact) -> bool | None:
     """Whether the target's tokens decode to exactly its text; None for a target made of tokens. Raises ModelError."""
     return None if fact.text is None else change_of(base, fact) is None
 
 
-def changed_facts(base: Base, facts: Iterable[EncodedFact]) -> tuple[str, ...]:
+def changed_facts(base: Speaker, facts: Iterable[EncodedFact]) -> tuple[str, ...]:
     """Ids of the facts whose target does not survive. Raises ModelError."""
     return tuple(fact.id for fact in facts if survives(base, fact) is False)
 
@@ -85,7 +92,7 @@ def decode(tokenizer: Any, name: str, ids: Sequence[int], *, special: bool = Tru
         ) from None
 
 
-def _is_end(base: Base, fact: EncodedFact) -> bool:
+def _is_end(base: Speaker, fact: EncodedFact) -> bool:
     """Whether the last token ends the output and is not shown: generation stops there, or it is a special token."""
     last = fact.ids[-1:]
     if last[0] in base.stops:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
-from rapidfuzz.distance import Levenshtein
 
 from memlaw.core.errors import ModelError
 from memlaw.core.facts import EncodedFact
@@ -21,6 +19,7 @@ from memlaw.data import check_context
 from memlaw.data.spelling import decode as decode_ids
 from memlaw.data.spelling import survives
 from memlaw.diagnosis.decoding import Decoded, greedy
+from memlaw.diagnosis.output import with_output
 from memlaw.diagnosis.teacher_forced import teacher_forced
 from memlaw.diagnosis.verdicts import diagnose
 from memlaw.model.base import Base
@@ -67,7 +66,9 @@ def measure(
         if decode:
             decoded = greedy(base, facts, range(len(facts))) if decoded is None else decoded
             rounding = _rounding(measured, decoded)
-            measured = [_with_decoding(base, fact, measured[row], decoded[row]) for row, fact in enumerate(facts)]
+            measured = [
+                with_output(measured[row], fact, decoded[row].emitted, base.stops) for row, fact in enumerate(facts)
+            ]
             if explain:
                 alone = greedy(base, facts, _thinnest(measured), side_by_side=1)
                 rounding = max(rounding, _rounding(measured, alone))
@@ -101,32 +102,6 @@ def _rounding(measured: Sequence[TokenRecall], decoded: dict[int, Decoded]) -> f
         ),
         default=0.0,
     )
-
-
-def _with_decoding(base: Base, fact: EncodedFact, tokens: TokenRecall, decoded: Decoded) -> TokenRecall:
-    """`tokens` with the outcome of decoding."""
-    spelled = [token for token in decoded.emitted if token != -1]
-    return replace(
-        tokens,
-        decoded=tuple(a == b for a, b in zip(decoded.emitted, fact.target, strict=True)),
-        edits=Levenshtein.distance(spelled, fact.target),
-        ended=_ended(fact, decoded.emitted, base.stops),
-    )
-
-
-def _ended(
-    fact: EncodedFact, emitted: Sequence[int], stops: Sequence[int]
-) -> Literal["early", "late", "inside"] | None:
-    """What end of sequence had to do with the first wrong token, if anything; see `TokenRecall.ended`."""
-    pairs = zip(emitted, fact.target, strict=True)
-    wrong, due = next(((token, due) for token, due in pairs if token != due), (None, None))
-    if wrong is None:
-        return None
-    if wrong == -1:  # decoding had ended correctly before: the target itself holds an end of sequence
-        return "inside"
-    if wrong in stops:
-        return None if due in stops else "early"  # it ends where it should, but with another token
-    return "late" if due in stops else None
 
 
 def _thinnest(measured: Sequence[TokenRecall]) -> list[int]:

@@ -49,7 +49,10 @@ def model_of_gguf(path: str) -> Any:
 def config_of_gguf(path: str) -> Any:
     """The configuration of the model, from the file's metadata."""
     with _reading(path):
-        return _transformers().AutoConfig.from_pretrained(**_where(path))
+        config = _transformers().AutoConfig.from_pretrained(**_where(path))
+    if config.model_type == "qwen3":  # transformers passes over the width of a head, and takes 128
+        config.head_dim = _metadata(path).get("qwen3.attention.key_length", config.head_dim)
+    return config
 
 
 def tokenizer_of_gguf(path: str) -> Any:
@@ -110,6 +113,14 @@ def _transformers() -> Any:
             "`pip install 'memlaw[gguf]'`."
         ) from error
     return transformers
+
+
+def gguf_package() -> Any:
+    """The package `gguf`, which names and packs what a file holds. Raises ModelError where it is not installed."""
+    _transformers()
+    import gguf
+
+    return gguf
 
 
 def _where(path: str) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""The languages of servers: one module for each, written from the server's own documentation."""
