@@ -5,10 +5,33 @@ A precision that is added to both tables is known to `memlaw train --for`, the a
 
 from __future__ import annotations
 
-TOLERANCE = {"float64": 1e-6, "float32": 1e-5, "float16": 4e-3, "bfloat16": 2.5e-2}
+from typing import Literal
+
+Precision = Literal["float64", "float32", "float16", "bfloat16", "q8_0", "q5_0", "q4_0"]
+
+QUANTISED = ("q8_0", "q5_0", "q4_0")
+"""Formats of llama.cpp: weights in blocks of 32 that share a scale (`memlaw.model.rounding`)."""
+
+TOLERANCE = {
+    "float64": 1e-6,
+    "float32": 1e-5,
+    "float16": 4e-3,
+    "bfloat16": 2.5e-2,
+    "q8_0": 1e-2,
+    "q5_0": 1e-2,
+    "q4_0": 1e-2,
+}
 """Smallest margin in nats that a certificate needs, by precision."""
 
-MARGINS = {"float64": 0.1, "float32": 0.1, "float16": 0.1, "bfloat16": 0.5}
+MARGINS = {
+    "float64": 0.1,
+    "float32": 0.1,
+    "float16": 0.1,
+    "bfloat16": 0.5,
+    "q8_0": 0.3,
+    "q5_0": 0.3,
+    "q4_0": 0.3,
+}
 """Margin in nats to train with, in float32, for certificates in a precision (measured: `benchmarks/margins.py`).
 
 It covers what a loss moves by when the weights are rounded, and what teacher-forced and cached losses differ by. Both
