@@ -12,6 +12,9 @@ Precision = Literal["float64", "float32", "float16", "bfloat16", "q8_0", "q5_0",
 QUANTISED = ("q8_0", "q5_0", "q4_0")
 """Formats of llama.cpp: weights in blocks of 32 that share a scale (`memlaw.model.rounding`)."""
 
+AS_LOADED = ("float64", "float32")
+"""Precisions that need no other weights than those that were loaded."""
+
 TOLERANCE = {
     "float64": 1e-6,
     "float32": 1e-5,
