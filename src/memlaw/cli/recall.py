@@ -135,7 +135,7 @@ def recall(
         side_effects=effects,
     )
     document["adapter_faults"] = cautions
-    document["mixture"] = {str(part.directory): part.weight for part in parts} if mixed else None
+    document["mixture"] = [{"adapter": str(one.directory), "weight": one.weight} for one in parts] if mixed else None
     if out is not None:
         write_text(out, canonical_json(document), private=show_text)
     said = [_mixed(parts), *recall_lines(report, advice, effects)] if mixed else recall_lines(report, advice, effects)

@@ -20,9 +20,9 @@ TOLERANCE = {
     "float32": 1e-5,
     "float16": 4e-3,
     "bfloat16": 2.5e-2,
-    "q8_0": 1e-2,
-    "q5_0": 1e-2,
-    "q4_0": 1e-2,
+    "q8_0": 8e-2,
+    "q5_0": 8e-2,
+    "q4_0": 8e-2,
 }
 """Smallest margin in nats that a certificate needs, by precision."""
 
