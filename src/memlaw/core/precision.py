@@ -24,7 +24,10 @@ TOLERANCE = {
     "q5_0": 8e-2,
     "q4_0": 8e-2,
 }
-"""Smallest margin in nats that a certificate needs, by precision."""
+"""Smallest margin in nats that a certificate needs, by precision.
+
+llama.cpp rounds the inputs of a product with quantised weights to 8 bits, in blocks of 32. That raised the loss of
+tokens near the threshold by up to 0.071 nats (`benchmarks/served.py`)."""
 
 MARGINS = {
     "float64": 0.1,
@@ -39,7 +42,8 @@ MARGINS = {
 
 It covers what a loss moves by when the weights are rounded, and what teacher-forced and cached losses differ by. Both
 shrink as the tokens get more certain, so that a larger margin also needs less. Below ln 2 = 0.693, since no loss is
-below 0."""
+below 0. Of a quantised format the weights are known (`memlaw.model.rounding`), and its margin covers the rounding of
+inputs to 8 bits alone (`benchmarks/served.py`)."""
 
 LARGEST_MARGIN = 0.65
 """Nats, p > 0.96: beyond, what is left to gain before ln 2 takes most of a training's steps."""

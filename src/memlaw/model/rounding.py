@@ -126,7 +126,8 @@ def _dequantised(blocks: Tensor, precision: str) -> Tensor:
 
 
 def _inverse(scale: Tensor) -> Tensor:
-    return torch.where(scale == 0, 0.0, 1.0 / scale)
+    inverse = 1.0 / scale
+    return inverse.where(inverse.isfinite(), 0.0)  # a scale that small is 0 in float16, and so is its block
 
 
 def _in_float16(scale: Tensor) -> Tensor:
