@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
-from memlaw.core.config import UNTIL_RECALLED, Execution
+from memlaw.core.config import UNTIL_RECALLED, Execution, TrainConfig
 from memlaw.core.errors import ConfigError, FitError
 from memlaw.core.facts import EncodedFact, MemorySet
+from memlaw.core.precision import Precision
 from memlaw.core.recall import LN2, RecallReport
 from memlaw.core.side_effects import SideEffects
 from memlaw.data import Reading, border_merges, encode, read, target_tokens
@@ -51,6 +52,13 @@ class AllowOptions(TypedDict, total=False):
     """Judge an adapter of which only a part can be loaded."""
     allow_other_base: bool
     """Judge an adapter on another base than the one it names."""
+
+
+class RecallOptions(AllowOptions, total=False):
+    """Keywords of `recall` about how the model is served."""
+
+    served_as: Precision | None
+    """Judge on the weights as they are in this precision, such as "q4_0"."""
 
 
 class CheckOptions(AllowOptions, total=False):
@@ -228,12 +236,15 @@ def train(
     kept = None if protect_on is None else text_of_file(base, Path(protect_on))
     run = Run(rank, placement_on(placement, model), config, neutral=kept)
     neutral = None if isinstance(asked, bool) else Path(asked)
-    given = None if neutral is None else yardstick_for(base, memory_set, neutral)  # refused now, not after the training
+    judged = where_it_runs(base, config)
+    given = (
+        None if neutral is None else yardstick_for(judged, memory_set, neutral)
+    )  # refused now, not after the training
     trained = train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
     if asked is False or trained.status != "finished":
         return trained
-    measured_with = given or yardstick_for(base, memory_set)
-    return with_side_effects(base, memory_set, trained, measured_with, out)
+    measured_with = given or yardstick_for(judged, memory_set)
+    return with_side_effects(judged, memory_set, trained, measured_with, out)
 
 
 def with_side_effects(
@@ -267,29 +278,37 @@ def recall(
     tokenizer: Any,
     facts: Facts,
     *,
-    adapter: StrPath | None = None,
+    adapter: StrPath | Mapping[StrPath, float] | None = None,
     decode: bool = True,
-    **allowed: Unpack[AllowOptions],
+    **options: Unpack[RecallOptions],
 ) -> RecallReport:
     """Did it stick? Per-token probabilities and, with `decode`, verbatim recall and certificates of `facts`.
 
-    `model` is a base, a merged model, or a PEFT model; `adapter` is a directory to add to it for the measurement.
-    Afterwards `model` is bit-identical to what it was. `allowed` are faults of the adapter to go on with, those of
-    AllowOptions: allow_partial, allow_other_base; each that occurs is a warning. Also warns if facts failed and the
-    adapter was trained on others. Raises AdapterError, DataError.
+    `model` is a base, a merged model, or a PEFT model; `adapter` is a directory to add to it for the measurement, or a
+    mixture: directories with the factors before what they add, such as {"A": 0.5, "B": 0.5}. Afterwards `model` is
+    bit-identical to what it was. `options` are those of RecallOptions: served_as="q4_0" judges a copy of the base with
+    the weights of a server in that precision; allow_partial and allow_other_base are faults of the adapter to go on
+    with, each of which is a warning. Also warns if facts failed and the adapter was trained on others, or is a mixture.
+    Raises AdapterError, DataError, ModelError.
     """
     from memlaw.adapter.faults import Allow
-    from memlaw.adapter.peft import attach
+    from memlaw.adapter.mixture import MIXTURE, attach_all, is_mixture, mixture_of
     from memlaw.diagnosis.measure import measure
+    from memlaw.model.rounding import served_as
 
     base, memory_set = _wrap(model, tokenizer, facts)
     encoded = encode(memory_set, tokenizer, context=base.context, stops=base.stops)
-    allow = Allow(allowed.get("allow_partial", False), allowed.get("allow_other_base", False))
-    with nullcontext(()) if adapter is None else attach(base, Path(adapter), allow) as faults:
+    base = served_as(base, options.get("served_as") or base.judged_in)
+    given = adapter if isinstance(adapter, Mapping) else {} if adapter is None else {adapter: 1.0}
+    parts = mixture_of([Path(one) for one in given], list(given.values()))
+    with attach_all(
+        base, parts, Allow(options.get("allow_partial", False), options.get("allow_other_base", False))
+    ) as faults:
         for fault in faults:
             warnings.warn(fault.message, stacklevel=2)
         report = measure(base, encoded, decode=decode, explain=True)
-    for sentence in other_prompts(memory_set, adapter, report):
+    mixed = is_mixture(parts)
+    for sentence in (MIXTURE,) if mixed else other_prompts(memory_set, next(iter(given), None), report):
         warnings.warn(sentence, stacklevel=2)
     return report
 
@@ -347,6 +366,13 @@ def _no_random_targets() -> Sequence[int]:
         "Random targets are drawn from the tokens that a model can emit, and a server does not show its weights. Ask "
         "for a file of facts, or for another task."
     )
+
+
+def where_it_runs(base: Base, config: TrainConfig) -> Base:
+    """The base that an adapter of this training is measured on: as loaded, or as it is in the first precision of it."""
+    from memlaw.model.rounding import served_as
+
+    return served_as(base, config.served_as[0]) if config.served_as else base
 
 
 class SideEffectOptions(AllowOptions, total=False):

@@ -325,3 +325,9 @@ def test_damage_is_found_named_and_left_behind_by_rollback(run: Run, ledger: Pat
     (ledger / "HEAD").write_bytes(b"")
     assert_refused(run("ledger", "status", ledger), "HEAD is damaged")
     assert run("ledger", "rollback", ledger, 1, "--json").document["before"] is None
+
+
+def test_a_ledger_is_not_trained_on_other_weights_than_it_is_judged_on(run: Run, tmp_path: Path) -> None:
+    refused = run("ledger", "init", tmp_path / "KB", "--rank", 2, "--for", "q8_0,q4_0")
+    assert_refused(refused, "--for q8_0,q4_0 trains on other weights", "--model FILE.gguf")
+    assert not (tmp_path / "KB").exists()

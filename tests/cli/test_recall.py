@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 from typing import get_args
 
+import pytest
 import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
@@ -221,3 +222,33 @@ class TestSideEffects:
     def test_options_without_effect_are_refused(self, run: Run, model: Path, facts: Path) -> None:
         for option in ("--neutral", "--base"):
             assert_refused(run("recall", facts, "--model", model, option, "x"), f"{option} is for side effects")
+
+
+def test_several_adapters_are_a_mixture_and_said_to_be_one(run: Run, model: Path, facts: Path, adapter: Path) -> None:
+    both = ("recall", facts, "--model", model, "--adapter", adapter, "--adapter", adapter, "--decode")
+    half = run(*both, "--weights", "0.5,0.5", "--json")
+    alone = run("recall", facts, "--model", model, "--adapter", adapter, "--decode", "--json").document
+    assert half.document["certified"] == alone["certified"] == 4  # half and half of one adapter
+    assert half.document["min_margin"] == pytest.approx(alone["min_margin"], abs=1e-4)
+    assert (half.document["mixture"], alone["mixture"]) == (
+        [{"adapter": str(adapter), "weight": 0.5}] * 2, None,
+    )  # fmt: skip
+    assert half.document["same_facts"] is None
+    assert "This is a mixture" in half.err
+    doubled = run(*both)
+    assert doubled.out.startswith(f"Mixture: 1 x {adapter} + 1 x {adapter}\n")
+    assert "This is a mixture" in doubled.err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--weights", "0.5"), "0 adapters and 1 weights"),
+        (("--weights", "half"), "'half' is not a list of numbers"),
+        (("--as", "q4"), "'q4' is not a precision in which recall can be judged"),
+    ],
+)
+def test_weights_without_adapters_and_unknown_precisions_are_refused(
+    run: Run, model: Path, facts: Path, options: tuple[str, str], sentence: str
+) -> None:
+    assert_refused(run("recall", facts, "--model", model, *options), sentence)

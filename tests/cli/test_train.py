@@ -88,6 +88,8 @@ def test_the_paper_preset_is_the_published_recipe(run: Run, model: Path, facts: 
         (("--dtype", "bfloat16"), MARGINS["bfloat16"]),
         (("--dtype", "bfloat16", "--for", "float32"), MARGINS["float32"]),
         (("--for", "bfloat16", "--margin", 0.2), 0.2),
+        (("--for", "q4_0"), MARGINS["q4_0"]),
+        (("--for", "q8_0,bfloat16,float32"), MARGINS["bfloat16"]),
         (("--preset", "paper"), 0.0),
         (("--preset", "paper", "--for", "bfloat16"), MARGINS["bfloat16"]),
     ],
@@ -296,3 +298,23 @@ class TestSideEffects:
         assert not (tmp_path / "A").exists()
         contradiction = run(*self.arguments(facts, model, tmp_path / "A"), "--neutral", "x", "--no-side-effects")
         assert_refused(contradiction, "give one of the two")
+
+
+def test_an_adapter_for_a_quantised_base_is_judged_there_and_belongs_to_the_base(
+    run: Run, model: Path, facts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "A"
+    ran = run("train", facts, "--model", model, "--rank", 16, "--for", "q4_0", "--out", out, "--json")
+    assert (ran.document["recalled"], ran.document["served_as"], ran.err) == (True, ["q4_0"], "")
+    info = json.loads((out / "memlaw_adapter.json").read_text())
+    assert info["train"]["served_as"] == ["q4_0"]
+    assert info["recalled"] == 4  # counted where it runs
+    assert "served as q4_0" in (out / "README.md").read_text()
+    there = run("recall", facts, "--model", model, "--adapter", out, "--as", "q4_0", "--decode", "--json")
+    assert (there.document["dtype"], there.document["certified"], there.err) == ("q4_0", 4, "")
+    assert there.document["min_margin"] >= MARGINS["q4_0"] - 0.01
+    loaded = run("recall", facts, "--model", model, "--adapter", out, "--json").document
+    assert (loaded["dtype"], loaded["adapter_faults"]) == ("float32", [])
+    assert loaded["mean_loss"] != there.document["mean_loss"]
+    told = run("train", facts, "--model", model, "--rank", 1, "--steps", 2, "--for", "q8_0,q4_0", "--out", out).err
+    assert f"--adapter {out} --as q8_0 --decode` shows what is missing" in told

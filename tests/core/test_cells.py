@@ -61,6 +61,7 @@ OTHER_TRAININGS: dict[str, Any] = {
     "anneal": 0.25,
     "protect": 1.0,
     "rehearse": 4,
+    "served_as": ("q4_0",),
 }
 
 

@@ -32,6 +32,7 @@ RUNS = {
         (2, replace(PLAIN, optimizer="muon", learning_rate=1e38, clip=0.0)),
     ],
     "dropout": [(3, replace(PLAIN, dropout=0.1)), (2, replace(PLAIN, dropout=0.5, seed=3))],
+    "served": [(3, replace(PLAIN, method=name, served_as=("q8_0", "q4_0"))) for name in ("ot", "sw")],
     "diverging": [(2, replace(PLAIN, learning_rate=1e38, clip=0.0)), (2, PLAIN)],
 }
 

@@ -19,7 +19,7 @@ from memlaw.adapter.on_model import placement_on
 from memlaw.api import check
 from memlaw.core.config import ADAMW, AUTO, TrainConfig
 from memlaw.core.facts import Fact, MemorySet
-from memlaw.core.precision import LARGEST_MARGIN, MARGINS
+from memlaw.core.precision import LARGEST_MARGIN, MARGINS, Precision
 from memlaw.core.recall import RecallReport
 from memlaw.data import encode
 from memlaw.diagnosis.findings import Finding
@@ -349,6 +349,27 @@ def test_the_margin_advised_is_that_of_the_precision_and_then_a_larger_one_below
         assert ("--for bfloat16" in advice.do) == (margin == 0.1)
     assert asked == [MARGINS["bfloat16"], 0.6, LARGEST_MARGIN, None]
     assert "Serve the model in float32" in advice.do
+
+
+@pytest.mark.parametrize(
+    ("trained_for", "judged", "asked"),
+    [
+        ((), "q4_0", ("q4_0",)),
+        (("q8_0", "q4_0"), "q5_0", ("q8_0", "q4_0", "q5_0")),
+        (("q4_0",), "float32", ("q4_0", "float32")),
+    ],
+)
+def test_judged_on_other_weights_than_trained_on_only_a_training_for_them_helps(
+    trained_for: tuple[Precision, ...], judged: str, asked: tuple[str, ...]
+) -> None:
+    report = replace(sample.recall(FEW), dtype=judged)
+    (advice,) = advise(report, config=TrainConfig(method="ot", margin=0.3, served_as=trained_for))
+    assert (advice.lever, advice.settings) == ("method", {"served_as": asked})
+    assert f"--for {','.join(asked)}" in advice.do
+    assert ("--as " in advice.do) == bool(trained_for)
+    TrainConfig(**advice.settings)
+    there = TrainConfig(method="ot", margin=0.3, served_as=asked)
+    assert all("served_as" not in one.settings for one in advise(report, config=there))
 
 
 def test_reach_is_taken_from_the_recall_too_where_it_was_measured() -> None:

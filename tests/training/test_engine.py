@@ -18,6 +18,7 @@ from memlaw.core.facts import EncodedFact
 from memlaw.core.recall import LN2
 from memlaw.model.base import Base
 from memlaw.model.parts import frozen
+from memlaw.model.rounding import served_as
 from memlaw.training.engine import Engine, unwanted_weights
 from memlaw.training.run import Run
 
@@ -137,3 +138,21 @@ def test_an_adapter_starts_as_the_one_it_goes_on_from(base: Base) -> None:
     with adapter.attached(base.model), torch.no_grad():
         wanted = torch.cat([reference.nll_of(base.model, fact) for fact in facts])
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_step_on_several_bases_is_the_mean_of_the_steps_on_each(base: Base) -> None:
+    bases = [served_as(base, precision) for precision in ("float64", "q8_0", "q4_0")]
+    facts = tiny.facts([(3, 4), (2, 5), (4, 2)])
+    run = Run(3, placement_on("down_proj@2+3", base.model), replace(CONFIG, method="sft", batch_size=2))
+    adapter = an_adapter(base)
+    with frozen(base.model):
+        engines = [Engine(one, facts, [replace(run, start=adapter)]) for one in bases]
+        both = Engine(bases[0], facts, [replace(run, start=adapter)], also=bases[1:])
+        steps = [engine.step(engine.start()) for engine in engines]
+        step, nll = both.step(both.start()), both.evaluate(both.start().stack)
+    for found, *each in zip(step.gradients, *(one.gradients for one in steps), strict=True):
+        torch.testing.assert_close(found, torch.stack(each).mean(0), rtol=1e-5, atol=1e-12)
+        assert not torch.allclose(each[0], each[2], rtol=1e-2)
+    assert step.forwarded.tolist() == [3 * int(steps[0].forwarded)]
+    alone = [engine.evaluate(engine.start().stack)[0, : len(facts)] for engine in engines]
+    torch.testing.assert_close(nll[0], torch.cat(alone))

@@ -20,11 +20,14 @@ from helpers import tiny
 from helpers.runs import runs_at
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.stack import AdapterStack
-from memlaw.core.config import TrainConfig
+from memlaw.core.config import UNTIL_RECALLED, TrainConfig
 from memlaw.core.errors import AdapterError, ConfigError, TrainError
+from memlaw.core.precision import Precision
 from memlaw.core.recall import LN2
+from memlaw.diagnosis.measure import measure
 from memlaw.losses import IGNORED, WindowState, memft_loss
 from memlaw.model.base import Base
+from memlaw.model.rounding import served_as
 from memlaw.training.engine import Engine
 from memlaw.training.result import StackProgress, Trained
 from memlaw.training.rows import row_order
@@ -82,8 +85,26 @@ def test_under_muon_too_each_adapter_gets_what_it_would_get_alone(placement: str
         close(result, alone, 1e-9)
 
 
+@pytest.mark.parametrize("served", [("q4_0",), ("float32", "q4_0")])
+def test_facts_come_back_in_every_precision_that_they_are_trained_for(served: tuple[Precision, ...]) -> None:
+    base = tiny.base()
+    config = replace(UNTIL_RECALLED, margin=0.3, served_as=served)
+    before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
+    (trained,) = train(base, [(8, config)])
+    assert trained.recalled
+    assert all(torch.equal(weight, before[name]) for name, weight in base.model.state_dict().items())
+    for precision in served:
+        judged = served_as(base, precision)
+        with trained.attached(judged.model):
+            report = measure(judged, FACTS, decode=True)
+        assert (report.dtype, report.certified) == (precision, len(FACTS))
+        assert report.min_margin >= 0.29
+
+
 def test_one_stack_has_one_optimizer_and_one_neutral_text() -> None:
     base = tiny.base()
+    with pytest.raises(ConfigError, match="one `served_as`"):
+        train(base, [(1, SHORT), (1, replace(SHORT, served_as=("q4_0",)))])
     with pytest.raises(ConfigError, match="one optimizer"):
         train(base, [(1, SHORT), (1, replace(SHORT, optimizer="muon"))])
     texts = [torch.randint(3, tiny.VOCABULARY, (4, 8)) for _ in range(2)]

@@ -78,7 +78,8 @@ def save(
             **(details or {}),
         }
         (built / INFO).write_text(json.dumps(info, indent=2, sort_keys=True, allow_nan=False) + "\n")
-        (built / CARD).write_text(_card(base, placement, rank))
+        served = (details or {}).get("train", {}).get("served_as", ())
+        (built / CARD).write_text(_card(base, placement, rank, served))
 
 
 def check_free(directory: Path) -> None:
@@ -259,11 +260,13 @@ def checked_tensors(directory: Path, info: AdapterInfo | None) -> dict[str, Tens
     return tensors
 
 
-def _card(base: Base, placement: Placement, rank: int) -> str:
+def _card(base: Base, placement: Placement, rank: int, served: Sequence[str]) -> str:
+    trained_for = f"Trained for this base served as {' and '.join(served)}: in another precision facts may be lost.\n\n"
     return (
         f"---\nlibrary_name: peft\nbase_model: {base.name}\n---\n\n"
         "# A LoRA adapter trained by memlaw to recall facts verbatim\n\n"
         f"Rank {rank} at `{placement}` of `{base.name}`.\n\n"
+        f"{trained_for if served else ''}"
         "**This adapter contains its training data.** Anyone with the adapter and the base model can read the facts "
         "word for word. Protect it like the file of facts.\n"
     )

@@ -12,11 +12,13 @@ import typer
 from memlaw.cli.options import Allowed, AsJson, Inputs, Junit, Laws, Neutral, ShowText
 from memlaw.cli.output import SHOWN, aligned_rows, counted, emit, note, paragraph, printable
 from memlaw.core.canonical import canonical_json
-from memlaw.core.errors import ConfigError
+from memlaw.core.errors import ConfigError, suggest
+from memlaw.core.precision import MARGINS
 from memlaw.core.recall import RecallReport
 from memlaw.core.side_effects import SideEffects, sentence
 
 if TYPE_CHECKING:
+    from memlaw.adapter.mixture import Weighted
     from memlaw.core.facts import MemorySet
     from memlaw.core.recall import RecordRecall
     from memlaw.diagnosis.patterns import Patterns
@@ -29,8 +31,24 @@ class RecallOptions:
     """What is measured, and with which law advice is given."""
 
     adapter: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Adapter to measure, saved by memlaw or PEFT.  [default: the bare model]"),
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Adapter to measure, saved by memlaw or PEFT; several are added up.  [default: the bare model]",
+        ),
+    ] = None
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="W,...", help="Factor before what each adapter adds, such as 0.5,0.5.  [default: 1]"),
+    ] = None
+    served_as: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="PRECISION",
+            help="Judge on the weights as they are served, quantised or cast: q8_0, q5_0, q4_0, bfloat16 or float16.  "
+            "[default: as loaded]",
+        ),
     ] = None
     decode: Annotated[bool, typer.Option("--decode", help="Decode greedily as well, as certificates require.")] = False
     laws: Laws = None
@@ -42,13 +60,28 @@ class RecallOptions:
         str | None,
         typer.Option(metavar="MODEL", help="For side effects of a merged model: the model it was made from."),
     ] = None
-
     junit: Junit = None
+
+    @property
+    def mixture(self) -> tuple[Weighted, ...]:
+        """The adapters with their weights. Raises ConfigError."""
+        from memlaw.adapter.mixture import mixture_of
+
+        try:
+            weights = None if self.weights is None else [float(part) for part in self.weights.split(",")]
+        except ValueError:
+            raise ConfigError(f"--weights {self.weights!r} is not a list of numbers such as 0.5,0.5.") from None
+        return mixture_of(self.adapter or [], weights)
 
     def check(self) -> None:
         """Raise ConfigError for options that would have no effect."""
         if self.junit is not None and not self.decode:
             raise ConfigError("--junit says which facts are certified, and certificates need --decode: add it.")
+        if self.served_as is not None and self.served_as not in MARGINS:
+            raise ConfigError(
+                f"--as {self.served_as!r} is not a precision in which recall can be judged. "
+                f"{suggest(self.served_as, MARGINS)}Known: {', '.join(MARGINS)}."
+            )
         if not self.side_effects and (self.neutral is not None or self.base is not None):
             option = "--base" if self.neutral is None else "--neutral"
             raise ConfigError(f"{option} is for side effects, which are not measured: add --side-effects.")
@@ -66,50 +99,58 @@ def recall(
     as_json: AsJson = False,
 ) -> None:
     """Did it stick? Diagnose every token of DATA, and certify the facts that come back verbatim."""
-    from contextlib import nullcontext
-
     from memlaw.adapter.faults import Allow
     from memlaw.adapter.info import load_info
-    from memlaw.adapter.peft import attach
+    from memlaw.adapter.mixture import MIXTURE, attach_all, is_mixture
     from memlaw.api import other_prompts, trained_on
     from memlaw.core.files import write_text
     from memlaw.data.spelling import changed_facts, changed_warning
     from memlaw.diagnosis.documents import report_to_dict
     from memlaw.diagnosis.measure import measure, token_texts
     from memlaw.diagnosis.side_effects import side_effects
+    from memlaw.model.rounding import served_as
     from memlaw.report.junit import junit_xml
 
     options.check()
-    if options.adapter is not None:
-        load_info(options.adapter)  # a directory that holds no adapter is refused before the model is loaded
-    base, memory_set, facts = inputs.load()
+    parts = options.mixture
+    for part in parts:
+        load_info(part.directory)  # a directory that holds no adapter is refused before the model is loaded
+    mixed, alone = is_mixture(parts), parts[0].directory if parts else None
+    loaded, memory_set, facts = inputs.load()
+    base = served_as(loaded, options.served_as or loaded.judged_in)
     if changed := changed_facts(base, facts):
         note(f"Warning: {changed_warning(changed, len(facts))}")
     before = _before(base, memory_set, options, inputs) if options.side_effects else None
     allow = Allow(partial=allowed.allow_partial, other_base=allowed.allow_other_base)
-    with nullcontext(()) if options.adapter is None else attach(base, options.adapter, allow) as faults:
+    with attach_all(base, parts, allow) as faults:
         cautions = [fault.message for fault in faults]
         for caution in cautions:
             note(f"Warning: {caution}")
         report = measure(base, facts, decode=options.decode, explain=True)
         effects = None if before is None else side_effects(base, before)
-    for caution in other_prompts(memory_set, options.adapter, report):
+    for caution in (MIXTURE,) if mixed else other_prompts(memory_set, alone, report):
         note(f"Warning: {caution}")
-    advice = _advice(base, memory_set, report, options.adapter, options.laws)
+    advice = [] if mixed else _advice(base, memory_set, report, alone, options.laws)
     document = report_to_dict(
         report,
         texts=token_texts(base, facts) if show_text else None,
         advice=advice,
-        same_facts=trained_on(memory_set, options.adapter),
+        same_facts=None if mixed else trained_on(memory_set, alone),
         side_effects=effects,
     )
     document["adapter_faults"] = cautions
+    document["mixture"] = [{"adapter": str(one.directory), "weight": one.weight} for one in parts] if mixed else None
     if out is not None:
         write_text(out, canonical_json(document), private=show_text)
     if options.junit is not None:
         xml = junit_xml(report, suite="memlaw.recall", texts=document["texts"])
         write_text(options.junit, xml, private=show_text)
-    emit(as_json, document, recall_lines(report, advice, effects))
+    said = [_mixed(parts), *recall_lines(report, advice, effects)] if mixed else recall_lines(report, advice, effects)
+    emit(as_json, document, said)
+
+
+def _mixed(parts: Sequence[Weighted]) -> str:
+    return "Mixture: " + " + ".join(f"{part.weight:g} x {printable(str(part.directory))}" for part in parts)
 
 
 def _before(base: Base, memory_set: MemorySet, options: RecallOptions, inputs: Inputs) -> Alone:
@@ -118,7 +159,8 @@ def _before(base: Base, memory_set: MemorySet, options: RecallOptions, inputs: I
     from memlaw.model.base import load
 
     bare = None if options.base is None else load(options.base, dtype=inputs.dtype, device=inputs.device).model
-    return model_without(base, memory_set, adapter=options.adapter, without=bare, neutral=options.neutral)
+    adapter = options.adapter[0] if options.adapter else None  # any: nothing is attached yet
+    return model_without(base, memory_set, adapter=adapter, without=bare, neutral=options.neutral)
 
 
 def _advice(

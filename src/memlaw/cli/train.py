@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ from memlaw.cli.records import setting
 from memlaw.core.canonical import to_dict
 from memlaw.core.config import AUTO, PRESETS, Method, Optimizer, TrainConfig, Until
 from memlaw.core.errors import ConfigError, TrainError, suggest
-from memlaw.core.precision import MARGINS
+from memlaw.core.precision import AS_LOADED, MARGINS, QUANTISED
 from memlaw.core.settings import names
 from memlaw.core.side_effects import sentence
 
@@ -65,9 +65,10 @@ class TrainingOptions:
         str | None,
         typer.Option(
             "--for",
-            metavar="PRECISION",
-            help=f"Precision in which recall will be judged; sets the default margin ({_margins()}).  "
-            "[default: that of --dtype, or else float32]",
+            metavar="PRECISION,...",
+            help="Precision in which the facts must come back, or several, such as q8_0,q4_0: they are trained on the "
+            f"base as it is there, and the default margin is the largest of theirs ({_margins()}).  [default: that of "
+            "--dtype, or else float32]",
             show_default=False,
         ),
     ] = None
@@ -84,23 +85,44 @@ class TrainingOptions:
             raise ConfigError(f"Unknown preset {self.preset!r}; known: {', '.join(PRESETS)}.")
         known = names(TrainConfig)
         given = {name: value for name, value in vars(self).items() if name in known and value is not None}
-        return replace(PRESETS[self.preset], **self._margin(dtype) | given)
+        precisions = self._precisions()
+        return replace(PRESETS[self.preset], **self._margin(precisions or (dtype,)) | self._weights(precisions) | given)
 
-    def _margin(self, dtype: str) -> dict[str, float]:
-        """The margin for the precision in which recall will be judged; a preset without one keeps none unless asked."""
-        if self.judged_in is not None and self.judged_in not in MARGINS:
-            raise ConfigError(
-                f"--for {self.judged_in!r} is not a precision in which recall can be judged. "
-                f"{suggest(self.judged_in, MARGINS)}Known: {', '.join(MARGINS)}."
-            )
+    def _precisions(self) -> tuple[str, ...]:
+        """Those in which recall will be judged; empty if not given."""
+        asked = tuple(dict.fromkeys(() if self.judged_in is None else self.judged_in.split(",")))
+        for one in asked:
+            if one not in MARGINS:
+                raise ConfigError(
+                    f"--for {one!r} is not a precision in which recall can be judged. "
+                    f"{suggest(one, MARGINS)}Known: {', '.join(MARGINS)}."
+                )
+        return asked
+
+    def _margin(self, precisions: Sequence[str]) -> dict[str, float]:
+        """The margin that all precisions need; a preset without one keeps none unless asked."""
         if self.judged_in is None and not PRESETS[self.preset].margin:
             return {}
-        return {"margin": MARGINS.get(self.judged_in or dtype, MARGINS["float32"])}
+        return {"margin": max(MARGINS.get(one, MARGINS["float32"]) for one in precisions)}
+
+    def _weights(self, precisions: Sequence[str]) -> dict[str, Any]:
+        """The setting that has the base trained on as it is in these precisions."""
+        rounding = [one for one in precisions if one not in AS_LOADED]
+        if rounding and (len(precisions) > 1 or rounding[0] in QUANTISED):
+            raise ConfigError(
+                f"--for {self.judged_in} trains on other weights than those that are loaded, and a ledger judges its "
+                "facts on these. Make the ledger for the model as it is served: --model FILE.gguf."
+            )
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneTraining(TrainingOptions):
     """Settings of an adapter that is trained once."""
+
+    def _weights(self, precisions: Sequence[str]) -> dict[str, Any]:
+        needed = any(one not in AS_LOADED for one in precisions)
+        return {"served_as": tuple(precisions)} if needed else {}
 
     rehearse: Annotated[int | None, _training("rehearse")] = None
     protect_on: Annotated[
@@ -141,7 +163,7 @@ def train(
     """Make it stick: train an adapter that recalls DATA verbatim."""
     from memlaw.adapter.on_model import placement_on
     from memlaw.adapter.peft import check_free
-    from memlaw.api import with_side_effects, yardstick_for
+    from memlaw.api import where_it_runs, with_side_effects, yardstick_for
     from memlaw.cli.progress import training_bar
     from memlaw.training.adapter import train_adapter
     from memlaw.training.divergence import SMALLER
@@ -158,16 +180,16 @@ def train(
     if where.caution:
         note(where.caution)
     kept = None if training.protect_on is None else text_of_file(base, training.protect_on)
-    given = None
+    given, judged = None, where_it_runs(base, config)
     if measuring.side_effects and measuring.neutral is not None:  # an error in it must not come after the training
-        given = yardstick_for(base, memory_set, measuring.neutral)
+        given = yardstick_for(judged, memory_set, measuring.neutral)
     with training_bar(f"rank {rank}") as on_step:
         run = Run(rank, where, config, neutral=kept)
         trained = train_adapter(base, memory_set, run, out=out, execution=execution, on_step=on_step)
     if trained.status != "finished":
         raise TrainError(f"Training {trained.status}: {trained.message}. Nothing was saved.")
     if measuring.side_effects:
-        trained = with_side_effects(base, memory_set, trained, given or yardstick_for(base, memory_set), out)
+        trained = with_side_effects(judged, memory_set, trained, given or yardstick_for(judged, memory_set), out)
     document = {
         "adapter": str(out),
         "steps": trained.steps,
@@ -178,6 +200,7 @@ def train(
         "loss_init": trained.loss_init,
         "loss_final": trained.loss_final,
         "margin": config.margin,
+        "served_as": list(config.served_as),
         "learning_rate": trained.config.learning_rate,
         "rank": rank,
         "placement": str(where),
@@ -196,8 +219,14 @@ def train(
     elif not trained.recalled:
         note(
             f"Some facts are not recalled yet{_what_to_try(trained)} (`memlaw plan` suggests one); "
-            f"`memlaw recall {inputs.data} --model {inputs.model} --adapter {out} --decode` shows what is missing."
+            f"`memlaw recall {inputs.data} --model {inputs.model} --adapter {out}{_as(config)} --decode` shows what is "
+            "missing."
         )
+
+
+def _as(config: TrainConfig) -> str:
+    """The option of `memlaw recall` that judges where the adapter is to run."""
+    return f" --as {config.served_as[0]}" if config.served_as else ""
 
 
 def _what_to_try(trained: Trained) -> str:
@@ -209,6 +238,7 @@ def _what_to_try(trained: Trained) -> str:
 def train_lines(trained: Trained, out: Path) -> Iterator[str]:
     """How a training run ended."""
     margin = f" with a margin of at least {trained.config.margin:g} nats" if trained.config.margin else ""
+    margin += f" in {' and '.join(trained.config.served_as)}" if trained.config.served_as else ""
     ended = f"every target token is ordered{margin}" if trained.recalled else "some target tokens are still stubborn"
     if trained.other_text:
         ended = (

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field
 
 from memlaw.core.canonical import to_dict
+from memlaw.core.precision import Precision
 from memlaw.core.recall import LN2
 from memlaw.core.settings import Choose, settings
 
@@ -149,19 +150,24 @@ class TrainConfig(Recipe):
     as ot, on a growing share of the records (curriculum). They set the token weights of the loss (MemFT)."""
     seed: Seed = 42
     """Seed of the initial weights, the data order and dropout."""
+    served_as: tuple[Precision, ...] = ()
+    """Precisions of the base's weights in which the facts must come back, in each of them: every step sees its records
+    in each; empty = the weights as they were loaded."""
 
 
 AUTO = 0.0
 """The learning rate that leaves the choice to the training."""
 
-ADDED = ("anneal", "optimizer", "momentum", "average", "protect", "rehearse")
+ADDED = ("anneal", "optimizer", "momentum", "average", "protect", "rehearse", "served_as")
 """Settings that came after the first cells and adapters were trained: their defaults are what was done before."""
+
+_DEFAULTS = to_dict(TrainConfig())
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The settings that identify a training: all but the added ones that have their default, so old keys stay."""
     values = to_dict(config)
-    return {name: value for name, value in values.items() if name not in ADDED or value != getattr(TrainConfig, name)}
+    return {name: value for name, value in values.items() if name not in ADDED or value != _DEFAULTS[name]}
 
 
 UNTIL_RECALLED = TrainConfig(

@@ -75,8 +75,8 @@ def measure(
                 measured = _with_mended(base, facts, measured)
         if explain:
             measured = _with_reach(base, facts, measured)
-    tolerance = max(TOLERANCE[base.dtype], SAFETY * (rounding or 0.0))
-    return diagnose(facts, measured, tolerance=tolerance, dtype=base.dtype, rounding=rounding)
+    tolerance = max(TOLERANCE[base.judged_in], SAFETY * (rounding or 0.0))
+    return diagnose(facts, measured, tolerance=tolerance, dtype=base.judged_in, rounding=rounding)
 
 
 def token_texts(base: Base, facts: Sequence[EncodedFact]) -> dict[str, tuple[str, ...]]:

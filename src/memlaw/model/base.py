@@ -44,6 +44,19 @@ class Base:
     """Properties of this base that may keep facts from being recalled, one sentence each."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """What else identifies it (`digests`): adapters record it, cells do not."""
+    served_as: str | None = None
+    """The precision whose weights stand for those that were loaded (`memlaw.model.rounding`); None: they are as they
+    were. Fingerprint and digests are those of the weights that were loaded."""
+
+    @property
+    def held_in(self) -> str:
+        """What decides, beside the fingerprint, what the model computes: part of the key of everything that is kept."""
+        return self.dtype if self.served_as is None else f"{self.served_as} in {self.dtype}"
+
+    @property
+    def judged_in(self) -> str:
+        """The precision in which recall is judged on this base."""
+        return self.served_as or self.dtype
 
     @property
     def layers(self) -> int:

@@ -44,7 +44,7 @@ class PrefixCache:
                 "forward": type(forward).__name__,
                 "sites": list(sites),
                 "ids": sha256(ids),
-                "dtype": base.dtype,
+                "dtype": base.held_in,
                 "device": ids.device.type,
             }
         )

@@ -79,7 +79,7 @@ def sampled(base: Base, rows: int, tokens: int, *, seed: int) -> Tensor:
         {
             "version": VERSION,
             "model": base.fingerprint,
-            "dtype": base.dtype,
+            "dtype": base.held_in,
             "start": start.token,
             "rows": rows,
             "tokens": tokens,

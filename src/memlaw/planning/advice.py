@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from memlaw.adapter.info import Curve
 from memlaw.adapter.placement import ALL_LINEAR
 from memlaw.core.config import TrainConfig
-from memlaw.core.precision import LARGEST_MARGIN, MARGINS
+from memlaw.core.precision import LARGEST_MARGIN, MARGINS, QUANTISED
 from memlaw.core.recall import RecallReport, RecordRecall
 from memlaw.diagnosis.verdicts import stubborn_positions
 from memlaw.training.divergence import SMALLER
@@ -134,6 +134,14 @@ class _Case:
     def rank(self) -> int | None:
         return self.history.rank
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the adapter was judged on other weights of the base than those it was trained on."""
+        if self.history.config is None:
+            return False
+        trained_for = self.history.config.served_as
+        return self.report.dtype not in trained_for if trained_for else self.report.dtype in QUANTISED
+
     @cached_property
     def failing(self) -> tuple[RecordRecall, ...]:
         return failing(self.report)
@@ -238,6 +246,8 @@ class _Case:
 
 def _by_promise(case: _Case) -> tuple[_Lever, ...]:
     """All levers, those most likely to help first."""
+    if case.elsewhere:
+        return (_data, _weights)
     if case.rose:
         return (_data, _tokens, _learning_rate)
     scale, refine = (_rank, _placement, _split), (_method, _steps) if case.spread_thin else (_steps, _method)
@@ -252,6 +262,21 @@ def _data(case: _Case) -> Iterator[Advice]:
         where = _count(records, "failing record") if records else "the set"
         evidence = f"`memlaw check` reports errors ({codes}) for {where}, which training cannot fix."
         yield Advice("data", evidence, case.faults[0].fix)
+
+
+def _weights(case: _Case) -> Iterator[Advice]:
+    judged, config = case.report.dtype, case.history.config
+    trained_for = config.served_as if config else ()
+    wanted = (*trained_for, judged)
+    place = f"of {' and '.join(trained_for)}" if trained_for else "as they were loaded"
+    there = f", or judge it where it was trained for (--as {trained_for[0]})" if trained_for else ""
+    yield Advice(
+        "method",
+        f"It was trained on the weights {place} and judged on those of {judged}, which move tokens by more than any "
+        "margin covers.",
+        f"Train for the precision in which it is served (--for {','.join(wanted)}){there}.",
+        {"served_as": wanted},
+    )
 
 
 def _tokens(case: _Case) -> Iterator[Advice]:

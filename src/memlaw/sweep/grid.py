@@ -59,7 +59,7 @@ def grid_cells(
             rank=rank,
             length=length,
             train=config.train(method, seed),
-            dtype=base.dtype,
+            dtype=base.held_in,
             libraries=libraries_used(),
             device=device_kind(base),
         )
@@ -121,7 +121,7 @@ def identity_of_base(base: Base, placement: Placement) -> dict[str, Any]:
         "model": base.fingerprint,
         "tokenizer": base.tokenizer_fingerprint,
         "placement": str(placement),
-        "dtype": base.dtype,
+        "dtype": base.held_in,
         "algorithm": ALGORITHM_VERSION,
         "libraries": libraries_used(),
         "device": device_kind(base),

@@ -12,6 +12,7 @@ from statistics import fmean
 from memlaw.adapter.peft import check_free, save
 from memlaw.core.canonical import to_dict
 from memlaw.core.config import Execution
+from memlaw.core.errors import ConfigError
 from memlaw.core.facts import MemorySet
 from memlaw.data import encode, target_tokens
 from memlaw.data.near_misses import encoded_near_misses
@@ -50,6 +51,11 @@ def train_adapter(
         check_free(Path(out))
         Path(out).parent.mkdir(parents=True, exist_ok=True)
     execution = execution or Execution()
+    if execution.evict_prefix and run.config.served_as:
+        raise ConfigError(
+            "--evict-prefix keeps the lower layers of one model off the accelerator, and --for trains on copies of it: "
+            "give one of the two."
+        )
     encoded = encode(memory_set, base.tokenizer, context=base.context, stops=base.stops)
     run = _with_near_misses(run, base, memory_set)
     changed = changed_facts(base, encoded)

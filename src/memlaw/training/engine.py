@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from memlaw.core.facts import EncodedFact
 from memlaw.losses import EPS, WindowPass, WindowState, pointwise_weights, record_factor
 from memlaw.losses.head_pass import Weigh, head_pass, token_scores
 from memlaw.model.base import Base
-from memlaw.model.head import frozen_head
+from memlaw.model.head import FrozenHead, frozen_head
 from memlaw.model.memory import counting_saved, out_of_memory
 from memlaw.model.parts import frozen
 from memlaw.training.optimizers.by_name import OPTIMIZERS
@@ -33,9 +34,26 @@ EVALUATION_TOKENS = 32768
 """Tokens in one forward of an evaluation: bounds its memory."""
 
 
-class Engine:
-    """Computes with a frozen base, changing neither adapters nor base.
+@dataclass(frozen=True, eq=False)
+class Place:
+    """One of the bases on which the facts are trained, and its part of the rows."""
 
+    base: Base
+    head: FrozenHead
+    suffix: Suffix
+    first: int
+    """The first of its rows among those of all bases."""
+
+    def states_of(self, rows: Tensor) -> Tensor:
+        """The states [n, time, ...] of `rows` [n], counted among those of all bases."""
+        return self.suffix.states_of(rows - self.first)
+
+
+class Engine:
+    """Computes with frozen bases, changing neither adapters nor bases.
+
+    `also` are further bases with the same modules, on which the facts must come back as well. Every fact is a row of
+    its own on each of them, and a step sees its rows on all.
     Axes: K adapters, b rows of a step, t target tokens of a row, n target tokens of all rows.
     """
 
@@ -45,18 +63,19 @@ class Engine:
         facts: Sequence[EncodedFact],
         runs: Sequence[Run],
         execution: Execution | None = None,
+        also: Sequence[Base] = (),
     ) -> None:
         execution = execution or Execution()
-        self.model, self.fingerprint, self.device = base.model, base.fingerprint, base.device
+        bases = (base, *also)
+        self.fingerprint, self.device = base.fingerprint, base.device
         self.facts, self.runs = tuple(facts), tuple(runs)
         everywhere = {site for run in runs for site in run.placement.sites}
         self.sites = tuple(sorted(everywhere, key=lambda site: (site.layer, site.path)))
         self.compiled = execution.compiled
         self.dtype = "float64" if base.dtype == "float64" else "float32"
-        self.rows = Rows.from_facts(facts, base.device)
+        self.rows = Rows.from_facts([*facts] * len(bases), base.device)
         self.forgets = bool(self.rows.unwanted.any())
-        self.head = frozen_head(base.model)
-        self.suffix = Suffix.of_rows(base, self.sites, self.rows.ids, execution)
+        self.places = tuple(self._place(number, one, execution) for number, one in enumerate(bases))
         self.neutral = self._neutral(base)
         self.rehearsal = self._rehearsal(base)
         self.protection = self._protection(base)
@@ -68,6 +87,11 @@ class Engine:
         self._latest_size = 0
         self._latest_parts: list[Part] = []
         self._latest_inputs: Tensor | None = None
+
+    def _place(self, number: int, base: Base, execution: Execution) -> Place:
+        first = number * len(self.facts)
+        ids = self.rows.ids[first : first + len(self.facts)]
+        return Place(base, frozen_head(base.model), Suffix.of_rows(base, self.sites, ids, execution), first)
 
     def advance(self, state: State, step: Step) -> None:
         """Take the step: change the adapters, in place."""
@@ -100,7 +124,7 @@ class Engine:
         run = self.runs[0]
         if not (run.config.rehearse and run.near_misses):
             return None
-        return Rehearsal(base, self.head, self.sites, run.near_misses)
+        return Rehearsal(base, self.places[0].head, self.sites, run.near_misses)
 
     def _protection(self, base: Base) -> Protection | None:
         """What predicts the drift of these adapters, if any of them is protected."""
@@ -108,7 +132,7 @@ class Engine:
             return None
         try:
             own = all(run.neutral is None for run in self.runs)
-            return protection_at(base, self.head, self.sites, self.neutral.to(self.device), own=own)
+            return protection_at(base, self.places[0].head, self.sites, self.neutral.to(self.device), own=own)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -148,14 +172,14 @@ class Engine:
         step are summed and divided at the end.
         """
         chosen = torch.stack([self._orders[run].rows_of(state.step) for run in state.runs])
-        forwarded = self.rows.lengths[chosen].sum(dim=1)
+        forwarded = self.rows.lengths[chosen].sum(dim=1) * len(self.places)
         rows = chosen.to(self.device)
         parts = self._parts(rows, state.rows_at_once or rows.shape[1])
         windows: list[WindowPass] = []
-        sums = self._summed(state, parts, lambda batch, hidden: self._by_method(state, batch, hidden, windows))
+        sums = self._summed(state, parts, lambda part, hidden: self._by_method(state, part, hidden, windows))
         back = state.settings.fallback & (sums.weight == 0)
         if back.any():  # no token left under the threshold: rule fallback trains these adapters on all tokens
-            again = self._summed(state, parts, lambda batch, _hidden: _all_tokens_of(back, batch))
+            again = self._summed(state, parts, lambda part, _hidden: _all_tokens_of(back, part.batch))
             sums.gradients = [a + b for a, b in zip(sums.gradients, again.gradients, strict=True)]
             sums.weight = sums.weight + again.weight
             forwarded = forwarded * (1 + back.cpu().long())
@@ -184,23 +208,24 @@ class Engine:
         drift = self.protection.gradients(state.stack)
         return [gradient + weight * own for gradient, own in zip(gradients, drift, strict=True)]
 
-    def _summed(self, state: State, parts: Sequence[Part], weighing: Callable[[Batch, Tensor], Weigh]) -> StepSums:
+    def _summed(self, state: State, parts: Sequence[Part], weighing: Callable[[Part, Tensor], Weigh]) -> StepSums:
         """sum_t w_t nll_t of each adapter, its gradient, and the other sums over a step."""
         tensors = [tensor.requires_grad_(True) for tensor in state.stack.tensors]
         sums = StepSums.zero(tensors)
         for part in parts:
+            place = self.places[part.place]
             drop = dropout_mask(state, part) if any(config.dropout for config in state.configs) else None
-            with state.stack.attached(self.model, drop=drop):
-                hidden = self.suffix.forward(self._inputs(part)).flatten(0, 1)[part.batch.predictors]
-            scored = head_pass(self.head, hidden, part.batch.targets, weighing(part.batch, hidden))
+            with state.stack.attached(place.base.model, drop=drop):
+                hidden = place.suffix.forward(self._inputs(part)).flatten(0, 1)[part.batch.predictors]
+            scored = head_pass(place.head, hidden, part.batch.targets, weighing(part, hidden))
             if scored.gradient.any():  # NaN counts as well: a diverged run must not pass for a finished one
                 sums.add_gradients(torch.autograd.grad(hidden, tensors, scored.gradient))
             sums.add_losses(part.batch, scored)
         return sums
 
-    def _by_method(self, state: State, batch: Batch, hidden: Tensor, windows: list[WindowPass]) -> Weigh:
+    def _by_method(self, state: State, part: Part, hidden: Tensor, windows: list[WindowPass]) -> Weigh:
         """The weights of each adapter's method; passes of a sliding window are added to `windows`."""
-        settings = state.settings
+        settings, batch = state.settings, part.batch
         critical = settings.training_limit(self.left(state.latest, settings.limit))
         every, limit, windowed = (t[batch.owners] for t in (settings.every, critical, settings.windowed))
         window: Weigh | None = None
@@ -216,7 +241,7 @@ class Engine:
         if not (settings.position.any() or settings.focus.any()):
             return self._forgetting(in_order, batch)
         # These factors depend on a record's last token, so all losses are computed before the first is weighed.
-        nll, hit = token_scores(self.head, hidden, batch.targets)
+        nll, hit = token_scores(self.places[part.place].head, hidden, batch.targets)
         weights = in_order(nll, hit, slice(0, len(nll)))
         position, focus = settings.position[batch.owners], settings.focus[batch.owners]
         weights = weights * record_factor(nll, batch.records, critical=limit, position=position, focus=focus)
@@ -229,45 +254,53 @@ class Engine:
         return lambda nll, hit, part: unwanted_weights(weigh(nll, hit, part), nll, batch.floor[part])
 
     def _parts(self, rows: Tensor, size: int) -> list[Part]:
-        """The rows [K, b] of a step, `size` of each adapter's at a time; the previous parts if they are the same."""
+        """The rows [K, b] of a step on every base, `size` of each adapter's at a time; the previous parts if they are
+        the same."""
         if self._latest_rows is None or size != self._latest_size or not torch.equal(self._latest_rows, rows):
             self._latest_rows, self._latest_size = rows, size
             starts = range(0, rows.shape[1], size)
             self._latest_parts = [
-                Part(Batch.from_rows(rows[:, at : at + size], self.rows), at, rows.shape[1]) for at in starts
+                Part(Batch.from_rows(place.first + rows[:, at : at + size], self.rows), at, rows.shape[1], number)
+                for number, place in enumerate(self.places)
+                for at in starts
             ]
             self._latest_inputs = None
         return self._latest_parts
 
     def _inputs(self, part: Part) -> Tensor:
         """Cached states [K * b, time, ...] of a part; those of an undivided step are kept for the next step."""
+        place = self.places[part.place]
         if len(self._latest_parts) > 1:
-            return self.suffix.states_of(part.batch.each)
+            return place.states_of(part.batch.each)
         if self._latest_inputs is None:
-            self._latest_inputs = self.suffix.states_of(part.batch.each)
+            self._latest_inputs = place.states_of(part.batch.each)
         return self._latest_inputs
 
     @torch.no_grad()
     def evaluate(self, stack: AdapterStack | None) -> Tensor:
         """nll [K, rows, tokens] of all rows, without dropout; zero in padding. None is the base alone, K = 1."""
         copies = 1 if stack is None else len(stack)
-        everything = torch.arange(len(self.rows), device=self.device)
+        everything = torch.arange(len(self.facts), device=self.device)
         while True:
             size = max(1, self.evaluation_tokens // (copies * self.rows.ids.shape[1]))
             try:
-                nll = [self._nll(stack, part.expand(copies, -1)) for part in torch.split(everything, size)]
+                nll = [
+                    self._nll(place, stack, place.first + part.expand(copies, -1))
+                    for place in self.places
+                    for part in torch.split(everything, size)
+                ]
                 return torch.cat(nll, dim=1)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or size == 1:
                     raise
             self.evaluation_tokens //= 2
 
-    def _nll(self, stack: AdapterStack | None, rows: Tensor) -> Tensor:
-        """nll [K, b, tokens] of the target tokens of `rows` [K, b]."""
+    def _nll(self, place: Place, stack: AdapterStack | None, rows: Tensor) -> Tensor:
+        """nll [K, b, tokens] of the target tokens of `rows` [K, b], which are those of `place`."""
         batch = Batch.from_rows(rows, self.rows)
-        with nullcontext() if stack is None else stack.attached(self.model):
-            hidden = self.suffix.hidden(batch.each).flatten(0, 1)[batch.predictors]
-        return batch.padded(token_scores(self.head, hidden, batch.targets)[0])
+        with nullcontext() if stack is None else stack.attached(place.base.model):
+            hidden = place.suffix.forward(place.states_of(batch.each)).flatten(0, 1)[batch.predictors]
+        return batch.padded(token_scores(place.head, hidden, batch.targets)[0])
 
     def mean(self, nll: Tensor) -> Tensor:
         """Mean over the target tokens to recall: [K, rows, tokens] -> [K], summed in float64; 0 without any."""

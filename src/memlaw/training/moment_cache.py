@@ -37,7 +37,7 @@ def key_of(base: Base, sites: Sequence[Site], ids: Tensor) -> str:
         {
             "version": VERSION,
             "model": base.fingerprint,
-            "dtype": base.dtype,
+            "dtype": base.held_in,
             "device": torch.device(base.device).type,
             "sites": [[site.path, site.layer, site.d_in, site.d_out] for site in sites],
             "ids": sha256(ids),

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from memlaw.model.base import Base
 from memlaw.model.linear import use_onednn
 from memlaw.model.memory import out_of_memory
 from memlaw.model.parts import decoder_layers, frozen
+from memlaw.model.rounding import served_as
 from memlaw.training.checkpoint import Checkpoint, Snapshot
 from memlaw.training.divergence import is_risen, out_of_patience, risen_in_a_row, why_diverged
 from memlaw.training.engine import Engine
@@ -58,7 +60,8 @@ def train_stack(
 
     With a `checkpoint` the stack is saved there from time to time, and resumes from what is there, to the last bit.
     A fact with floors is not to come back: its tokens are trained until each has reached its floor, and `loss_init`,
-    `loss_final` and progress speak of the others. A run with a `start` goes on from that adapter.
+    `loss_final` and progress speak of the others. A run with a `start` goes on from that adapter. With `served_as`, the
+    facts are trained on the base as it is in each of these precisions, and protected on the first.
 
     Of `execution`, `compiled` and `prefix_cache` apply here. Raises AdapterError for an impossible rank, ConfigError
     for runs that do not fit together or the checkpoint of another training, TrainError if one row of one adapter does
@@ -73,11 +76,18 @@ def train_stack(
         raise ConfigError("Adapters of one stack are updated together: give them one optimizer.")
     if len({(run.config.rehearse, run.near_misses) for run in runs}) > 1:
         raise ConfigError("Adapters of one stack rehearse the same: give them one `rehearse` and the same near misses.")
+    if len({run.config.served_as for run in runs}) > 1:
+        raise ConfigError("Adapters of one stack are trained on the same weights: give them one `served_as`.")
     if len({id(run.neutral) for run in runs if run.config.protect}) > 1:
         raise ConfigError("Adapters of one stack are protected on one text: give them the same neutral text.")
     first = min(run.placement.first_layer for run in runs)
-    with frozen(base.model), use_onednn(decoder_layers(base.model)[first:]):
-        engine = Engine(base, facts, settled(base, facts, runs), execution)
+    bases = [served_as(base, precision) for precision in runs[0].config.served_as] or [base]
+    with ExitStack() as restored:
+        for one in bases:
+            restored.enter_context(frozen(one.model))
+            restored.enter_context(use_onednn(decoder_layers(one.model)[first:]))
+        first_base, *also = bases
+        engine = Engine(first_base, facts, settled(first_base, facts, runs, also), execution, also)
         return _Training(engine, checkpoint, on_step).run()
 
 
@@ -252,7 +262,7 @@ class _Training:
 
     def _smaller(self, state: State) -> list[State]:
         """A state that did not fit in memory as two halves; a single adapter, with half the rows at a time."""
-        rows = state.rows_at_once or rows_per_step(len(self.engine.rows), state.configs[0])
+        rows = state.rows_at_once or rows_per_step(len(self.engine.facts), state.configs[0])
         if len(state) > 1:
             middle = (len(state) + 1) // 2
             now, later = state.select(range(middle)), state.select(range(middle, len(state)))

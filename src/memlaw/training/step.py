@@ -67,7 +67,9 @@ class Part:
     start: int
     """Place of the first of them in the step."""
     step_rows: int
-    """Rows of one adapter in the whole step."""
+    """Rows of one adapter in the whole step, on one base."""
+    place: int = 0
+    """The base that they go through."""
 
     @property
     def rows(self) -> int:

@@ -38,8 +38,8 @@ FAR = 0.65
 STAGE = "steps of comparing learning rates"
 
 
-def settled(base: Base, facts: Sequence[EncodedFact], runs: Sequence[Run]) -> list[Run]:
-    """`runs`, with learning rates where they have none (0). The base must be frozen.
+def settled(base: Base, facts: Sequence[EncodedFact], runs: Sequence[Run], also: Sequence[Base] = ()) -> list[Run]:
+    """`runs`, with learning rates where they have none (0). The base, and those that they train on `also`, are frozen.
 
     The same arguments give the same rates.
     """
@@ -50,7 +50,7 @@ def settled(base: Base, facts: Sequence[EncodedFact], runs: Sequence[Run]) -> li
         if config.learning_rate == AUTO:
             same = (run.rank, str(run.placement), config, id(run.start))
             if same not in known:
-                known[same] = _rate(base, _some(facts), run)
+                known[same] = _rate((base, *also), _some(facts), run)
             config = replace(config, learning_rate=known[same])
         settled_runs.append(replace(run, config=config))
     return settled_runs
@@ -63,18 +63,19 @@ def _some(facts: Sequence[EncodedFact]) -> list[EncodedFact]:
     return [facts[int(place * step)] for place in range(min(RECORDS, len(facts)))]
 
 
-def _rate(base: Base, facts: Sequence[EncodedFact], run: Run) -> float:
+def _rate(bases: Sequence[Base], facts: Sequence[EncodedFact], run: Run) -> float:
     """The smallest rate that gets far."""
     rates = RATES[run.config.optimizer]
-    gains = _gains(base, facts, run, rates).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+    gains = _gains(bases, facts, run, rates).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
     far = (gains >= FAR * gains.max()).nonzero()
     return rates[int(far[0])] if gains.max() > 0 else rates[0]
 
 
-def _gains(base: Base, facts: Sequence[EncodedFact], run: Run, rates: Sequence[float]) -> Tensor:
+def _gains(bases: Sequence[Base], facts: Sequence[EncodedFact], run: Run, rates: Sequence[float]) -> Tensor:
     """By how much each rate lowers the mean loss of `facts`: [rates]. With fewer at once if memory is short."""
     try:
-        engine = Engine(base, facts, [replace(run, config=_trial(run.config, rate)) for rate in rates])
+        trials = [replace(run, config=_trial(run.config, rate)) for rate in rates]
+        engine = Engine(bases[0], facts, trials, also=bases[1:])
         state = engine.start()
         before = engine.mean(engine.evaluate(None if run.start is None else state.stack))
         for step in range(STEPS):
@@ -86,9 +87,9 @@ def _gains(base: Base, facts: Sequence[EncodedFact], run: Run, rates: Sequence[f
         if not out_of_memory(error):
             raise
     if len(rates) > 1:
-        return torch.cat([_gains(base, facts, run, [rate]) for rate in rates])
+        return torch.cat([_gains(bases, facts, run, [rate]) for rate in rates])
     if len(facts) > 1:
-        return _gains(base, facts[:1], run, rates)
+        return _gains(bases, facts[:1], run, rates)
     return torch.zeros(1, dtype=torch.float64)  # the training itself will say what does not fit
 
 
