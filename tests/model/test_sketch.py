@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from memlaw.adapter.info import WEIGHTS, load_info
 from memlaw.model.base import Base, digests, load, other_precision, wrap
 from memlaw.model.gguf_write import write_base
 
@@ -61,3 +63,17 @@ def test_other_vectors_other_shapes_and_missing_records_are_no_other_precision(b
     assert other_precision(bundled, None) is None
     assert other_precision(bundled, {**digests(bundled.model), "layout": "0"}) is None
     assert len(bundled.digests["sketch"]) < 6000
+
+
+def test_a_base_with_an_adapter_merged_in_is_another_base_in_4_bits_too(
+    bundled: Base, twelve_facts: Path, tmp_path: Path
+) -> None:
+    module, info = "model.layers.4.mlp.down_proj", load_info(twelve_facts)
+    assert info is not None
+    tensors = load_file(twelve_facts / WEIGHTS)
+    a, b = (tensors[f"base_model.model.{module}.lora_{half}.weight"] for half in "AB")
+    merged = changed(bundled, lambda model: model.get_submodule(module).weight.add_(info.scale * b @ a))
+    write_base(merged, tmp_path / "merged.gguf", "q4_0")
+    file = load(str(tmp_path / "merged.gguf"))
+    assert other_precision(file, bundled.digests) is None
+    assert other_precision(file, merged.digests) == ("q4_0", "q8_0")

@@ -4,7 +4,7 @@ Quantising is a fixed computation on blocks of neighbours, so one block of each 
 compared exactly. Weights that were trained further, even a little, have other scales and other steps in some block:
 what differs by more than a known rounding is another base. Formats that weigh their errors with data (an
 importance matrix) or share scales over larger blocks (q4_K and its kin) are not known here: they are refused, not
-guessed.
+guessed. A change of a small part of a step in one tensor alone may go unseen: one block of it need not move.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 BLOCK = 32
 """Neighbours in a row that share a scale in llama.cpp's simple formats."""
 
-FORMATS = ("bf16", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-"""Roundings that are recognised, finest first."""
+FORMATS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "bf16", "f16")
+"""Roundings that are recognised, coarsest first."""
 
 Values = NDArray[np.float32]
 
@@ -60,7 +60,7 @@ def rounded_to(weights: Mapping[str, Tensor], recorded: str) -> tuple[str, ...] 
         if kind is None:
             return None
         found.add(kind)
-    return tuple(kind for kind in reversed(FORMATS) if kind in found) or ("f32",)
+    return tuple(kind for kind in FORMATS if kind in found) or ("f32",)
 
 
 def _pairs(weights: Mapping[str, Tensor], recorded: str) -> Iterator[tuple[Values, Values]]:
@@ -77,7 +77,7 @@ def _pairs(weights: Mapping[str, Tensor], recorded: str) -> Iterator[tuple[Value
 
 
 def _format(before: Values, now: Values) -> str | None:
-    """The finest format in which `before` reads as `now`: "f32" for the same values, None for other weights."""
+    """The coarsest format in which `before` reads as `now`: "f32" for the same values, None for other weights."""
     if np.array_equal(before, now):
         return "f32"
     through_f16 = before.astype(np.float16).astype(np.float32)  # many quantised files are made from a float16 one
