@@ -24,7 +24,6 @@ from typing import Any
 
 from common import rounded
 
-from memlaw.adapter.faults import Allow
 from memlaw.adapter.gguf import write_adapter
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.peft import attach
@@ -81,7 +80,7 @@ def _compared(original: Base, data: str, adapter: Path, work: Path) -> Iterator[
     base = load(str(work / "base.gguf"), dtype="float32")
     memory_set = memory_set_for(original, data)
     encoded = encode(memory_set, base.tokenizer, context=base.context, stops=base.stops)
-    with attach(base, adapter, Allow(other_base=True)):
+    with attach(base, adapter):
         here = measure(base, encoded, decode=True)
     yield {"runtime": "recall", **_counts(here)}
     facts = Facts(memory_set, encoded, base.tokenizer, base.stops)

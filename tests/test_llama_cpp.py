@@ -14,7 +14,6 @@ from helpers import tiny
 from helpers.adapters import trained
 from helpers.paths import ROOT
 from helpers.servers import EXACT, llama_cpp
-from memlaw.adapter.faults import Allow
 from memlaw.adapter.gguf import write_adapter
 from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.peft import attach, save
@@ -72,7 +71,7 @@ def test_the_server_recalls_what_recall_measures_on_the_same_file(
     base = load(str(model))
     memory_set = read(ROOT / "examples" / "facts.jsonl")
     facts = encode(memory_set, base.tokenizer, context=base.context, stops=base.stops)
-    with attach(base, twelve_facts, Allow(other_base=True)):
+    with attach(base, twelve_facts):
         report = measure(base, facts, decode=True)
     with llama_cpp(model, lora, **EXACT) as server:
         served = [server.greedy(fact) for fact in facts]

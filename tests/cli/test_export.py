@@ -6,6 +6,7 @@ import gguf
 import pytest
 
 from helpers.commands import Run, assert_refused
+from helpers.paths import ROOT
 from memlaw.model.base import BUNDLED, load
 
 
@@ -45,3 +46,16 @@ def test_what_makes_no_sense_is_refused_and_nothing_written(
     given = [model if option == "MODEL" else option for option in options]
     assert_refused(run("export", twelve_facts, "--gguf", "adapter.gguf", *given), sentence)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exported_base_is_known_as_the_adapter_s_own_in_another_precision(
+    twelve_facts: Path, run: Run, tmp_path: Path
+) -> None:
+    base = tmp_path / "base.gguf"
+    run("export", twelve_facts, "--gguf", tmp_path / "adapter.gguf", "--base-gguf", base, "--type", "q8_0")
+    facts = ROOT / "examples" / "facts.jsonl"
+    ran = run("recall", facts, "--model", base, "--adapter", twelve_facts, "--decode", "--json")
+    (sentence,) = ran.document["adapter_faults"]
+    assert f"was trained on {BUNDLED}, and {base} is the same base in another precision (q8_0)" in sentence
+    assert f"Warning: {sentence}" in ran.err
+    assert ran.document["certified"] == 12

@@ -9,9 +9,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from memlaw.adapter.info import AdapterFaultError, AdapterInfo
-from memlaw.model.base import Base, base_difference, same_base
+from memlaw.model.base import Base, base_difference, other_precision, same_base
 
 OTHER_BASE = "adapter-of-another-base"
+OTHER_PRECISION = "adapter-in-another-precision"
 PARTIAL = "adapter-is-partial"
 
 
@@ -25,6 +26,8 @@ class Allow:
     """Judge an adapter on a base that is not the one it names."""
 
     def __contains__(self, fault: AdapterFaultError) -> bool:
+        if fault.code == OTHER_PRECISION:  # the same base: what is measured holds for it, and the result says so
+            return True
         return (self.partial and fault.code == PARTIAL) or (self.other_base and fault.code == OTHER_BASE)
 
 
@@ -36,12 +39,16 @@ def of_another_base(
 ) -> AdapterFaultError | None:
     """The fault of an adapter that was trained on another base; None if it fits, or where nobody can tell.
 
+    The same base in another precision is a fault of its own, which every Allow allows.
+
     The digests in `memlaw_adapter.json` decide, in any precision; without them, the name in PEFT's
     `adapter_config.json`.
     """
     if info is not None:
         if same_base(base, info.base_fingerprint, info.base_digests):
             return None
+        if (formats := other_precision(base, info.base_digests)) is not None:
+            return _other_precision(base, directory, info.base, formats)
         trained_on = (
             f"another base ({info.base}, weights {info.base_fingerprint[:12]}) than {base.name} (weights "
             f"{base.fingerprint[:12]}). {base_difference(base, info.base_digests).rstrip('.')}"
@@ -51,6 +58,15 @@ def of_another_base(
     if not isinstance(named, str) or not named or _is_name_of(named, base):
         return None
     return _other_base(directory, f"{named}, as its adapter_config.json says, not on {base.name}", named)
+
+
+def _other_precision(base: Base, directory: Path, name: str, formats: Sequence[str]) -> AdapterFaultError:
+    return AdapterFaultError(
+        OTHER_PRECISION,
+        f"The adapter {directory} was trained on {name}, and {base.name} is the same base in another precision "
+        f"({' and '.join(formats)}): what is measured holds for these weights.",
+        "Nothing needs to be done.",
+    )
 
 
 def _other_base(directory: Path, trained_on: str, name: str) -> AdapterFaultError:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from memlaw.cli.options import AsJson, load_base
-from memlaw.cli.output import emit
+from memlaw.cli.output import emit, note
 from memlaw.core.errors import ConfigError
 
 
@@ -77,9 +77,11 @@ def export(
 
 def _refuse_other(base: Any, adapter: Path) -> None:
     """Raise AdapterFaultError for an adapter that records another base."""
-    from memlaw.adapter.faults import of_another_base
+    from memlaw.adapter.faults import NOTHING, of_another_base
     from memlaw.adapter.info import load_info
 
     info = load_info(adapter)
     if info is not None and (other := of_another_base(base, adapter, info, {})) is not None:
-        raise other
+        if other not in NOTHING:
+            raise other
+        note(f"Warning: {other.message}")

@@ -15,6 +15,7 @@ from memlaw.core.errors import ModelError, first_line
 from memlaw.model.files import BUNDLED, is_gguf, source_of
 from memlaw.model.gguf import cautions_of_gguf, model_of_gguf
 from memlaw.model.parts import decoder_layers
+from memlaw.model.sketch import rounded_to, sketch
 from memlaw.model.tokenizer import auto_tokenizer, stop_ids, tokenizer_fingerprint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -213,7 +214,8 @@ def digests(model: Any) -> dict[str, str]:
     """What identifies a base beside its fingerprint, to be recorded as `base_digests` with an adapter.
 
     `float16`: the fingerprint it has once cast to float16. `layout`: SHA-256 over names and shapes alone.
-    `packing`: the quantisation method, only for a quantised model.
+    `packing`: the quantisation method, only for a quantised model. `sketch`: some weights of every tensor, which tell
+    the same weights in another precision (`other_precision`).
     """
     float16, layout = hashlib.sha256(), hashlib.sha256()
     for name, tensor in _weights(model):
@@ -224,7 +226,7 @@ def digests(model: Any) -> dict[str, str]:
     return {
         "float16": float16.hexdigest(),
         "layout": layout.hexdigest(),
-        **({"packing": packing} if packing else {}),
+        **({"packing": packing} if packing else {"sketch": sketch(dict(_weights(model)))}),
     }
 
 
@@ -237,6 +239,17 @@ def same_base(base: Base, fingerprint: str, digests: Mapping[str, str] | None = 
     return (
         base.fingerprint in (fingerprint, (digests or {}).get("float16")) or base.digests.get("float16") == fingerprint
     )
+
+
+def other_precision(base: Base, digests: Mapping[str, str] | None = None) -> tuple[str, ...] | None:
+    """The formats to which the weights that `digests` were recorded of are rounded in `base`; None for other weights.
+
+    None too where nobody can tell: for digests without a sketch, packed weights, and formats that are not known.
+    """
+    recorded = digests or {}
+    if recorded.get("layout") != base.digests.get("layout") or not {"sketch"} <= recorded.keys() & base.digests.keys():
+        return None
+    return rounded_to(dict(_weights(base.model)), recorded["sketch"])
 
 
 def base_difference(base: Base, digests: Mapping[str, str] | None = None) -> str:
