@@ -49,9 +49,7 @@ def init(
     store, config = Store(directory), training.config(shared.dtype)
     store.check_free()  # before what takes long
     base = shared.load_base()
-    sized = size.sized(base, shared)
-    rank = size.rank if sized is None else sized.rank
-    assert rank is not None
+    rank, sized = size.found(base, shared)
     create(store, base, NewLedger(rank, shared.placement, config, eos=shared.eos, texts=shared.text))
     document = init_document(str(directory), store.settings(), sized)
     emit(as_json, to_dict(document), lines.init_lines(document))

@@ -113,16 +113,16 @@ class Size(_Law):
         if self.like is not None and self.room is None:
             raise ConfigError("--like says what kind of tokens --room counts: give it with --room, or leave it out.")
 
-    def sized(self, base: Base, shared: Shared) -> Sized | None:
-        """The rank that --room asks for; None if --rank says it."""
+    def found(self, base: Base, shared: Shared) -> tuple[int, Sized | None]:
+        """The rank, and how it was found where --room asks for it."""
         from memlaw.adapter.on_model import placement_on
         from memlaw.data import Reading
         from memlaw.data.load import load_memory_set
-        from memlaw.ledger.forecast import sized
+        from memlaw.ledger.forecast import sized as rank_of_room
         from memlaw.model.reach import reachable_ids
 
-        if self.room is None:
-            return None
+        if self.rank is not None:
+            return self.rank, None
         choose, where = self.chooser(), placement_on(shared.placement, base.model)
         like: Sequence[Fact] = ()
         if self.like is not None:
@@ -130,7 +130,8 @@ class Size(_Law):
             like = with_warnings(
                 load_memory_set(self.like, base.tokenizer, functools.partial(reachable_ids, base), reading)
             ).facts
-        return sized(base, self.room, where, choose, like, eos=shared.eos)
+        sized = rank_of_room(base, self.room or 0, where, choose, like, eos=shared.eos)
+        return sized.rank, sized
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -269,8 +269,7 @@ def sized(
             f"target tokens with probability {SURE:.0%}. Adapt more modules (--placement all-linear), make several "
             "ledgers, or choose a --rank yourself."
         )
-    chance = forecaster.chance(rank, tokens)
-    assert chance is not None
+    chance = forecaster.chance(rank, tokens) or 0.0  # of a rank that was found by it
     return Sized(tokens, rank, chance, law.source, bool(law.caveat), len(like) or None)
 
 
