@@ -8,7 +8,8 @@ Of the records of an update a tenth change facts that are held, and the others a
 retracted (--of-held: a tenth and a twentieth of all that are held). One line for each update and way: facts held and
 verbatim, retracted targets that come back, harm in nats a token, steps, tokens forwarded and processor time. `ledger`
 goes on from the last adapters, with --auto-grow from as many as the facts take; `scratch` trains a new adapter on all
-facts of the moment; `naive` goes on from its last adapter with the new and changed facts alone.
+facts of the moment, `parts` as many new ones as updates could fill; `naive` goes on from its last adapter with the new
+and changed facts alone.
 """
 
 from __future__ import annotations
@@ -170,6 +171,14 @@ def by_training(
         yield {"update": number, **_counts(result), **_took(trained, on.tokens, begun)}
 
 
+def in_parts(base: Base, args: argparse.Namespace, updates: Sequence[Update]) -> Iterator[dict[str, object]]:
+    """Everything that is held in the end, in new adapters of as many facts as an update has."""
+    facts = updates[-1].held
+    for start in range(0, len(facts), args.records):
+        part = facts[start : start + args.records]
+        yield from by_training(base, args, [Update(part, (), part)], naive=False)
+
+
 def _counts(result: Measured) -> dict[str, object]:
     assert result.report is not None
     assert result.side_effects is not None
@@ -216,6 +225,7 @@ def main() -> None:
     ways = {
         "ledger": lambda: by_ledger(base, args, updates),
         "scratch": lambda: by_training(base, args, updates, naive=False),
+        "parts": lambda: in_parts(base, args, updates),
         "naive": lambda: by_training(base, args, updates, naive=True),
     }
     for way in args.ways.split(","):
