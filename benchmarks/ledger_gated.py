@@ -5,9 +5,9 @@
 
 Each update trains an adapter on its new and changed facts alone and merges it into the model. If the share of the
 earlier facts that come back verbatim drops by more than 0.07, the adapter is scaled down, to the largest of 5 steps of
-bisection between 0.1 and 1 that keeps to this; if none does, the update is rejected. Rank 32, alpha 64, AdamW at 1e-3, 10
-epochs, batches of one: the settings of the published script (github.com/Bhoy1/STABLE). They were chosen for a model of 7
-billion parameters; --rate sets another step size. One line for each update.
+bisection between 0.1 and 1 that keeps to this; if none does, the update is rejected. Rank 32, alpha 64, AdamW at 1e-3,
+10 epochs, batches of one: the settings of the published script (github.com/Bhoy1/STABLE). They were chosen for a model
+of 7 billion parameters; --rate sets another step size. One line for each update.
 """
 
 from __future__ import annotations
