@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from helpers import slow_training as reference
 from helpers import tiny
 from helpers.ledgers import SETTINGS, snapshot
 from memlaw.adapter.info import load_info
+from memlaw.adapter.on_model import placement_on
 from memlaw.adapter.peft import attach
 from memlaw.core.config import AUTO, UNTIL_RECALLED, Scaling, TrainConfig
 from memlaw.core.errors import AdapterError, ConfigError, DataError, GateError, LedgerError, TrainError
@@ -22,13 +24,16 @@ from memlaw.core.facts import Fact, MemorySet
 from memlaw.data import encode
 from memlaw.ledger import view
 from memlaw.ledger.audited import audit
+from memlaw.ledger.forecast import Forecaster
 from memlaw.ledger.gate import Terms
+from memlaw.ledger.measured import encoded
 from memlaw.ledger.records import Adapter, Version
 from memlaw.ledger.served import routes_of
 from memlaw.ledger.store import Store
 from memlaw.ledger.training import AGAIN, LEAST, Watch, next_config
 from memlaw.ledger.update import NewLedger, Request, create, update
 from memlaw.model.base import Base
+from memlaw.planning.library import nearest
 from memlaw.training.result import StackProgress
 from memlaw.training.step_size import RATES
 
@@ -369,6 +374,17 @@ class TestSeveralAdapters:
         with pytest.raises(GateError, match=r"Adapter \d: The model would lose"):
             updated(full, base, C, terms=Terms(max_harm=0.0), auto_grow=True)
         assert snapshot(full.root) == before
+
+
+def test_by_a_law_an_update_grows_before_it_is_trained(base: Base, tmp_path: Path) -> None:
+    store, law = a_ledger(tmp_path, base, rank=1), partial(nearest, ())
+    tokens = 15
+    needed = Forecaster(base, encoded(base, (A, B, C), True), placement_on("down_proj@1-3", base.model), law)
+    assert not needed.likely(1, tokens)
+    version = updated(store, base, A, B, C, auto_grow=True, choose=law)
+    assert ([one.number for one in version.adapters], version.rank) == ([1], needed.rank_for(tokens, 32))
+    assert version.rank == version.adapters[0].rank > 1
+    assert decoded(store, base, [A, B, C]) == [True] * 3
 
 
 def _adapter_of(version: Version, one: Fact) -> int:
