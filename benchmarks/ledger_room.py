@@ -112,7 +112,7 @@ def compared(base: Base, case: Case, outcome: Outcome, choose: LawChooser) -> di
 
 
 def _updates(case: Case) -> Iterator[Update]:
-    return sequence(case.kind, _MOST, case.records, case.seed)
+    return sequence(case.kind, _MOST, case.records, case.seed, of_held=True)
 
 
 def _tokens(base: Base, held: Sequence[Fact]) -> int:
