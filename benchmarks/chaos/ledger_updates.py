@@ -2,12 +2,13 @@
 
     OMP_NUM_THREADS=1 python benchmarks/chaos/ledger_updates.py [--kills 1000] [--seed 0]
 
-The base is a random Qwen3 of two layers. Each update adds a fact or two, changes one and retracts one, with --auto-grow
-at rank 1, so that many versions have several adapters. Half of the kills are aimed at publishing, the others come at
-any time; in every third round a second writer waits for the first, or is refused in a sentence. After every kill HEAD
-must lead to a version that is whole, no older than the last acknowledged one, and that holds what its parent held but
-for what its writer was about to change. After every tenth the facts are measured again with the adapters on disk. A
-ledger lasts for 20 kills; then one more update must leave no temporary file behind.
+The base is a random Qwen3 of two layers. Each update adds a fact or two, changes one and retracts one or two, with
+--auto-grow at a low rank, so that many versions have several adapters. Half of the kills are aimed at publishing, the
+others come at any time; in every third round a second writer waits for the first, or is refused in a sentence. After
+every kill HEAD must lead to a version that is whole, no older than the last acknowledged one, and that holds what its
+parent held but for what its writer was about to change. After every tenth the facts are measured again with the
+adapters on disk. A ledger lasts for 25 kills; then one more update must leave no temporary file behind. The line counts
+what the killed writers were doing (`while_`): "intends" is before the first step.
 """
 
 from __future__ import annotations
@@ -49,12 +50,13 @@ from memlaw.ledger.update import NewLedger, Request, create, update
 from memlaw.ledger.upkeep import verify
 from memlaw.model.base import Base, wrap
 
-KILLS_PER_LEDGER = 20
+KILLS_PER_LEDGER = 25
 MEASURED_EVERY = 10
 PATIENCE = 120.0
 """Seconds after which a writer that says nothing counts as stuck."""
 
-CONFIG = replace(UNTIL_RECALLED, steps=120, learning_rate=3e-2, protect=0.0)
+RANK, PLACEMENT = 2, "down_proj@0-1"
+CONFIG = replace(UNTIL_RECALLED, steps=20, learning_rate=6e-2, protect=0.0)
 ANY_HARM = Terms(max_harm=math.inf)
 
 _CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 -?:.,;'\"!()"
@@ -74,7 +76,9 @@ def main() -> None:
 def killed(kills: int, seed: int) -> dict[str, object]:
     """The counts of so many kills."""
     torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
     base, chance, begun = a_base(), random.Random(seed), time.monotonic()
+    _warm(base)
     counts = Counter[str]()
     while counts["kills"] < kills:
         with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +109,7 @@ class Trial:
     def __init__(self, root: Path, base: Base, chance: random.Random) -> None:
         self.root, self.base, self.chance = root, base, chance
         self.store = Store(root)
-        create(self.store, base, NewLedger(1, "down_proj@1", CONFIG))
+        create(self.store, base, NewLedger(RANK, PLACEMENT, CONFIG))
         self.counts = Counter[str]()
         self.writers = 0
         self.living: list[Writer] = []
@@ -114,14 +118,20 @@ class Trial:
         self.expected: dict[int, dict[str, str]] = {0: {}}
         """Version -> id -> target."""
         self.acknowledged = 0
+        """The last version that was."""
         self.lasting = [1.0]
-        """Seconds from the start of an update to its version."""
-        self.publishing = [0.01]
+        """Seconds from the start of an update to its publication."""
+        self.publishing = [0.1]
+        self._update_unharmed(2)
 
     def run(self, kills: int) -> Counter[str]:
         while self.counts["kills"] < kills:
             self._round(two=self.chance.random() < 1 / 3)
-        self._update_once_more()
+        self._update_unharmed(1)
+        report = verify(self.store)
+        self.counts["leftovers_after_update"] += len(report.leftovers)
+        self.counts["half_versions"] += len(report.damaged) + len(report.unreadable)
+        self.counts["published_but_never_current"] += len(report.aside)
         return self.counts
 
     def _round(self, *, two: bool) -> None:
@@ -143,7 +153,7 @@ class Trial:
             self._until(writer, lambda: writer.phase == "publishing")
             time.sleep(self.chance.uniform(0.0, 1.2) * _mean(self.publishing))
         else:
-            time.sleep(self.chance.uniform(0.0, 1.2) * _mean(self.lasting))
+            time.sleep(self.chance.uniform(0.0, 1.3) * _mean(self.lasting))
         os.kill(writer.process, signal.SIGKILL)
         _, status = os.waitpid(writer.process, 0)
         self._hear(writer)
@@ -168,18 +178,21 @@ class Trial:
             traceback.print_exc()
         os._exit(1)  # and not back into the code of the parent
 
-    def _write(self, say: Voice, number: int) -> None:
-        """Update until killed."""
+    def _write(self, say: Voice, number: int, most: float = math.inf) -> None:
+        """So many updates, or until killed."""
         store, chance = Announced(self.root, say), random.Random(f"{self.root}{number}")
+        done = 0
         for turn in itertools.count():
+            if done == most:
+                return
             with store.locked(math.inf):
                 head = store.head()
                 known = {fact.id: fact.target for fact in store.texts(head).of(head.held)}
-                leaving = chance.sample(sorted(known), min(max(0, len(known) - 1), 1 + (len(known) > 4)))
+                leaving = chance.sample(sorted(known), min(max(0, len(known) - 1), 1 + (len(known) > 6)))
                 changing = chance.sample(sorted(known.keys() - set(leaving)), min(1, len(known) - len(leaving)))
                 new = [f"{number}.{turn}-{place}" for place in range(chance.randint(1, 2))]
                 given = {name: _target(chance, known.get(name, "")) for name in (*changing, *new)}
-                _update(store, self.base, given, leaving, say)
+                done += _update(store, self.base, given, leaving, say)
 
     def _add(self, say: Voice, number: int, wait: float) -> None:
         """Add a fact beside another writer, once or, if that is waited for, until killed."""
@@ -276,14 +289,10 @@ class Trial:
         self.counts["uncertified"] += sum(fact.verdict != "certified" for fact in found.held)
         self.counts["came_back"] += len(found.returned)
 
-    def _update_once_more(self) -> None:
-        writer = self._writer(lambda say, number: self._add(say, number, 0.0))
+    def _update_unharmed(self, updates: int) -> None:
+        writer = self._writer(lambda say, number: self._write(say, number, updates))
         self._until(writer, lambda: writer.ended)
         self._bury(writer)
-        report = verify(self.store)
-        self.counts["leftovers_after_update"] += len(report.leftovers)
-        self.counts["half_versions"] += len(report.damaged) + len(report.unreadable)
-        self.counts["published_but_never_current"] += len(report.aside)
 
     def _bury(self, writer: Writer) -> None:
         """A writer that ends by itself."""
@@ -338,6 +347,14 @@ def _update(
         return False
     say("published", version.number)
     return True
+
+
+def _warm(base: Base) -> None:
+    """Load what an update needs before the first fork: no writer should spend its life on imports."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "ledger")
+        create(store, base, NewLedger(RANK, PLACEMENT, CONFIG))
+        update(store, base, Request((Fact("Is it? ", "A0", "it"),), auto_grow=True, terms=ANY_HARM))
 
 
 def _target(chance: random.Random, other: str = "") -> str:
