@@ -313,7 +313,7 @@ class Voice:
             self("measuring")
             return measured(*given)
 
-        training.measured = announced  # type: ignore[assignment]  # in this process alone
+        training.measured = announced  # in this process alone
 
     def __call__(self, what: str, *more: object) -> None:
         if what != self.last or more:
