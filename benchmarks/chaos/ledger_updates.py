@@ -84,7 +84,15 @@ def killed(kills: int, seed: int) -> dict[str, object]:
         with tempfile.TemporaryDirectory() as folder:
             counts += Trial(Path(folder) / "ledger", base, chance).run(min(KILLS_PER_LEDGER, kills - counts["kills"]))
         print(counts["kills"], dict(counts), file=sys.stderr, flush=True)
-    zero = ("lost_facts", "half_versions", "uncertified", "came_back", "leftovers_after_update", "failed_writers")
+    zero = (
+        "lost_facts",
+        "half_versions",
+        "uncertified",
+        "came_back",
+        "leftovers_after_update",
+        "failed_writers",
+        "stuck_writers",
+    )
     return {
         "benchmark": "chaos", "case": "ledger, SIGKILL of updates that train", **dict.fromkeys(zero, 0),
         **dict(sorted(counts.items())), "seconds": round(time.monotonic() - begun), "seed": seed,
