@@ -127,6 +127,24 @@ def test_texts_come_from_the_versions_that_introduced_them_and_old_targets_stay_
     assert texts.missing([*version.held, *version.retracted]) == ()
 
 
+def test_the_texts_of_a_version_are_read_only_if_a_fact_of_it_is_asked_for(store):
+    version = update(store, NEW)
+    (store.folder(1) / "facts.jsonl").unlink()
+    (store.folder(1) / "facts.jsonl").mkdir()
+    texts, (a, b, c) = store.texts(version), version.held
+    assert texts.of([c]) == NEW
+    with pytest.raises(LedgerError, match=r"^Cannot read .*000001/facts.jsonl"):
+        texts.of([a, b])
+
+
+def test_a_text_that_its_version_lost_is_found_where_an_earlier_one_introduced_it(store):
+    update(store, NEW, retract=["a"])
+    version = update(store, some_facts("a"))
+    (store.folder(3) / "facts.jsonl").unlink()
+    assert {held.id: held.since for held in version.held} == {"a": 3, "b": 1, "c": 2}
+    assert set(store.texts(version).of(version.held)) == {*OLD, *NEW}
+
+
 def test_a_ledger_without_texts_says_whose_it_lacks_and_takes_the_originals(tmp_path):
     store = a_ledger(tmp_path / "KB", texts=False)
     version = update(store, OLD)

@@ -10,11 +10,15 @@ soon as the fact is retracted.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from memlaw.core.facts import Fact
 from memlaw.ledger.diff import Diff
 from memlaw.ledger.records import Adapter, Held, Retracted, Version, prompt_hash
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Sharing:
         self.last = max(self._before, default=1)
         """The number of the last adapter."""
         self._is_at = {fact.prompt: fact.adapter for fact in diff.unchanged} | dict.fromkeys(self._train, self.last)
+        self._share_out()
 
     def numbers(self) -> tuple[int, ...]:
         """The adapters of the version, in order; a version without any gets its first one."""
@@ -85,11 +90,11 @@ class Sharing:
             number=number,
             rank=self._ranks.get(number, self.rank),
             before=before,
-            kept=tuple(fact for fact in self.diff.unchanged if fact.adapter == number),
-            train=tuple(fact for prompt, fact in self._train.items() if self._is_at[prompt] == number),
-            dropped=tuple(old for old in self.diff.dropped if self._asked_of(old) == number),
-            forbidden=tuple(old for old in self.diff.forbidden if self._asked_of(old) == number),
-            woken=any(self._wakes(old, number) for old in self.diff.forbidden),
+            kept=tuple(self._kept.get(number, ())),
+            train=tuple(self._train[prompt] for prompt in self._new.get(number, ())),
+            dropped=tuple(self._dropped.get(number, ())),
+            forbidden=tuple(self._forbidden.get(number, ())),
+            woken=number in self._woken,
         )
 
     def grow(self, job: Job, rank: int) -> Job:
@@ -103,12 +108,28 @@ class Sharing:
         new = job.train if job.before is not None else job.train[len(job.train) // 2 :]
         moved = {fact.id for fact in new}
         self._is_at |= {prompt: self.last for prompt, fact in self._train.items() if fact.id in moved}
+        self._share_out()
         return job.number, self.last
+
+    def _share_out(self) -> None:
+        """Sort everything by adapter in one pass: a large ledger has many facts and many adapters."""
+        self._kept = _by(lambda fact: fact.adapter, self.diff.unchanged)
+        self._new = _by(self._is_at.__getitem__, self._train)
+        self._dropped = _by(self._asked_of, self.diff.dropped)
+        self._forbidden = _by(self._asked_of, self.diff.forbidden)
+        self._woken = {old.adapter for old in self.diff.forbidden if self._wakes(old)}
 
     def _asked_of(self, old: Held | Retracted) -> int:
         """The adapter that its prompt is served with: that of the fact now held, or the one that held the target."""
         return self._is_at.get(old.prompt, old.adapter)
 
-    def _wakes(self, old: Retracted, number: int) -> bool:
-        """Whether a prompt that another adapter answered now has no fact, so that this one must not give the target."""
-        return old.adapter == number != self._was_at.get(old.prompt, number) and old.prompt not in self._is_at
+    def _wakes(self, old: Retracted) -> bool:
+        """Whether a prompt that another adapter answered now has no fact, so that its own must not give the target."""
+        return self._was_at.get(old.prompt, old.adapter) != old.adapter and old.prompt not in self._is_at
+
+
+def _by(adapter_of: Callable[[T], int], values: Iterable[T]) -> dict[int, list[T]]:
+    groups: dict[int, list[T]] = {}
+    for value in values:
+        groups.setdefault(adapter_of(value), []).append(value)
+    return groups

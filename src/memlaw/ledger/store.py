@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,7 +39,7 @@ from memlaw.ledger.layout import (
     adapter_folder,
     version_folder,
 )
-from memlaw.ledger.records import Audit, Change, Settings, Version, now, pair_of
+from memlaw.ledger.records import Audit, Change, Pair, Settings, Version, now, pair_of
 from memlaw.ledger.texts import Texts, read_texts, write_texts
 
 T = TypeVar("T")
@@ -157,16 +158,21 @@ class Store:
         return tuple(Fault((folder / name).relative_to(self.root).as_posix(), reason) for name, reason in why.items())
 
     def texts(self, version: Version, originals: Sequence[Fact] = ()) -> Texts:
-        """The texts of everything that a version holds or has retracted, from the files of the versions `since`.
+        """The texts of everything that a version holds or has retracted, from the files of the versions `since`, which
+        are read as facts of them are asked for.
 
         `originals` are facts that a user gives again; those that the version does not know do no harm.
         """
         settings = self.settings()
         given = {pair_of(fact, settings.key): fact for fact in originals}
-        if settings.texts:
-            for number in {*(fact.since for fact in version.held), *(old.since for old in version.retracted)}:
-                given |= read_texts(self._content(self.folder(number) / TEXTS) or b"", settings.key)
-        return Texts(given, self.root / VERSIONS if settings.texts else None)
+        if not settings.texts:
+            return Texts(given, None, {})
+        since = {*(fact.since for fact in version.held), *(old.since for old in version.retracted)}
+        return Texts(given, self.root / VERSIONS, {number: partial(self._texts_of, number) for number in since})
+
+    def _texts_of(self, number: int) -> dict[Pair, Fact]:
+        """The texts that a version introduced."""
+        return read_texts(self._content(self.folder(number) / TEXTS) or b"", self.settings().key)
 
     def audit(self, number: int) -> Audit | None:
         """The latest audit of a version; None if there is none."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from memlaw.ledger.layout import TEXTS, version_folder
 from memlaw.ledger.records import Held, Pair, Retracted, Version, pair_of
 
 
-@dataclass(frozen=True)
 class Texts:
-    """The texts of a version's facts, as far as they are known."""
+    """The texts of a version's facts, as far as they are known. A file is read once a fact of it is asked for: an
+    update asks for the facts of the adapters that it trains, and a ledger may hold many more."""
 
-    known: Mapping[Pair, Fact]
-    kept_in: Path | None
-    """The folder of the versions; None if the ledger keeps no texts, so that only given originals are known."""
+    def __init__(
+        self, given: Mapping[Pair, Fact], kept_in: Path | None, sources: Mapping[int, Callable[[], Mapping[Pair, Fact]]]
+    ) -> None:
+        """`sources` read the texts that a version introduced; `kept_in` is the folder of the versions, None if the
+        ledger keeps no texts, so that only `given` originals are known."""
+        self._known, self._kept_in, self._unread = dict(given), kept_in, dict(sources)
 
     def of(self, records: Sequence[Held | Retracted]) -> tuple[Fact, ...]:
         """The facts of the records, in their order. Raises LedgerError, which names the ids of those without text."""
@@ -32,17 +35,29 @@ class Texts:
                 f"The texts of {listed(missing)} are needed to ask for these facts, but {self._lack(records)}. Add the "
                 "original records to the file of the update: a record that is stored already changes nothing."
             )
-        return tuple(replace(self.known[record.pair], id=record.id) for record in records)
+        return tuple(replace(self._known[record.pair], id=record.id) for record in records)
 
-    def missing(self, records: Iterable[Held | Retracted]) -> tuple[str, ...]:
-        """Ids of the records whose text is not known."""
-        return tuple(record.id for record in records if record.pair not in self.known)
+    def missing(self, records: Sequence[Held | Retracted]) -> tuple[str, ...]:
+        """Ids of the records whose text is not known. Raises LedgerError for a file that cannot be read."""
+        self._read(record.since for record in self._unknown(records))
+        if self._unknown(records):  # a file is damaged, and another version may have introduced the same fact
+            self._read(tuple(self._unread))
+        return tuple(record.id for record in self._unknown(records))
+
+    def _unknown(self, records: Sequence[Held | Retracted]) -> list[Held | Retracted]:
+        return [record for record in records if record.pair not in self._known]
+
+    def _read(self, versions: Iterable[int]) -> None:
+        for number in sorted(set(versions) & self._unread.keys()):
+            self._known |= self._unread.pop(number)()
 
     def _lack(self, records: Sequence[Held | Retracted]) -> str:
-        if self.kept_in is None:
+        if self._kept_in is None:
             return "the ledger keeps no texts (--no-text)"
-        since = sorted({record.since for record in records if record.pair not in self.known})
-        return f"{listed(str(self.kept_in / version_folder(number) / TEXTS) for number in since)} is missing or damaged"
+        since = sorted({record.since for record in self._unknown(records)})
+        return (
+            f"{listed(str(self._kept_in / version_folder(number) / TEXTS) for number in since)} is missing or damaged"
+        )
 
 
 def write_texts(version: Version, texts: Sequence[Fact], key: str) -> bytes:
