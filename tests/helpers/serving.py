@@ -105,6 +105,11 @@ class Fake:
 
 
 class VLLM(Fake):
+    """Adapters are the minds after the first: with one, log-probabilities of prompts are refused (vLLM itself dies)."""
+
+    masks_first = False
+    """Log-probabilities are those after masks: `--logprobs-mode processed_logprobs`."""
+
     def routes(self) -> Routes:
         names = list(self.minds)
         models = [
@@ -114,14 +119,18 @@ class VLLM(Fake):
         ]  # fmt: skip
         return {
             ("GET", "/v1/models"): lambda _: {"object": "list", "data": models},
-            ("GET", "/version"): lambda _: {"version": "0.26.0"},
+            ("GET", "/version"): lambda _: {"version": "0.32.0"},
             ("POST", "/tokenize"): lambda body: {"tokens": self.bare.ids(body["prompt"]), "max_model_len": CONTEXT},
             ("POST", "/v1/completions"): self.complete,
         }
 
     def complete(self, body: Body) -> Any:
         mind, ids = self.minds[body["model"]], body["prompt"]
-        steps = mind.generate(ids, body["max_tokens"])
+        if len(ids) + body["max_tokens"] > CONTEXT:
+            raise Refusal(400)
+        if "prompt_logprobs" in body and len(self.minds) > 1:
+            raise Refusal(500)
+        steps = self.steps(mind, ids, body)
         named = [f"token_id:{step.token}" for step in steps]
         logprobs = None
         if "logprobs" in body:
@@ -141,6 +150,15 @@ class VLLM(Fake):
             "prompt_logprobs": self.prompt_logprobs(mind, ids, body) if "prompt_logprobs" in body else None,
         }
         return {"id": "cmpl-1", "object": "text_completion", "model": body["model"], "choices": [choice]}
+
+    def steps(self, mind: Mind, ids: Sequence[int], body: Body) -> list[Step]:
+        if (allowed := body.get("allowed_token_ids")) is None:
+            return mind.generate(ids, body["max_tokens"])
+        steps = mind.generate(ids, body["max_tokens"], dict.fromkeys(allowed, 1e6))
+        if not self.masks_first:
+            return steps
+        return [Step(step.token, [0.0 if one == step.token else -9999.0 for one in range(len(step.row))])
+                for step in steps]  # fmt: skip
 
     def prompt_logprobs(self, mind: Mind, ids: Sequence[int], body: Body) -> list[Any]:
         places: list[Any] = [None]

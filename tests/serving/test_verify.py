@@ -11,7 +11,7 @@ import pytest
 import memlaw
 from helpers import tiny
 from helpers.recalls import followed
-from helpers.serving import FACTS, KINDS, Mind, Refusal, Start
+from helpers.serving import CONTEXT, FACTS, KINDS, Mind, Refusal, Start
 from memlaw.core.errors import ConfigError, DataError, JournalError, ServerError, UnfinishedError
 from memlaw.core.facts import EncodedFact, Fact, MemorySet
 from memlaw.core.recall import LN2, RecallReport
@@ -137,7 +137,7 @@ def test_the_dialect_is_found_by_asking_and_the_server_is_described(start: Start
     where = verified.where
     assert (where.dialect, where.url, where.adapter) == (kind, running.url, "facts")
     described = {
-        "vllm": ("0.26.0", "base", None),
+        "vllm": ("0.32.0", "base", None),
         "llama.cpp": ("b1234-abc", "tiny.gguf", "F16"),
         "sglang": ("0.5.6", "tiny", "float32"),
         "ollama": ("0.13.0", "facts:latest", "F16"),
@@ -171,6 +171,39 @@ def test_a_fact_longer_than_the_servers_context_is_refused(start: Start) -> None
     long = MemorySet((Fact("a" * 100, "b" * 100, "long"),), eos=True, source="test")
     with start("vllm") as running, pytest.raises(DataError, match="'long' has 201 tokens"):
         verify(running.url, long)
+
+
+class TestVLLM:
+    """Which of its ways to give the probability of a token that it did not generate is used."""
+
+    def test_without_adapters_the_probabilities_of_a_text_are_one_request(
+        self, start: Start, minds: dict[str, Mind]
+    ) -> None:
+        with start("vllm", minds={"base": minds["base"]}) as running:
+            verified = verify(running.url)
+            assert running.count("/v1/completions") == 2 * len(FACTS.facts)
+        assert_same(verified.report, recall(minds["base"].base))
+        assert verified.unknown == {}
+
+    def test_a_text_that_leaves_no_place_for_a_token_after_it_is_measured_otherwise(
+        self, start: Start, minds: dict[str, Mind]
+    ) -> None:
+        full = MemorySet((Fact("a" * (CONTEXT - 5), "bcde", "full"),), eos=True, source="full")
+        with start("vllm", minds={"base": minds["base"]}) as running:
+            verified = verify(running.url, full)
+        assert_same(verified.report, recall(minds["base"].base, full))
+        assert verified.unknown == {}
+
+    def test_probabilities_after_masks_are_not_taken_for_those_of_the_model(
+        self, start: Start, minds: dict[str, Mind]
+    ) -> None:
+        """With `--logprobs-mode processed_logprobs`, a token that alone is allowed has p = 1."""
+        with start("vllm", masks_first=True) as running:
+            verified = verify(running.url)
+        for there, here in zip(verified.report.items, recall(minds["base"].base).items, strict=True):
+            hidden = verified.unknown[there.id]
+            for position, (told, true) in enumerate(zip(there.tokens.nll, here.tokens.nll, strict=True)):
+                assert told == (LN2 if position in hidden else pytest.approx(true, abs=CLOSE))
 
 
 class TestResuming:

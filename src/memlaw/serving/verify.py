@@ -255,11 +255,12 @@ def _judged(
 
 
 def _tolerance(where: Where) -> float:
-    """Nats that a certificate needs there before anything was measured: the largest there is where nothing is said."""
-    said = (where.precision or "").lower()
-    if not said:
-        return max(TOLERANCE.values())
-    return TOLERANCE[_PRECISIONS.get(said, "float16")]
+    """Nats that a certificate needs there before anything was measured.
+
+    The server itself was measured, its quantised weights among the rest: this is for what differs from one batch to the
+    next, in the coarsest precision that servers compute in where nothing is said.
+    """
+    return TOLERANCE[_PRECISIONS.get((where.precision or "bfloat16").lower(), "float16")]
 
 
 def _worst(asked: Sequence[Asked]) -> TokenRecall:

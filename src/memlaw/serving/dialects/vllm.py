@@ -2,17 +2,22 @@
 
 Prompts are token ids and tokens come back as `token_id:N`; an adapter is a model of its own name. What a server does by
 default comes from the model's generation_config.json, so penalties are turned off explicitly. Log-probabilities are
-those of the model's logits before penalties and temperature (`--logprobs-mode raw_logprobs`, its default).
+those of the model's logits before penalties, masks and temperature (`--logprobs-mode raw_logprobs`, its default).
+
+`prompt_logprobs` of an adapter are wrong or worse (vllm-project/vllm issues 16668, 29955 and 51594): a change of the
+head is left out of them, and on a CPU the request ends the whole server. So they are asked for only of a server
+without adapters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from memlaw.core.errors import ServerError
 from memlaw.serving.dialects.base import TOP, About, Dialect, Loaded, chosen
-from memlaw.serving.question import Completion, Question, Said, Scored, Token
-from memlaw.serving.values import checked, entry, log_probability, optional, token_ids
+from memlaw.serving.question import Completion, Question, Said, Scored, Token, rival_of
+from memlaw.serving.values import IMPOSSIBLE, checked, entry, log_probability, optional, token_ids
 
 _MARK = "token_id:"
 
@@ -50,8 +55,8 @@ class VLLM(Dialect):
         reply = self.client.post("/v1/completions", asked | options)
         return entry(entry(reply, "choices", list), 0, dict)
 
-    def complete(self, question: Question, known: int, length: int) -> Completion:
-        choice = self._choice(question.prefix(known), max_tokens=length, logprobs=TOP)
+    def _completion(self, ids: tuple[int, ...], length: int, **options: Any) -> Completion:
+        choice = self._choice(ids, max_tokens=length, logprobs=TOP, **options)
         logprobs = entry(choice, "logprobs", dict)
         values, tops = entry(logprobs, "token_logprobs", list), entry(logprobs, "top_logprobs", list)
         said = tuple(
@@ -60,8 +65,22 @@ class VLLM(Dialect):
         )
         return Completion(said, entry(choice, "finish_reason", str) == "stop")
 
+    def complete(self, question: Question, known: int, length: int) -> Completion:
+        return self._completion(question.prefix(known), length)
+
+    def force(self, question: Question, at: int) -> float | None:
+        token = question.fact.target[at]
+        completion = self._completion(question.prefix(at), 1, allowed_token_ids=[token])
+        said = next((said for said in completion.said if said.token == token), None)
+        if said is None or _masked(said.others, token):
+            return None
+        return said.logprob
+
     def score(self, question: Question, start: int) -> list[Scored] | None:
         ids = question.fact.ids
+        context = self.about.context
+        if self.about.adapters or (context is not None and len(ids) >= context):  # one token is always generated
+            return None
         choice = self._choice(ids, max_tokens=1, prompt_logprobs=TOP)
         places = optional(choice, "prompt_logprobs", list)
         if places is None:  # a model or an engine that has none
@@ -95,6 +114,12 @@ def _id(name: Any) -> int:
 def _others(top: Any) -> dict[Token, float]:
     pairs = optional({"top": top}, "top", dict) or {}
     return {_id(name): log_probability(value) for name, value in pairs.items()}
+
+
+def _masked(others: Mapping[Token, float], token: int) -> bool:
+    """Whether only `token` was possible: the server gives log-probabilities after its masks, so `token` has p = 1."""
+    rival = rival_of(others, token)
+    return rival is not None and rival <= -IMPOSSIBLE
 
 
 def _scored(place: Any, target: int) -> Scored:
