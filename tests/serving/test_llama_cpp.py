@@ -13,7 +13,7 @@ from helpers import tiny
 from helpers.paths import ROOT
 from helpers.servers import EXACT, Server, llama_cpp
 from memlaw.adapter.gguf import write_adapter
-from memlaw.core.errors import ServerError, UnfinishedError
+from memlaw.core.errors import ConfigError, ServerError, UnfinishedError
 from memlaw.core.facts import Fact, MemorySet
 from memlaw.core.recall import RecallReport
 from memlaw.model.base import BUNDLED, load, wrap
@@ -22,6 +22,7 @@ from memlaw.model.tokenizer import auto_tokenizer
 from memlaw.serving.dialects.llama_cpp import aligned
 from memlaw.serving.question import Said
 from memlaw.serving.settings import VerifyConfig
+from memlaw.serving.verify import Part
 
 FACTS = ROOT / "examples" / "facts.jsonl"
 
@@ -93,6 +94,30 @@ def test_a_server_that_is_killed_and_started_again_is_asked_for_the_rest_only(
         )
     assert seen == list(range(kept + 1, 13))
     assert verified.report.certified == 12
+
+
+def test_a_mixture_is_added_up_and_judged_as_recall_judges_it(
+    files: tuple[Path, Path], twelve_facts: Path, tmp_path: Path
+) -> None:
+    base, other = load(dtype="float32"), tmp_path / "gate"
+    gate = MemorySet((Fact("Gate:", " 4711", "gate"),), eos=True, source="gate")
+    memlaw.train(base.model, base.tokenizer, gate, rank=4, protect=0.0, out=other)
+    write_adapter(other, base.model.config, tmp_path / "gate.gguf")
+    with pytest.warns(UserWarning, match="This is a mixture"):
+        here = memlaw.recall(base.model, base.tokenizer, FACTS, adapter={twelve_facts: 0.5, other: -0.25})
+    asked = VerifyConfig(adapter_name={"twelve": 0.5, "gate": -0.25})
+    with llama_cpp(files[0], files[1], tmp_path / "gate.gguf", **EXACT) as running:
+        mixed = memlaw.verify(running.url, FACTS, config=asked)
+        alone = memlaw.verify(running.url, FACTS, config=VerifyConfig(adapter_name="twelve"))
+        with pytest.raises(ConfigError, match="name the same adapter"):
+            memlaw.verify(running.url, FACTS, config=VerifyConfig(adapter_name={"twelve": 0.5, "0": 0.5}))
+    assert 0 < here.acc_token < 1
+    for one, measured in zip(mixed.report.items, here.items, strict=True):
+        assert one.tokens.nll == pytest.approx(measured.tokens.nll, rel=2e-3, abs=2e-3)
+    assert mixed.where.adapter == "0.5 twelve + -0.25 gate"
+    assert mixed.where.mixture == (Part("twelve", 0.5), Part("gate", -0.25))
+    assert "0.5 twelve + -0.25 gate: a mixture" in {one.code: one.message for one in mixed.differences}["mixture"]
+    assert (alone.report.certified, alone.where.mixture) == (12, None)
 
 
 ABROAD = MemorySet(

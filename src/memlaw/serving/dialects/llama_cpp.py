@@ -17,9 +17,9 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
-from memlaw.core.errors import ServerError
+from memlaw.core.errors import ConfigError, ServerError, listed
 from memlaw.serving.client import Client
-from memlaw.serving.dialects.base import TOP, About, Dialect, Loaded, chosen
+from memlaw.serving.dialects.base import TOP, About, Dialect, Loaded, unknown
 from memlaw.serving.question import Completion, Question, Said, Token, matching
 from memlaw.serving.values import checked, entry, log_probability, optional, token_ids
 
@@ -34,6 +34,7 @@ class LlamaCpp(Dialect):
     """llama-server."""
 
     name = "llama.cpp"
+    mixes = True
 
     def ask_about(self) -> About:
         props = self.client.get("/props") or {}
@@ -53,15 +54,21 @@ class LlamaCpp(Dialect):
         )
 
     def _chosen_lora(self) -> list[dict[str, Any]] | None:
-        """The adapter of every request, alone and whole; None for what the server does by default."""
-        if self.adapter_name is None:
+        """The adapters of every request, and no others; None for what the server does by default."""
+        if not self.adapters:
             return None
+        scales = {self._id(name): weight for name, weight in self.adapters.items()}
+        if len(scales) < len(self.adapters):
+            raise ConfigError(f"{listed(self.adapters)} name the same adapter of the server. Name each once.")
+        return [{"id": number, "scale": weight} for number, weight in scales.items()]
+
+    def _id(self, name: str) -> int:
+        """Of the adapter with this name, in the server. Raises ConfigError."""
         for number, loaded in self._adapters:
-            if self.adapter_name in (loaded.name, PurePath(loaded.name).name, PurePath(loaded.name).stem, str(number)):
-                return [{"id": number, "scale": 1.0}]
+            if name in (loaded.name, PurePath(loaded.name).name, PurePath(loaded.name).stem, str(number)):
+                return number
         names = [PurePath(loaded.name).stem for _, loaded in self._adapters]
-        chosen(self.adapter_name, names or ["none; start it with --lora FILE"], "LoRA adapter")
-        return None
+        raise unknown(name, names or ["none; start it with --lora FILE"], "LoRA adapter")
 
     def _listed_precision(self) -> str | None:
         """Of the list of models, for servers whose /props does not say."""
