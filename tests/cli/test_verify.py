@@ -53,6 +53,17 @@ def test_exit_code_1_if_a_fact_does_not_hold(run: Run, server: Running, facts: P
     assert not any(secret in ran.out + ran.err for secret in SECRETS)
 
 
+def test_a_scaled_adapter_is_said_to_be_a_mixture(run: Run, server: Running, facts: Path, model: Path) -> None:
+    ran = run(
+        "verify", server.url, facts, "--tokenizer", model, "--adapter-name", "facts", "--weights", "0.5", "--json"
+    )
+    assert ran.document["where"]["mixture"] == [{"adapter": "facts", "weight": 0.5}]
+    assert "Every request asks for 0.5 facts: a mixture" in ran.err
+    assert '"lora": [{"id": 0, "scale": 0.5}]' in next(
+        asked for asked in server.asked if asked.startswith("/completion")
+    )
+
+
 def test_exit_code_2_for_bad_input(
     run: Run, server: Running, facts: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +72,10 @@ def test_exit_code_2_for_bad_input(
     assert_refused(run("verify", server.url, facts, *asked, "--concurrency", 0), "concurrency", "from 1 to 256")
     assert_refused(run("verify", server.url, facts, *asked, "--adapter-name", "other"), "has no LoRA adapter 'other'")
     assert_refused(run("verify", server.url, facts.parent / "none", *asked), "none")
+    named = (*asked, "--adapter-name", "facts")
+    assert_refused(run("verify", server.url, facts, *named, "--weights", "1,1"), "1 adapters and 2 weights")
+    assert_refused(run("verify", server.url, facts, *named, "--weights", "half"), "'half' is not a list of numbers")
+    assert_refused(run("verify", server.url, facts, *named, "--adapter-name", "facts"), "names an adapter twice")
 
     def locked(_path: str) -> None:
         raise Refusal(401)

@@ -9,14 +9,20 @@ from urllib.parse import urlsplit
 import pytest
 
 import memlaw
+from helpers import tiny
 from helpers.paths import ROOT
 from helpers.servers import EXACT, Server, llama_cpp
 from memlaw.adapter.gguf import write_adapter
-from memlaw.core.errors import UnfinishedError
+from memlaw.core.errors import ConfigError, ServerError, UnfinishedError
+from memlaw.core.facts import Fact, MemorySet
 from memlaw.core.recall import RecallReport
-from memlaw.model.base import load
+from memlaw.model.base import BUNDLED, load, wrap
 from memlaw.model.gguf_write import write_base
+from memlaw.model.tokenizer import auto_tokenizer
+from memlaw.serving.dialects.llama_cpp import aligned
+from memlaw.serving.question import Said
 from memlaw.serving.settings import VerifyConfig
+from memlaw.serving.verify import Part
 
 FACTS = ROOT / "examples" / "facts.jsonl"
 
@@ -88,3 +94,70 @@ def test_a_server_that_is_killed_and_started_again_is_asked_for_the_rest_only(
         )
     assert seen == list(range(kept + 1, 13))
     assert verified.report.certified == 12
+
+
+def test_a_mixture_is_added_up_and_judged_as_recall_judges_it(
+    files: tuple[Path, Path], twelve_facts: Path, tmp_path: Path
+) -> None:
+    base, other = load(dtype="float32"), tmp_path / "gate"
+    gate = MemorySet((Fact("Gate:", " 4711", "gate"),), eos=True, source="gate")
+    memlaw.train(base.model, base.tokenizer, gate, rank=4, protect=0.0, out=other)
+    write_adapter(other, base.model.config, tmp_path / "gate.gguf")
+    with pytest.warns(UserWarning, match="This is a mixture"):
+        here = memlaw.recall(base.model, base.tokenizer, FACTS, adapter={twelve_facts: 0.5, other: -0.25})
+    asked = VerifyConfig(adapter_name={"twelve": 0.5, "gate": -0.25})
+    with llama_cpp(files[0], files[1], tmp_path / "gate.gguf", **EXACT) as running:
+        mixed = memlaw.verify(running.url, FACTS, config=asked)
+        alone = memlaw.verify(running.url, FACTS, config=VerifyConfig(adapter_name="twelve"))
+        with pytest.raises(ConfigError, match="name the same adapter"):
+            memlaw.verify(running.url, FACTS, config=VerifyConfig(adapter_name={"twelve": 0.5, "0": 0.5}))
+    assert 0 < here.acc_token < 1
+    for one, measured in zip(mixed.report.items, here.items, strict=True):
+        assert one.tokens.nll == pytest.approx(measured.tokens.nll, rel=2e-3, abs=2e-3)
+    assert mixed.where.adapter == "0.5 twelve + -0.25 gate"
+    assert mixed.where.mixture == (Part("twelve", 0.5), Part("gate", -0.25))
+    assert "0.5 twelve + -0.25 gate: a mixture" in {one.code: one.message for one in mixed.differences}["mixture"]
+    assert (alone.report.certified, alone.where.mixture) == (12, None)
+
+
+ABROAD = MemorySet(
+    (Fact("Door:", " Tür 3·π → ß", "door"), Fact("Room:", " 図書館　二階", "room"), Fact("Gate:", " 4711", "gate")),
+    eos=True,
+    source="abroad",
+)
+"""Most tokens are single bytes of characters; the ideographic space has the same byte twice."""
+
+
+def test_characters_of_several_tokens_are_measured_token_by_token(tmp_path: Path) -> None:
+    tokenizer = auto_tokenizer(BUNDLED)  # of its tokens, the bundled base itself never learned most single bytes
+    model = tiny.model("llama", vocab_size=len(tokenizer), eos_token_id=0, pad_token_id=1, bos_token_id=None)
+    base, adapter = wrap(model, tokenizer, name="tiny"), tmp_path / "abroad"
+    memlaw.train(model, tokenizer, ABROAD, rank=16, protect=0.0, out=adapter)
+    write_base(base, tmp_path / "base.gguf", "f32")
+    write_adapter(adapter, model.config, tmp_path / "abroad.gguf")
+    trained, bare = (memlaw.recall(model, tokenizer, ABROAD, adapter=one) for one in (adapter, None))
+    with llama_cpp(tmp_path / "base.gguf", tmp_path / "abroad.gguf", **EXACT) as running:
+        served = memlaw.verify(running.url, ABROAD, tokenizer)
+    with llama_cpp(tmp_path / "base.gguf", **EXACT) as running:
+        bare_served = memlaw.verify(running.url, ABROAD, tokenizer)
+    assert (served.report.certified, trained.certified, bare.certified) == (3, 3, 0)
+    for there, here in ((served, trained), (bare_served, bare)):
+        assert there.unknown == {}
+        for one, other in zip(there.report.items, here.items, strict=True):
+            assert one.tokens.nll == pytest.approx(other.tokens.nll, rel=2e-3, abs=2e-3)
+            assert one.tokens.rival == pytest.approx(other.tokens.rival, rel=2e-3, abs=2e-3)
+
+
+def place(token: int, logprob: float) -> dict[str, object]:
+    return {"id": token, "token": "", "bytes": [], "logprob": logprob, "top_logprobs": [{"id": 7, "logprob": -3.0}]}
+
+
+def test_tokens_without_a_probability_do_not_take_that_of_another() -> None:
+    recorded = [366, 129, 122, 83], [place(366, -0.1), place(122, -0.2), place(83, -0.3)]  # " T", two bytes, "r"
+    assert [said.logprob for said in aligned(*recorded)] == [-0.1, None, -0.2, -0.3]
+    cut_short = [366, 129], [place(366, -0.1)]
+    assert aligned(*cut_short)[1] == Said(129, None)
+    twice = [160, 230, 230, 83], [place(230, -0.1), place(83, -0.2)]  # three bytes, of which the last two are equal
+    assert [said.logprob for said in aligned(*twice)] == [None, None, None, -0.2]
+    with pytest.raises(ServerError, match="of other tokens than"):
+        aligned([366, 83], [place(83, -0.1), place(366, -0.2)])

@@ -153,6 +153,13 @@ def test_an_adapter_the_server_does_not_have_is_refused_by_name(start: Start, ki
     assert all(name in str(refused.value) for name in holds.split(" and "))
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "llama.cpp"])
+def test_servers_that_take_one_adapter_a_request_refuse_a_mixture(start: Start, kind: str) -> None:
+    for mixture, named in (({"facts": 0.5, "base": 0.5}, "0.5 facts \\+ 0.5 base"), ({"facts": 0.9}, "0.9 facts")):
+        with start(kind) as running, pytest.raises(ConfigError, match=f"the kind {kind} .* cannot ask for {named}"):
+            verify(running.url, adapter_name=mixture)
+
+
 def test_ollama_with_several_models_is_not_guessed_at(start: Start) -> None:
     with start("ollama") as running, pytest.raises(ConfigError, match="The server has 2 models"):
         verify(running.url)

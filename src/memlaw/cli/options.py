@@ -212,6 +212,20 @@ Laws = Annotated[
     typer.Option(metavar="DIR", help="Library of laws; see `memlaw laws`.  [default: laws]", envvar="MEMLAW_LAWS"),
 ]
 
+Weights = Annotated[
+    str | None,
+    typer.Option(metavar="W,...", help="Factor before what each adapter adds, such as 0.5,0.5.  [default: 1]"),
+]
+
+
+def numbers(weights: str | None) -> list[float] | None:
+    """What was given as --weights; None if nothing was. Raises ConfigError."""
+    try:
+        return None if weights is None else [float(part) for part in weights.split(",")]
+    except ValueError:
+        raise ConfigError(f"--weights {weights!r} is not a list of numbers such as 0.5,0.5.") from None
+
+
 ShowText = Annotated[
     bool,
     typer.Option("--show-text", help="Include target texts. They are secrets: only you can read the file."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memlaw.cli.options import Allowed, AsJson, Inputs, Junit, Laws, Neutral, ShowText
+from memlaw.cli.options import Allowed, AsJson, Inputs, Junit, Laws, Neutral, ShowText, Weights, numbers
 from memlaw.cli.output import SHOWN, aligned_rows, counted, emit, note, paragraph, printable
 from memlaw.core.canonical import canonical_json
 from memlaw.core.errors import ConfigError, suggest
@@ -37,10 +37,7 @@ class RecallOptions:
             help="Adapter to measure, saved by memlaw or PEFT; several are added up.  [default: the bare model]",
         ),
     ] = None
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="W,...", help="Factor before what each adapter adds, such as 0.5,0.5.  [default: 1]"),
-    ] = None
+    weights: Weights = None
     served_as: Annotated[
         str | None,
         typer.Option(
@@ -67,11 +64,7 @@ class RecallOptions:
         """The adapters with their weights. Raises ConfigError."""
         from memlaw.adapter.mixture import mixture_of
 
-        try:
-            weights = None if self.weights is None else [float(part) for part in self.weights.split(",")]
-        except ValueError:
-            raise ConfigError(f"--weights {self.weights!r} is not a list of numbers such as 0.5,0.5.") from None
-        return mixture_of(self.adapter or [], weights)
+        return mixture_of(self.adapter or [], numbers(self.weights))
 
     def check(self) -> None:
         """Raise ConfigError for options that would have no effect."""

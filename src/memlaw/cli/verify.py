@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memlaw.cli.options import AsJson, Junit, OnConflictChoice, PromptField, ShowText, TargetField, TurnsChoice
+from memlaw.cli.options import (
+    AsJson,
+    Junit,
+    OnConflictChoice,
+    PromptField,
+    ShowText,
+    TargetField,
+    TurnsChoice,
+    Weights,
+    numbers,
+)
 from memlaw.cli.output import aligned_rows, counted, emit, note, paragraph, printable
 from memlaw.cli.records import setting
 from memlaw.core.canonical import canonical_json
-from memlaw.core.errors import listed
+from memlaw.core.errors import ConfigError, listed
 from memlaw.serving.settings import DialectName, VerifyConfig
 
 if TYPE_CHECKING:
@@ -74,7 +84,8 @@ class Asked:
 class Asking:
     """How the server is asked."""
 
-    adapter_name: Annotated[str | None, setting(VerifyConfig, "adapter_name", metavar="NAME")] = None
+    adapter_name: Annotated[list[str] | None, setting(VerifyConfig, "adapter_name", metavar="NAME")] = None
+    weights: Weights = None
     dialect: Annotated[DialectName, setting(VerifyConfig, "dialect")] = VerifyConfig.dialect
     concurrency: Annotated[int, setting(VerifyConfig, "concurrency")] = VerifyConfig.concurrency
     repeat: Annotated[int, setting(VerifyConfig, "repeat")] = VerifyConfig.repeat
@@ -82,7 +93,22 @@ class Asking:
     retries: Annotated[int, setting(VerifyConfig, "retries")] = VerifyConfig.retries
 
     def config(self) -> VerifyConfig:
-        return VerifyConfig(**vars(self))
+        """The settings. Raises ConfigError."""
+        given = {name: value for name, value in vars(self).items() if name != "weights"}
+        return VerifyConfig(**given | {"adapter_name": self._adapters or None})
+
+    @property
+    def _adapters(self) -> dict[str, float]:
+        names = self.adapter_name or []
+        weights = numbers(self.weights) or [1.0] * len(names)
+        if len(weights) != len(names):
+            raise ConfigError(
+                f"There are {len(names)} adapters and {len(weights)} weights: give one weight for each --adapter-name, "
+                "in the same order."
+            )
+        if len(set(names)) < len(names):
+            raise ConfigError(f"--adapter-name {listed(names)} names an adapter twice. Name each once.")
+        return dict(zip(names, weights, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +165,8 @@ def verify_lines(verified: Verification) -> Iterator[str]:
 
     where, report = verified.where, verified.report
     model = "" if where.model is None else f", model {printable(where.model)}"
-    adapter = "" if where.adapter is None else f", adapter {printable(where.adapter)}"
+    kind = "adapter" if where.mixture is None else "a mixture of adapters:"
+    adapter = "" if where.adapter is None else f", {kind} {printable(where.adapter)}"
     version = "" if where.version is None else f" {printable(where.version)}"
     yield f"{where.url}: {where.dialect}{version}{model}{adapter}."
     yield from recall_lines(report)

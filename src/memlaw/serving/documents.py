@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, with_config
 from memlaw.core.canonical import to_dict
 from memlaw.diagnosis.documents import RecallDocument, Texts, report_schema, report_to_dict
 from memlaw.serving.preflight import Difference
-from memlaw.serving.verify import Stability, Verification, Where
+from memlaw.serving.verify import Part, Stability, Verification, Where
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class VerifyDocument(RecallDocument):
     """How much answers differ between repeats; null if every fact was asked once."""
 
 
-for _kind in (VerifyDocument, Where, Difference, Stability):
+for _kind in (VerifyDocument, Where, Part, Difference, Stability):
     with_config(use_attribute_docstrings=True)(_kind)  # the string under a field becomes its description in the schema
 
 

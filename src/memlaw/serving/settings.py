@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -16,8 +17,9 @@ DialectName = Literal["auto", "vllm", "llama.cpp", "sglang", "ollama", "openai"]
 class VerifyConfig:
     """How a server is asked for facts. Raises ConfigError for a value out of range."""
 
-    adapter_name: str | None = None
-    """Name under which the server has the adapter (vLLM, SGLang), its file (llama.cpp) or the model (Ollama)."""
+    adapter_name: str | Mapping[str, Number] | None = None
+    """Name under which the server has the adapter (vLLM, SGLang), its file (llama.cpp) or the model (Ollama). Several
+    are added up, by llama.cpp alone: from Python, names with the factors before what they add."""
     dialect: DialectName = "auto"
     """What the server speaks; auto asks it."""
     concurrency: Annotated[Whole, Field(ge=1, le=256), Choose("a whole number from 1 to 256", unit="requests")] = 4
@@ -28,3 +30,10 @@ class VerifyConfig:
     """Longest time for one answer, from connecting to its last byte."""
     retries: Annotated[Whole, Field(ge=0, le=20), Choose("a whole number from 0 to 20", unit="times")] = 5
     """How often a request is sent again while the server is starting, busy or gone, with growing pauses."""
+
+    @property
+    def adapters(self) -> dict[str, float]:
+        """Name -> factor before what the adapter adds; empty for what the server does by default."""
+        if isinstance(self.adapter_name, Mapping):
+            return dict(self.adapter_name)
+        return {} if self.adapter_name is None else {self.adapter_name: 1.0}

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from memlaw.core.canonical import digest
+from memlaw.core.canonical import digest, to_dict
 from memlaw.core.errors import ServerError, UnfinishedError
 from memlaw.core.facts import EncodedFact, MemorySet
 from memlaw.core.precision import TOLERANCE
@@ -38,6 +38,16 @@ _PRECISIONS = {"float32": "float16", "f32": "float16", "bf16": "bfloat16", "bflo
 
 
 @dataclass(frozen=True)
+class Part:
+    """One adapter of a mixture."""
+
+    adapter: str
+    """Its name in the server."""
+    weight: float
+    """The factor before what it adds."""
+
+
+@dataclass(frozen=True)
 class Where:
     """The server that was asked; null for what it does not say."""
 
@@ -50,9 +60,11 @@ class Where:
     model: str | None
     """The model it serves."""
     adapter: str | None
-    """The adapter that was chosen by --adapter-name."""
+    """The adapter that was chosen by --adapter-name; of several, their sum in words."""
     precision: str | None
     """Of the model's weights."""
+    mixture: tuple[Part, ...] | None = None
+    """The adapters that every request added up; null for one adapter as it was trained."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +146,7 @@ def _connected(url: str, config: VerifyConfig) -> Iterator[tuple[Client, Dialect
     limits = Limits(config.timeout, config.retries, config.concurrency)
     client = Client(Address.parse(url), limits)
     try:
-        yield client, speak(client, config.dialect, config.adapter_name)
+        yield client, speak(client, config.dialect, config.adapters)
     finally:
         client.close()
 
@@ -154,13 +166,16 @@ def _pieces(tokenizer: Any, fact: EncodedFact) -> tuple[str, ...]:
 
 def _where(client: Client, server: Dialect) -> Where:
     about = server.about
-    return Where(str(client.address), server.name, about.version, about.model, server.adapter_name, about.precision)
+    parts = tuple(Part(*one) for one in server.adapters.items()) if server.is_mixture else None
+    return Where(
+        str(client.address), server.name, about.version, about.model, server.adapter_name, about.precision, parts
+    )
 
 
 def _identity(where: Where, facts: Facts) -> str:
     """Names what is asked of whom, for the file of answers."""
     ids = [[fact.id, fact.ids, fact.prompt_length] for fact in facts.encoded]
-    return digest({"where": vars(where), "facts": digest(ids)})
+    return digest({"where": to_dict(where), "facts": digest(ids)})
 
 
 def _differences(

@@ -52,10 +52,29 @@ class Dialect(ABC):
     tells_end: ClassVar[bool] = True
     """Whether it gives the probability of the token that ends an answer."""
 
-    def __init__(self, client: Client, adapter_name: str | None = None) -> None:
-        """Raises ConfigError for an adapter that the server does not have."""
-        self.client, self.adapter_name = client, adapter_name
+    mixes: ClassVar[bool] = False
+    """Whether a request can add up adapters, each times a factor."""
+
+    def __init__(self, client: Client, adapters: Mapping[str, float] | None = None) -> None:
+        """`adapters` are names with factors. Raises ConfigError for what the server does not have or cannot mix."""
+        self.client, self.adapters = client, dict(adapters or {})
+        if self.is_mixture and not self.mixes:
+            raise ConfigError(
+                f"A request to a server of the kind {self.name} names one adapter, which acts as it was trained: it cannot "
+                f"ask for {self.adapter_name}. Verify each adapter alone; only llama.cpp takes several, or a factor."
+            )
         self.about = self.ask_about()
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether requests ask for anything but one adapter as it was trained, or for what the server does."""
+        return len(self.adapters) > 1 or any(weight != 1 for weight in self.adapters.values())
+
+    @property
+    def adapter_name(self) -> str | None:
+        """What requests ask for, such as "A" or "0.5 A + 0.5 B"; None for what the server does by default."""
+        parts = (f"{weight:g} {name}" if self.is_mixture else name for name, weight in self.adapters.items())
+        return " + ".join(parts) or None
 
     @abstractmethod
     def ask_about(self) -> About:
@@ -82,7 +101,12 @@ def chosen(wanted: str | None, names: Sequence[str], what: str) -> str | None:
     """The name that was asked for. Raises ConfigError if the server does not have it."""
     if wanted is None or not names or wanted in names:
         return wanted
-    raise ConfigError(
+    raise unknown(wanted, names, what)
+
+
+def unknown(wanted: str, names: Sequence[str], what: str) -> ConfigError:
+    """The error of a name that the server does not have."""
+    return ConfigError(
         f"The server has no {what} {wanted!r}. {suggest(wanted, names)}It has: {listed(names)}. Choose one with "
         "--adapter-name."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from memlaw.core.errors import ServerError
 from memlaw.serving.client import Client
 from memlaw.serving.dialects.base import Dialect
@@ -26,9 +28,9 @@ _SIGNS: tuple[tuple[str, str, type[Dialect]], ...] = (
 """A path, a key of what is returned there, and the kind of server that does: those that imitate others come first."""
 
 
-def speak(client: Client, dialect: DialectName, adapter_name: str | None) -> Dialect:
-    """The server in its dialect. Raises ServerError if it is of no kind known here, ConfigError for its adapter."""
-    return (_detected(client) if dialect == "auto" else DIALECTS[dialect])(client, adapter_name)
+def speak(client: Client, dialect: DialectName, adapters: Mapping[str, float]) -> Dialect:
+    """The server in its dialect. Raises ServerError if it is of no kind known here, ConfigError for its adapters."""
+    return (_detected(client) if dialect == "auto" else DIALECTS[dialect])(client, adapters)
 
 
 def _detected(client: Client) -> type[Dialect]:
