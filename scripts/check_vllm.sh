@@ -8,8 +8,8 @@
 # facts of which two do not hold. Fails unless the verdicts are those of `memlaw recall --decode` and the losses are
 # within 1e-4 nats of its own.
 #
-# The first run takes 10 to 15 minutes on two cores, downloads 0.6 GB besides torch, and needs 3.5 GB of disk; later runs
-# into the same OUT take 4. For x86-64 with AVX2, or arm64, and Python 3.11 to 3.13 (PYTHON=...). PORT is 8931 by default.
+# The first run takes 10 to 15 minutes on two cores, downloads 0.8 GB besides torch, and needs 3.5 GB of disk; later runs
+# into the same OUT take 2. PYTHON is python3.11 and PORT 8931 by default.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "${1:-vllm-check}" && cd "${1:-vllm-check}" && pwd)
