@@ -13,9 +13,12 @@ from helpers import tiny
 from helpers.paths import ROOT
 from helpers.servers import EXACT, Server, llama_cpp
 from memlaw.adapter.gguf import write_adapter
+from memlaw.adapter.mixture import attach_all, mixture_of
 from memlaw.core.errors import ConfigError, ServerError, UnfinishedError
 from memlaw.core.facts import Fact, MemorySet
 from memlaw.core.recall import RecallReport
+from memlaw.data import encode
+from memlaw.diagnosis.measure import measure
 from memlaw.model.base import BUNDLED, load, wrap
 from memlaw.model.gguf_write import write_base
 from memlaw.model.tokenizer import auto_tokenizer
@@ -103,8 +106,9 @@ def test_a_mixture_is_added_up_and_judged_as_recall_judges_it(
     gate = MemorySet((Fact("Gate:", " 4711", "gate"),), eos=True, source="gate")
     memlaw.train(base.model, base.tokenizer, gate, rank=4, protect=0.0, out=other)
     write_adapter(other, base.model.config, tmp_path / "gate.gguf")
-    with pytest.warns(UserWarning, match="This is a mixture"):
-        here = memlaw.recall(base.model, base.tokenizer, FACTS, adapter={twelve_facts: 0.5, other: -0.25})
+    facts = encode(memlaw.read(FACTS, tokenizer=base.tokenizer), base.tokenizer, context=base.context, stops=base.stops)
+    with attach_all(base, mixture_of([twelve_facts, other], [0.5, -0.25])):
+        here = measure(base, facts, decode=True)
     asked = VerifyConfig(adapter_name={"twelve": 0.5, "gate": -0.25})
     with llama_cpp(files[0], files[1], tmp_path / "gate.gguf", **EXACT) as running:
         mixed = memlaw.verify(running.url, FACTS, config=asked)

@@ -56,7 +56,7 @@ def server_differences(server: Dialect, expected: Expectation) -> Iterator[Diffe
         yield Difference(
             "mixture",
             f"Every request asks for {server.adapter_name}: a mixture. Each adapter acts on the prompts of all, and "
-            "what it recalls alone says nothing about the sum. Ask for one adapter at a time, or train one on all facts.",
+            "what it recalls alone says nothing about the sum. Ask for one at a time, or train one on all facts.",
         )
     yield from _sampler(about.sampler)
     yield from mark_differences(about, expected)

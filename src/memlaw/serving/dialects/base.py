@@ -60,8 +60,9 @@ class Dialect(ABC):
         self.client, self.adapters = client, dict(adapters or {})
         if self.is_mixture and not self.mixes:
             raise ConfigError(
-                f"A request to a server of the kind {self.name} names one adapter, which acts as it was trained: it cannot "
-                f"ask for {self.adapter_name}. Verify each adapter alone; only llama.cpp takes several, or a factor."
+                f"A request to a server of the kind {self.name} names one adapter, which acts as it was trained: it "
+                f"cannot ask for {self.adapter_name}. Verify each adapter alone; only llama.cpp takes several, or a "
+                "factor."
             )
         self.about = self.ask_about()
 
