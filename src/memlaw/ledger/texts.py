@@ -37,6 +37,12 @@ class Texts:
             )
         return tuple(replace(self._known[record.pair], id=record.id) for record in records)
 
+    def every(self) -> Mapping[Pair, Fact]:
+        """All that are known: hashes of prompt and target -> the fact. Raises LedgerError for a file that cannot be
+        read."""
+        self._read(tuple(self._unread))
+        return dict(self._known)
+
     def missing(self, records: Sequence[Held | Retracted]) -> tuple[str, ...]:
         """Ids of the records whose text is not known. Raises LedgerError for a file that cannot be read."""
         self._read(record.since for record in self._unknown(records))

@@ -89,7 +89,7 @@ def collect_ledger(ledger: str | os.PathLike[str], *, show_text: bool = False) -
         columns=tuple(_column(store, number, root) for number in line if number),
         aside=tuple(number for number in store.numbers() if number not in line),
         made=without_paths(shared, root),
-        texts=store.texts(store.head()).known if show_text else None,
+        texts=store.texts(store.head()).every() if show_text else None,
     )
 
 
