@@ -16,9 +16,11 @@ from helpers.commands import LENGTH, OFFICIAL, Ran, Run, assert_refused, process
 from helpers.words import words
 from memlaw.adapter.on_model import placement_on
 from memlaw.cli import progress
-from memlaw.cli.train import train_lines
+from memlaw.cli.train import TrainingOptions, train_lines
 from memlaw.core.config import TrainConfig
 from memlaw.core.precision import MARGINS
+from memlaw.model.base import load
+from memlaw.model.gguf_write import write_base
 from memlaw.training.result import Trained
 from memlaw.training.run import Run as TrainingRun
 from memlaw.training.stack import train_stack
@@ -79,6 +81,15 @@ def test_the_paper_preset_is_the_published_recipe(run: Run, model: Path, facts: 
     assert not (out / "adapter_config.json").exists()
 
 
+@pytest.mark.parametrize(("kind", "margin"), [("f16", MARGINS["float32"]), ("q4_0", MARGINS["q4_0"])])
+def test_a_quantised_file_asks_for_the_margin_of_its_arithmetic(tmp_path: Path, kind: str, margin: float) -> None:
+    path = str(tmp_path / "base.gguf")
+    write_base(load(dtype="float32"), Path(path), kind)
+    assert TrainingOptions().config("auto", path).margin == margin
+    assert TrainingOptions(judged_in="float32").config("auto", path).margin == MARGINS["float32"]
+    assert TrainingOptions(margin=0.2).config("auto", path).margin == 0.2
+
+
 @pytest.mark.parametrize(
     ("options", "margin"),
     [
@@ -89,7 +100,7 @@ def test_the_paper_preset_is_the_published_recipe(run: Run, model: Path, facts: 
         (("--dtype", "bfloat16", "--for", "float32"), MARGINS["float32"]),
         (("--for", "bfloat16", "--margin", 0.2), 0.2),
         (("--for", "q4_0"), MARGINS["q4_0"]),
-        (("--for", "q8_0,bfloat16,float32"), MARGINS["bfloat16"]),
+        (("--for", "q8_0,bfloat16,float32"), MARGINS["q8_0"]),
         (("--preset", "paper"), 0.0),
         (("--preset", "paper", "--for", "bfloat16"), MARGINS["bfloat16"]),
     ],

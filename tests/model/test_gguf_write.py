@@ -10,6 +10,7 @@ import torch
 from helpers import tiny
 from memlaw.core.errors import ConfigError, ModelError
 from memlaw.model.base import BUNDLED, Base, load, wrap
+from memlaw.model.gguf import is_quantised
 from memlaw.model.gguf_layout import config_of_files, layout_of
 from memlaw.model.gguf_write import TYPES, write_base
 from memlaw.model.tokenizer import auto_tokenizer
@@ -67,6 +68,7 @@ def test_matrices_get_the_type_asked_for_and_the_head_never_less_than_8_bits(kin
         assert found.pop("token_embd.weight" if tied else "output.weight") == head
         assert {found[name] for name in found if "norm" in name} == {"f32"}
         assert {found[name] for name in found if "norm" not in name} == {kind}
+        assert is_quantised(str(path)) == kind.startswith("q")
         file_type = gguf.GGUFReader(path).fields["general.file_type"].contents()
         assert gguf.LlamaFileType(file_type).name.lower().endswith(kind)
 

@@ -46,7 +46,7 @@ def init(
     from memlaw.ledger.update import NewLedger, create
 
     size.check()
-    store, config = Store(directory), training.config(shared.dtype)
+    store, config = Store(directory), training.config(shared.dtype, shared.model)
     store.check_free()  # before what takes long
     base = shared.load_base()
     rank, sized = size.found(base, shared)

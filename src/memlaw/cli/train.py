@@ -19,6 +19,7 @@ from memlaw.core.errors import ConfigError, TrainError, suggest
 from memlaw.core.precision import AS_LOADED, MARGINS, QUANTISED
 from memlaw.core.settings import names
 from memlaw.core.side_effects import sentence
+from memlaw.model.files import is_gguf, source_of
 
 if TYPE_CHECKING:
     from memlaw.training.result import Trained
@@ -30,6 +31,15 @@ _training = partial(setting, TrainConfig, presets=PRESETS)
 def _rate(text: str) -> float:
     """A learning rate as typed: a number, or "auto"."""
     return AUTO if text == "auto" else float(text)
+
+
+def _arithmetic(model: str, dtype: str) -> str:
+    """The precision in which a model is served that is loaded in `dtype`: a quantised file, as it is."""
+    if not is_gguf(model):
+        return dtype
+    from memlaw.model.gguf import is_quantised
+
+    return QUANTISED[0] if is_quantised(source_of(model)) else dtype
 
 
 def _margins() -> str:
@@ -68,7 +78,7 @@ class TrainingOptions:
             metavar="PRECISION,...",
             help="Precision in which the facts must come back, or several, such as q8_0,q4_0: they are trained on the "
             f"base as it is there, and the default margin is the largest of theirs ({_margins()}).  [default: that of "
-            "--dtype, or else float32]",
+            "--dtype, or else float32; of a quantised GGUF file, its own]",
             show_default=False,
         ),
     ] = None
@@ -79,14 +89,16 @@ class TrainingOptions:
         ),
     ] = "default"
 
-    def config(self, dtype: str) -> TrainConfig:
-        """The preset, with the options that were given; `dtype` is that of the base, as typed. Raises ConfigError."""
+    def config(self, dtype: str, model: str) -> TrainConfig:
+        """The preset, with the options that were given; `dtype` is that of the base `model`, as typed. Raises
+        ConfigError; ModelError for a GGUF file that cannot be read."""
         if self.preset not in PRESETS:
             raise ConfigError(f"Unknown preset {self.preset!r}; known: {', '.join(PRESETS)}.")
         known = names(TrainConfig)
         given = {name: value for name, value in vars(self).items() if name in known and value is not None}
         precisions = self._precisions()
-        return replace(PRESETS[self.preset], **self._margin(precisions or (dtype,)) | self._weights(precisions) | given)
+        margin = self._margin(precisions or (_arithmetic(model, dtype),))
+        return replace(PRESETS[self.preset], **margin | self._weights(precisions) | given)
 
     def _precisions(self) -> tuple[str, ...]:
         """Those in which recall will be judged; empty if not given."""
@@ -171,7 +183,12 @@ def train(
     from memlaw.training.run import Run
 
     measuring.check()
-    rank, out, config, execution = adapter.rank, adapter.out, training.config(inputs.dtype), options.execution()
+    rank, out, config, execution = (
+        adapter.rank,
+        adapter.out,
+        training.config(inputs.dtype, inputs.model),
+        options.execution(),
+    )
     check_free(out)  # this and what follows, before what takes long: the model, and a search for the facts of a task
     base = inputs.load_base()
     where = placement_on(adapter.placement, base.model)

@@ -18,6 +18,9 @@ from memlaw.model.outline import Outline
 _STOPS = ("eos_token_id", "eot_token_id", "eom_token_id")
 """Keys of the ids at which llama.cpp stops: end of text, of a turn, of a message."""
 
+_FLOATS = (0, 1, 32)
+"""Types of files (llama.cpp's `llama_ftype`) whose weights are float32, float16 and bfloat16."""
+
 _NAMED_LIKE_GPT2 = ("default", "gpt-2")
 """Pre-tokenizers that split text as transformers does where it knows no other rule."""
 
@@ -86,6 +89,12 @@ def stops_of_gguf(path: str) -> tuple[int, ...]:
     metadata = _metadata(path)
     named = (metadata.get(f"tokenizer.ggml.{key}") for key in _STOPS)
     return tuple(dict.fromkeys(id_ for id_ in named if id_ is not None))
+
+
+def is_quantised(path: str) -> bool:
+    """Whether most weights of the file are integers in blocks, by what it says of itself: llama.cpp then rounds the
+    inputs of their products to 8 bits."""
+    return _metadata(path).get("general.file_type", _FLOATS[0]) not in _FLOATS
 
 
 def outline_of_gguf(path: str) -> Outline:
