@@ -71,6 +71,7 @@ COLUMNS: dict[str, type] = {
     "scale": float,
     "scaling": str,
     "init": str,
+    "served_as": str,
 }
 """Columns of results.parquet and their types; a column is null where a cell has no such value.
 
@@ -81,7 +82,8 @@ Spelled out, since files that people read must not change when the settings are 
 def rows_of(results: Mapping[str, CellResult]) -> list[dict[str, Any]]:
     """The rows of results given by key.
 
-    `steps` counts the optimizer steps taken. The training settings are columns too; their `steps` is `max_steps`.
+    `steps` counts the optimizer steps taken. The training settings are columns too; their `steps` is `max_steps`, and
+    `served_as` names precisions, with commas.
     """
     return [_row(key, result) for key, result in sorted(results.items())]
 
@@ -92,8 +94,8 @@ def _row(key: str, result: CellResult) -> dict[str, Any]:
     measured = to_dict(result)
     cell = measured.pop("cell")
     train = cell.pop("train")
-    budget = train.pop("steps")
-    row = {"key": key, **cell, **train, **measured, **to_dict(memory_bits(result)), "max_steps": budget}
+    own = {"max_steps": train.pop("steps"), "served_as": ",".join(train.pop("served_as"))}
+    row = {"key": key, **cell, **train, **measured, **to_dict(memory_bits(result)), **own}
     return {name: _readable(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
