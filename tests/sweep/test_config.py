@@ -43,7 +43,7 @@ def test_every_training_setting_can_be_given_and_those_of_adamw_have_the_default
         "method",
         "seed",
         "served_as",
-    }  # a probe has lists of the first two, and measures the base as loaded
+    }  # a probe has lists of two, and the base as loaded
     known = {field.name for field in dataclasses.fields(TrainConfig)} - of_one_adapter
     assert known <= {field.name for field in dataclasses.fields(ProbeConfig)}
 
